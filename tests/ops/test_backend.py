@@ -1,0 +1,120 @@
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import timm_snn
+from timm_snn.ops import backend, lif_torch
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Two more backends: 'fake' runs float32 and counts its calls, 'broken' is never available."""
+    fake, broken = types.ModuleType('fake_backend'), types.ModuleType('broken_backend')
+    fake.calls = 0
+
+    def counted(*args, **kwargs):
+        fake.calls += 1
+        return lif_torch.lif(*args, **kwargs)
+
+    fake.lif = counted
+    fake.why_not = lambda x=None: 'it needs float32' if x is not None and x.dtype != torch.float32 else None
+    broken.why_not = lambda x=None: "it needs unobtainium: pip install 'timm-snn[unobtainium]'"
+    monkeypatch.setitem(sys.modules, 'fake_backend', fake)
+    monkeypatch.setitem(sys.modules, 'broken_backend', broken)
+    modules = {'broken': 'broken_backend', 'fake': 'fake_backend', **backend._MODULES}
+    monkeypatch.setattr(backend, '_MODULES', modules)
+    monkeypatch.setattr(backend, '_loaded', {'torch': lif_torch})
+    return fake
+
+
+X = torch.ones(2, 3)
+
+
+def used_fake(fake, call) -> bool:
+    before = fake.calls
+    call()
+    return fake.calls > before
+
+
+def test_the_stronger_wish_wins(fakes, monkeypatch):
+    def run(**kwargs):
+        return used_fake(fakes, lambda: timm_snn.lif(X, **kwargs))
+
+    assert run()  # auto: broken is skipped, fake comes before torch
+    monkeypatch.setattr(backend, '_in_environment', 'torch')
+    assert not run()
+    timm_snn.set_backend('fake')
+    assert run()
+    with timm_snn.use_backend('torch'):
+        assert not run()
+        timm_snn.set_backend('fake')
+        assert not run()
+        with timm_snn.use_backend('fake'):
+            assert run()
+        assert not run()
+        assert run(backend='fake')
+    assert run()
+    timm_snn.set_backend(None)
+    assert not run()
+
+
+def test_a_layers_argument_wins_over_the_context(fakes):
+    layer = timm_snn.LIF(backend='torch')
+    with timm_snn.use_backend('fake'):
+        assert not used_fake(fakes, lambda: layer(X))
+
+
+def test_a_named_backend_is_used_or_refused_never_replaced(fakes):
+    with pytest.raises(
+        timm_snn.BackendUnavailable, match=r"'broken', asked for by the argument `backend`, .*pip install"
+    ):
+        timm_snn.lif(X, backend='broken')
+    with timm_snn.use_backend('fake'), pytest.raises(timm_snn.BackendUnavailable, match=r'use_backend.*float32'):
+        timm_snn.lif(X.double())
+
+
+def test_auto_falls_back_by_input_and_logs_its_choice_once(fakes, monkeypatch, caplog):
+    monkeypatch.setattr(backend, '_logged', set())
+    with caplog.at_level('INFO', logger='timm_snn'):
+        for x in (X, X, X.double(), X.double()):
+            timm_snn.lif(x)
+    assert [record.getMessage().split(',')[0] for record in caplog.records] == [
+        'LIF backend: fake',
+        'LIF backend: torch',
+    ]
+
+
+@pytest.mark.parametrize(
+    'ask',
+    [
+        lambda: timm_snn.set_backend('trition'),
+        lambda: timm_snn.use_backend('trition').__enter__(),
+        lambda: timm_snn.lif(X, backend='trition'),
+        lambda: timm_snn.LIF(backend='trition'),
+    ],
+)
+def test_an_unknown_name_is_refused_at_once(ask):
+    with pytest.raises(ValueError, match=r"unknown LIF backend 'trition'.*use one of \['auto', 'torch'\]"):
+        ask()
+
+
+def test_report_names_every_backend_and_the_reason(fakes):
+    report = timm_snn.backend_report()
+    assert 'unobtainium' in report and 'torch    available' in report and 'auto (by default)' in report
+
+
+def in_fresh_process(code: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-c', code], env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_environment_is_read():
+    code = 'import torch, timm_snn; print(timm_snn.backend_report()); timm_snn.lif(torch.ones(1, 1))'
+    assert 'torch (by TIMM_SNN_BACKEND)' in in_fresh_process(code, TIMM_SNN_BACKEND='torch').stdout
+    wrong = in_fresh_process(code, TIMM_SNN_BACKEND='nope')
+    assert "unknown LIF backend 'nope', asked for by TIMM_SNN_BACKEND" in wrong.stderr

@@ -1,0 +1,123 @@
+"""Which implementation runs the neuron, and how a user chooses it.
+
+From the strongest wish to the weakest:
+
+    LIF(backend='torch')                     one layer, or a model: create_model(..., backend='torch')
+    with timm_snn.use_backend('torch'): ...  a block of code
+    timm_snn.set_backend('torch')            the process
+    TIMM_SNN_BACKEND=torch                   the environment, read when timm_snn is imported
+    'auto'                                   otherwise: the first backend that can run the input
+
+A backend asked for by name runs or raises `BackendUnavailable`; only 'auto' chooses by itself, and logs what it chose.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import lif_torch
+
+__all__ = ['BackendUnavailable', 'backend_report', 'set_backend', 'use_backend']
+
+_logger = logging.getLogger(__name__)
+
+# Name -> module that implements it, in the order in which 'auto' tries them; 'torch' runs everywhere and is last.
+# A backend is one file with `lif` as in lif_torch.py and `why_not(x)`: why it cannot run x, or without x why it cannot
+# run at all, ending in what to install; None if it can. The file is imported when it is first asked for, eagerly by
+# whoever sets the backend, since torch.compile cannot trace an import.
+_MODULES: dict[str, str] = {
+    'torch': 'timm_snn.ops.lif_torch',
+}
+_loaded: dict[str, ModuleType] = {'torch': lif_torch}
+
+# Plain globals, not context variables: torch.compile guards on them and compiles anew when they change.
+_in_context: str | None = None
+_in_process: str | None = None
+_in_environment: str | None = os.environ.get('TIMM_SNN_BACKEND') or None
+_logged: set[str] = set()
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run here, or not on this input; the message says why."""
+
+
+def check_backend(name: str, asked_by: str) -> None:
+    """Import the backend, so that it is there under torch.compile. Raises ValueError for an unknown name."""
+    if name == 'auto':
+        return
+    if name not in _MODULES:
+        raise ValueError(f'unknown LIF backend {name!r}, asked for by {asked_by}: use one of {["auto", *_MODULES]}')
+    _load(name)
+
+
+def set_backend(name: str | None) -> None:
+    """Use this backend in the whole process; None takes the choice back. Raises ValueError for an unknown name."""
+    global _in_process
+    if name is not None:
+        check_backend(name, 'set_backend')
+    _in_process = name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use this backend inside the `with` block. Raises ValueError for an unknown name."""
+    global _in_context
+    check_backend(name, 'use_backend')
+    outer, _in_context = _in_context, name
+    try:
+        yield
+    finally:
+        _in_context = outer
+
+
+def backend_report() -> str:
+    """A table for bug reports: every backend, whether it can run here and, if not, why not."""
+    rows = [(name, _load(name).why_not() or 'available') for name in _MODULES]
+    name, asked_by = _asked_for(None)
+    lines = [f'torch {torch.__version__}, CUDA {"available" if torch.cuda.is_available() else "not available"}']
+    lines += [f'{name:<8} {status}' for name, status in rows]
+    return '\n'.join([*lines, f'in use: {name} (by {asked_by})'])
+
+
+def resolve_backend(argument: str | None, x: Tensor) -> ModuleType:
+    """The module that runs x. Raises ValueError or BackendUnavailable as the module docstring says."""
+    name, asked_by = _asked_for(argument)
+    check_backend(name, asked_by)
+    if name != 'auto':
+        module = _load(name)
+        if reason := module.why_not(x):
+            raise BackendUnavailable(f'LIF backend {name!r}, asked for by {asked_by}, cannot run: {reason}')
+        return module
+    for name in _MODULES:
+        module = _load(name)
+        if module.why_not(x) is None:
+            if name not in _logged and not torch.compiler.is_compiling():
+                _logged.add(name)
+                _logger.info('LIF backend: %s, chosen for a tensor on %s', name, x.device)
+            return module
+    raise BackendUnavailable('no LIF backend can run this input; see timm_snn.backend_report()')
+
+
+def _asked_for(argument: str | None) -> tuple[str, str]:
+    """The backend's name and who asked for it."""
+    for name, asked_by in (
+        (argument, 'the argument `backend`'),
+        (_in_context, 'use_backend'),
+        (_in_process, 'set_backend'),
+        (_in_environment, 'TIMM_SNN_BACKEND'),
+    ):
+        if name is not None:
+            return name, asked_by
+    return 'auto', 'default'
+
+
+def _load(name: str) -> ModuleType:
+    if name not in _loaded:
+        _loaded[name] = importlib.import_module(_MODULES[name])
+    return _loaded[name]

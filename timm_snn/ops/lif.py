@@ -1,0 +1,104 @@
+"""The leaky integrate-and-fire neuron over time, without state: the public ops and their checks."""
+
+from torch import Tensor
+
+from .backend import resolve_backend
+from .lif_torch import membrane_dtype
+from .surrogate import Surrogate, get_surrogate
+
+__all__ = ['lif', 'lif_stream']
+
+
+def lif(
+    x: Tensor,
+    *,
+    tau: float | Tensor = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    surrogate: str | Surrogate = 'sigmoid',
+    detach_reset: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Leaky integrate-and-fire over time; every call starts at rest and leaves nothing behind.
+
+    With the resting potential r = v_reset (0 for a soft reset) and v = r before the first step, at every step
+
+        h = v + (x - (v - r)) / tau        with decay_input
+        h = v - (v - r) / tau + x          without
+        s = 1 if h >= v_threshold else 0
+        v = r where s = 1, else h          hard reset
+        v = h - s * v_threshold            soft reset (v_reset=None)
+
+    Args:
+        x: Input current.
+        tau: Membrane time constant in steps; a tensor of one element is learnable and gets a gradient.
+        v_threshold: In units of the membrane, which are those of x.
+        v_reset: None for a soft reset.
+        decay_input: Whether the current is divided by tau as well.
+        surrogate: Gradient of the spike, by name or as an object with its alpha (`timm_snn.ops.surrogate`).
+        detach_reset: Whether the reset is a constant in the backward pass.
+        backend: By name; None leaves the choice to the switches in `timm_snn.ops.backend`.
+
+    Shape: x [T, B, ...] -> spikes [T, B, ...] in {0, 1}, in the dtype of x. The membrane is float32 for float16 and
+    bfloat16 input and has the dtype of x otherwise.
+    Source: MSViT, arXiv 2505.14719, Eq. 13-16; semantics of SpikingJelly's LIFNode.
+    Raises: ValueError for arguments out of range; BackendUnavailable if a named backend cannot run.
+    """
+    return lif_stream(
+        x,
+        tau=tau,
+        v_threshold=v_threshold,
+        v_reset=v_reset,
+        decay_input=decay_input,
+        surrogate=surrogate,
+        detach_reset=detach_reset,
+        backend=backend,
+    )[0]
+
+
+def lif_stream(
+    x: Tensor,
+    v: Tensor | None = None,
+    *,
+    tau: float | Tensor = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    surrogate: str | Surrogate = 'sigmoid',
+    detach_reset: bool = True,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`lif` for a stream that arrives in pieces: takes the membrane v after the last piece and returns the next one.
+
+        spikes_1, v = lif_stream(x[:3])
+        spikes_2, v = lif_stream(x[3:], v)     # together they equal lif(x)
+
+    Shape: x [T, B, ...], v [B, ...] or None for a neuron at rest -> (spikes [T, B, ...], v [B, ...]). v has the
+    membrane's dtype, see `lif`.
+    """
+    if x.ndim < 2 or x.shape[0] == 0 or not x.is_floating_point():
+        raise ValueError(f'lif needs floating-point x [T, B, ...] with T >= 1, got {tuple(x.shape)} of {x.dtype}')
+    if isinstance(tau, Tensor):
+        if tau.numel() != 1:
+            raise ValueError(f'lif needs one tau for all neurons, got a tensor of shape {tuple(tau.shape)}')
+    elif not tau >= 1:
+        raise ValueError(f'lif needs tau >= 1 step, got tau={tau}')
+    if v_reset is not None and not v_threshold > v_reset:
+        raise ValueError(f'lif needs v_threshold > v_reset, got {v_threshold} and {v_reset}: it would always fire')
+
+    if v is not None and (v.shape != x.shape[1:] or v.dtype != membrane_dtype(x.dtype)):
+        raise ValueError(
+            f'lif_stream needs v {tuple(x.shape[1:])} of {membrane_dtype(x.dtype)}, got {tuple(v.shape)} of {v.dtype}: '
+            'pass the v that the last call returned'
+        )
+    return resolve_backend(backend, x).lif(
+        x,
+        v,
+        tau=tau,
+        v_threshold=v_threshold,
+        v_reset=v_reset,
+        decay_input=decay_input,
+        surrogate=get_surrogate(surrogate),
+        detach_reset=detach_reset,
+    )

@@ -1,0 +1,47 @@
+"""The LIF neuron in plain, differentiable torch: the definition that every other backend is tested against."""
+
+import torch
+from torch import Tensor
+
+from .surrogate import Surrogate, spike
+
+__all__ = ['lif', 'membrane_dtype', 'why_not']
+
+
+def why_not(x: Tensor | None = None) -> str | None:
+    """Plain torch runs everywhere and on every input."""
+    return None
+
+
+def lif(
+    x: Tensor,
+    v: Tensor | None,
+    *,
+    tau: float | Tensor,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    surrogate: Surrogate,
+    detach_reset: bool,
+) -> tuple[Tensor, Tensor]:
+    """The equations of `timm_snn.ops.lif`; x [T, B, ...], v [B, ...] or None for rest -> (spikes, last v)."""
+    v_rest = 0.0 if v_reset is None else v_reset
+    current = x.to(membrane_dtype(x.dtype))
+    if v is None:
+        v = torch.full_like(current[0], v_rest)
+    if isinstance(tau, Tensor):
+        tau = tau.reshape(()).to(current)
+    spikes = []
+    for x_t in current.unbind(0):
+        leak = v - v_rest
+        h = v + (x_t - leak) / tau if decay_input else v - leak / tau + x_t
+        s = spike(h - v_threshold, surrogate)
+        reset = s.detach() if detach_reset else s
+        v = h - reset * v_threshold if v_reset is None else (1 - reset) * h + reset * v_rest
+        spikes.append(s)
+    return torch.stack(spikes).to(x.dtype), v
+
+
+def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, which would lose spikes in the accumulation; otherwise the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

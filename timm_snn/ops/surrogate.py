@@ -1,0 +1,141 @@
+"""Surrogate gradients: what replaces the derivative of the spike, which is a step.
+
+A neuron fires when its membrane h reaches the threshold. The forward pass keeps that step; the backward pass uses the
+derivative of a smooth curve through it, the *primitive*. Shapes and default sharpness follow SpikingJelly, so that
+training settings carry over.
+
+| name                | primitive                       | derivative                              | default alpha |
+|---------------------|---------------------------------|-----------------------------------------|---------------|
+| sigmoid             | p = sigmoid(alpha x)            | alpha p (1 - p)                         | 4             |
+| atan                | atan(pi/2 alpha x)/pi + 1/2     | alpha/2 / (1 + (pi/2 alpha x)^2)        | 2             |
+| piecewise_quadratic | a parabola on |x| < 1/alpha     | alpha - alpha^2 |x|, 0 outside          | 1             |
+| erf                 | (1 + erf(alpha x))/2            | alpha/sqrt(pi) exp(-(alpha x)^2)        | 2             |
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = ['ATan', 'Erf', 'PiecewiseQuadratic', 'Sigmoid', 'Surrogate', 'get_surrogate', 'spike']
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A smooth stand-in for the step at x = h - v_threshold; larger `alpha` is sharper.
+
+    Raises: ValueError if alpha is not positive.
+    """
+
+    alpha: float
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f'surrogate {self.name!r} needs alpha > 0, got {self.alpha}')
+
+    def primitive(self, x: Tensor) -> Tensor:
+        """The smooth curve itself, from 0 to 1; only tests and pictures need it."""
+        raise NotImplementedError
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """Its derivative, which the backward pass multiplies with."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Sigmoid(Surrogate):
+    """Logistic curve; the default of the Spikformer line of models."""
+
+    alpha: float = 4.0
+    name: ClassVar[str] = 'sigmoid'
+
+    def primitive(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.alpha * x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        p = torch.sigmoid(self.alpha * x)
+        return self.alpha * p * (1 - p)
+
+
+@dataclass(frozen=True)
+class ATan(Surrogate):
+    """Arc tangent, with heavier tails than the sigmoid."""
+
+    alpha: float = 2.0
+    name: ClassVar[str] = 'atan'
+
+    def primitive(self, x: Tensor) -> Tensor:
+        return torch.atan(math.pi / 2 * self.alpha * x) / math.pi + 0.5
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * x).square())
+
+
+@dataclass(frozen=True)
+class PiecewiseQuadratic(Surrogate):
+    """A triangle as derivative: no gradient further than 1/alpha from the threshold."""
+
+    alpha: float = 1.0
+    name: ClassVar[str] = 'piecewise_quadratic'
+
+    def primitive(self, x: Tensor) -> Tensor:
+        x = x.clamp(-1 / self.alpha, 1 / self.alpha)
+        return -(self.alpha**2) / 2 * x.abs() * x + self.alpha * x + 0.5
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return (self.alpha - self.alpha**2 * x.abs()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Erf(Surrogate):
+    """Gaussian as derivative."""
+
+    alpha: float = 2.0
+    name: ClassVar[str] = 'erf'
+
+    def primitive(self, x: Tensor) -> Tensor:
+        return (1 + torch.erf(self.alpha * x)) / 2
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.alpha / math.sqrt(math.pi) * torch.exp(-(self.alpha * x).square())
+
+
+SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Sigmoid, ATan, PiecewiseQuadratic, Erf)}
+
+
+def get_surrogate(surrogate: str | Surrogate) -> Surrogate:
+    """A surrogate by name, with its default alpha; a `Surrogate` is returned as it is.
+
+    Raises: ValueError for a name that is not in the table above.
+    """
+    if isinstance(surrogate, Surrogate):
+        return surrogate
+    if surrogate not in SURROGATES:
+        raise ValueError(f'unknown surrogate {surrogate!r}: use one of {sorted(SURROGATES)} or a Surrogate object')
+    return SURROGATES[surrogate]()  # type: ignore[call-arg]  # every shape in the table has a default alpha
+
+
+class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, surrogate: Surrogate) -> Tensor:
+        return (x >= 0).to(x.dtype)  # ties fire
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, ctx.surrogate = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * ctx.surrogate.derivative(x), None
+
+
+def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
+    """1 where x >= 0, else 0, in the dtype of x; the gradient is `surrogate.derivative(x)`."""
+    return _Spike.apply(x, surrogate)
