@@ -1,0 +1,123 @@
+"""Spiking attention: MSViT's multi-scale attention (MSSA) and Spikformer's self-attention (SSA).
+
+Both see the feature map as N = H * W tokens in raster order, [T, B, C, N], and split the channels into heads,
+[T, B, heads, D, N]. Every neuron runs along T alone, so a sample never sees its neighbours in the batch.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .conv import ConvBnLif
+from .neuron import LIF
+from .registry import LayerFn, attentions
+
+__all__ = ['MultiScaleSpikingAttention', 'SpikingSelfAttention']
+
+
+@attentions.register('mssa')
+class MultiScaleSpikingAttention(nn.Module):
+    """Multi-scale spiking attention, linear in N (MSSA, arXiv 2505.14719, Eq. 4-8).
+
+    A token's key passes, head by head, if the neuron driven by the sum of its queries over the head's channels fires:
+    A = SN(sum_d Q + sum_d P), out = SN(BN(Conv(A * K))). There is no value and no product of tokens.
+
+    `query_kernels` has a kernel size per query: 1 is Q and 3 is P, which runs over the raster order, so that a token
+    sees its neighbours in the row and, at the border, the end of the row before. Others than (1, 3) are the ablations
+    of Table 3; (1,) is QKFormer's token attention.
+
+    Shape: [T, B, dim, H, W] -> spikes of the same shape.
+    Raises: ValueError if num_heads does not divide dim.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        attn_v_threshold: float = 1.0,
+        query_kernels: Sequence[int] = (1, 3),
+        lif_layer: LayerFn = LIF,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.head_dim = _head_dim(dim, num_heads)
+        self.q = _queries(dim, query_kernels, lif_layer=lif_layer, **dd)
+        self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
+        self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
+        self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        H, W = x.shape[3], x.shape[4]
+        x = x.flatten(3)  # [T, B, C, N]
+        q = self.q[0](x)
+        for i, scale in enumerate(self.q):
+            if i > 0:
+                q = q + scale(x)
+        q = q.unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
+        k = self.k(x).unflatten(2, [-1, self.head_dim])
+        attn = self.attn_lif(q.sum(3, keepdim=True))  # [T, B, heads, 1, N]
+        x = self.proj((attn * k).flatten(2, 3))
+        return x.unflatten(3, [H, W])
+
+
+@attentions.register('ssa')
+class SpikingSelfAttention(nn.Module):
+    """Spiking self-attention without softmax (SSA, arXiv 2209.15425; arXiv 2505.14719, Eq. 9-12).
+
+    out = SN(BN(Conv(SN(Q (K^T V) * 0.125)))); the scale is 0.125 for every head size. Q may be a sum of scales, as in
+    MSSA: `query_kernels=(1, 3)` adds P and is the "MSSA in all stages" of MSViT's Table 3.
+
+    The released code runs the last neuron over [T * B, ...], so that its membrane leaks from one image to the next
+    and logits depend on the order of the batch. Here it runs over T; published accuracies were obtained with the leak.
+
+    Shape: [T, B, dim, H, W] -> spikes of the same shape.
+    Raises: ValueError if num_heads does not divide dim.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        attn_v_threshold: float = 1.0,
+        query_kernels: Sequence[int] = (1,),
+        lif_layer: LayerFn = LIF,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.head_dim = _head_dim(dim, num_heads)
+        self.q = _queries(dim, query_kernels, lif_layer=lif_layer, **dd)
+        self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
+        self.v = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
+        self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
+        self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        H, W = x.shape[3], x.shape[4]
+        x = x.flatten(3)  # [T, B, C, N]
+        q = self.q[0](x)
+        for i, scale in enumerate(self.q):
+            if i > 0:
+                q = q + scale(x)
+        q = q.unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
+        k = self.k(x).unflatten(2, [-1, self.head_dim])
+        v = self.v(x).unflatten(2, [-1, self.head_dim])
+        # Tokens stay last, so this is the transpose of Q (K^T V): first D x D, which is linear in N.
+        x = (v @ k.transpose(-2, -1)) @ q
+        x = self.proj(self.attn_lif(x * 0.125).flatten(2, 3))
+        return x.unflatten(3, [H, W])
+
+
+def _head_dim(dim: int, num_heads: int) -> int:
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f'num_heads={num_heads} does not divide dim={dim}: choose a divisor')
+    return dim // num_heads
+
+
+def _queries(dim: int, kernels: Sequence[int], **kwargs) -> nn.ModuleList:
+    if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
+        raise ValueError(f'query_kernels needs odd kernel sizes, such as (1, 3), got {tuple(kernels)}')
+    return nn.ModuleList(ConvBnLif(dim, dim, k, dims=1, **kwargs) for k in kernels)

@@ -1,0 +1,102 @@
+"""Neuron layers: `timm_snn.ops.lif` with its settings, as modules."""
+
+import math
+
+import torch
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+from ..ops import Surrogate, lif
+from ..ops.backend import check_backend
+from ..ops.surrogate import get_surrogate
+from .registry import neurons
+
+__all__ = ['LIF', 'ParametricLIF']
+
+
+@register_notrace_module  # checks and the choice of backend are Python, a leaf for torch.fx
+@neurons.register('lif')
+class LIF(nn.Module):
+    """Leaky integrate-and-fire neuron (`timm_snn.ops.lif`), stateless: every call starts at rest.
+
+    Shape: [T, B, ...] -> spikes [T, B, ...] in {0, 1}.
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        decay_input: bool = True,
+        surrogate: str | Surrogate = 'sigmoid',
+        detach_reset: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if backend is not None:
+            check_backend(backend, 'the argument `backend`')
+        self.tau = float(tau)
+        self.v_threshold = float(v_threshold)
+        self.v_reset = None if v_reset is None else float(v_reset)
+        self.decay_input = decay_input
+        self.surrogate = get_surrogate(surrogate)
+        self.detach_reset = detach_reset
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return _scripted_lif(x, self.tau, self.v_threshold, self.v_reset, self.decay_input)
+        return self._fire(x, self.tau)
+
+    @torch.jit.unused
+    def _fire(self, x: Tensor, tau: float | Tensor) -> Tensor:
+        return lif(
+            x,
+            tau=tau,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            decay_input=self.decay_input,
+            surrogate=self.surrogate,
+            detach_reset=self.detach_reset,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        names = ('tau', 'v_threshold', 'v_reset', 'decay_input', 'surrogate', 'detach_reset', 'backend')
+        return ', '.join(f'{name}={getattr(self, name)}' for name in names)
+
+
+@register_notrace_module
+@neurons.register('plif')
+class ParametricLIF(LIF):
+    """LIF whose time constant is learned, one for the layer (arXiv 2007.05785): 1/tau = sigmoid(w), so tau > 1.
+
+    `tau` is the initial value and must be above 1. Shape: as `LIF`.
+    """
+
+    def __init__(self, tau: float = 2.0, **kwargs) -> None:
+        if not tau > 1:
+            raise ValueError(f'ParametricLIF needs an initial tau > 1, got {tau}')
+        super().__init__(tau=tau, **kwargs)
+        self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tau = 1 + torch.exp(-self.w)
+        if torch.jit.is_scripting():
+            return _scripted_lif(x, tau.item(), self.v_threshold, self.v_reset, self.decay_input)
+        return self._fire(x, tau)
+
+
+def _scripted_lif(x: Tensor, tau: float, v_threshold: float, v_reset: float | None, decay_input: bool) -> Tensor:
+    """The forward pass of `lif_torch` in what TorchScript can compile: no surrogate gradient, no choice of backend."""
+    v_rest = 0.0 if v_reset is None else v_reset
+    current = x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+    v = torch.full_like(current[0], v_rest)
+    spikes: list[Tensor] = []
+    for x_t in current.unbind(0):
+        leak = v - v_rest
+        h = v + (x_t - leak) / tau if decay_input else v - leak / tau + x_t
+        s = (h >= v_threshold).to(h.dtype)
+        v = h - s * v_threshold if v_reset is None else (1 - s) * h + s * v_rest
+        spikes.append(s)
+    return torch.stack(spikes).to(x.dtype)

@@ -1,0 +1,68 @@
+"""Components by name, so that a model takes them as strings and a user adds one without editing our files."""
+
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+__all__ = ['Registry', 'attentions', 'neurons', 'patch_embeds']
+
+LayerFn = Callable[..., nn.Module]
+L = TypeVar('L', bound=LayerFn)
+
+
+class Registry:
+    """Layers of one kind by name.
+
+        @neurons.register('noisy_lif')
+        class NoisyLIF(nn.Module):
+            def __init__(self, v_threshold: float = 1.0): ...
+
+        timm.create_model('msvit_4_96', lif_layer='noisy_lif')
+
+    `usage` is how models call the layers of this kind; `register` takes whatever can be called like that.
+    """
+
+    def __init__(self, kind: str, usage: str) -> None:
+        self.kind = kind
+        self.usage = usage
+        self._layers: dict[str, LayerFn] = {}
+
+    def register(self, name: str) -> Callable[[L], L]:
+        """Decorator: adds a class, or a function that returns a module, by this name; warns if it replaces one."""
+
+        def add(layer: L) -> L:
+            if name in self._layers:
+                warnings.warn(f'{self.kind} {name!r} is registered again and replaced', stacklevel=2)
+            self._layers[name] = layer
+            return layer
+
+        return add
+
+    def get(self, layer: str | LayerFn) -> LayerFn:
+        """The layer of this name; anything callable is returned as it is. Raises ValueError for an unknown name."""
+        if callable(layer):
+            return layer
+        if layer not in self._layers:
+            raise ValueError(f'unknown {self.kind} {layer!r}: use one of {self.names()} or register it first')
+        return self._layers[layer]
+
+    def names(self) -> list[str]:
+        return sorted(self._layers)
+
+    def __repr__(self) -> str:
+        return f'Registry of {self.kind} layers {self.names()}, called as {self.usage}'
+
+
+neurons = Registry('neuron', 'layer(v_threshold=..., [backend=...]): [T, B, ...] -> spikes [T, B, ...]')
+attentions = Registry(
+    'attention',
+    'layer(dim, num_heads, attn_v_threshold=..., lif_layer=..., [query_kernels=...,] device=..., dtype=...): '
+    '[T, B, dim, H, W] -> [T, B, dim, H, W]',
+)
+patch_embeds = Registry(
+    'patch embedding',
+    'layer(in_chs, widths, pools, lif_layer=..., device=..., dtype=...): '
+    '[T, B, in_chs, H, W] -> [T, B, widths[-1], H / 2**sum(pools), W / 2**sum(pools)], sizes rounded up',
+)

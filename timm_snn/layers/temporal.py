@@ -1,0 +1,65 @@
+"""Time: how it enters a model, how convolutions see it, and the one place where it is merged with the batch.
+
+Inside a model everything is time-first, [T, B, C, H, W]. Users pass batches as everybody does, batch-first: a data
+loader's collate stacks samples, Mixup flips axis 0 and Accelerate slices it, and all of that must happen to samples.
+"""
+
+from timm.layers import register_notrace_function
+from torch import Tensor, nn
+
+__all__ = ['DropPath', 'merge_time', 'split_time', 'to_time_first']
+
+
+@register_notrace_function  # branches on the rank, which torch.fx cannot trace
+def to_time_first(x: Tensor, num_steps: int, in_chans: int) -> Tensor:
+    """Images [B, C, H, W] -> [1, B, C, H, W], one step that stands for all; frames [B, T, C, H, W] -> [T, B, C, H, W].
+
+    Raises: ValueError for another rank, other channels, or frames whose T is not `num_steps`.
+    """
+    if x.ndim not in (4, 5) or x.shape[-3] != in_chans:
+        raise ValueError(
+            f'expected images [B, {in_chans}, H, W] or frames [B, T, {in_chans}, H, W], got {list(x.shape)}: '
+            'a model for other channels is made with create_model(..., in_chans=...)'
+        )
+    if x.ndim == 4:
+        return x.unsqueeze(0)
+    if x.shape[1] != num_steps:
+        raise ValueError(
+            f'expected {num_steps} frames [B, T={num_steps}, C, H, W], got {list(x.shape)}: set model.num_steps = '
+            f'{x.shape[1]} to run that many steps; frames are batch-first'
+        )
+    return x.transpose(0, 1)
+
+
+def merge_time(x: Tensor) -> Tensor:
+    """[T, B, ...] -> [T * B, ...], for layers without a notion of time. Neurons never see the result."""
+    return x.flatten(0, 1)
+
+
+def split_time(x: Tensor, num_steps: int) -> Tensor:
+    """[T * B, ...] -> [T, B, ...], the inverse of `merge_time`."""
+    return x.unflatten(0, [num_steps, -1])
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample (arXiv 1603.09382): a sample's branch is dropped for all of its time steps or none.
+
+    timm's DropPath draws one mask entry per element of axis 0, which is time here. What is kept is scaled by
+    1 / (1 - drop_prob). Shape: [T, B, C, H, W] -> the same.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= drop_prob < 1:
+            raise ValueError(f'stochastic depth needs 0 <= drop_prob < 1, got {drop_prob}')
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep_prob = 1.0 - self.drop_prob
+        mask = x.new_empty([1, x.shape[1], 1, 1, 1]).bernoulli_(keep_prob)
+        return x * (mask / keep_prob)
+
+    def extra_repr(self) -> str:
+        return f'drop_prob={self.drop_prob:g}'
