@@ -1,0 +1,34 @@
+"""Fixtures of the whole suite: fixed seeds, quiet threads, no state left in the backend switch."""
+
+import pytest
+import timm
+import torch
+
+import timm_snn
+from timm_snn.ops import backend
+
+MODELS = sorted(set(timm.list_models(module='msvit')))
+
+
+@pytest.fixture(autouse=True)
+def _reproducible(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(backend, '_in_environment', None)
+    yield
+    timm_snn.set_backend(None)
+
+
+@pytest.fixture
+def small() -> timm_snn.MSViT:
+    """The smallest member in float64 eval mode, where spikes do not depend on threads."""
+    return lively(timm.create_model('msvit_4_96').double().eval())
+
+
+def lively(model: torch.nn.Module) -> torch.nn.Module:
+    """Batch norms that let every neuron fire sometimes: an untrained net is silent in its last layers."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(module.weight, 0.8, 1.6)
+            torch.nn.init.uniform_(module.bias, 0.5, 1.2)
+            module.running_var.fill_(0.5)
+    return model

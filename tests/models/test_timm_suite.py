@@ -1,0 +1,28 @@
+"""timm's own model tests, all eleven that apply, on our models (`tests/timm_suite.py`)."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MODELS
+from tests.timm_suite import fetch_sdist
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != 'msvit_4_96']
+
+
+@pytest.mark.parametrize('name', ['msvit_4_96', *SLOW])
+def test_timms_own_tests_pass(name):
+    try:
+        fetch_sdist()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"pip cannot fetch timm's source distribution: {error.stderr.splitlines()[-1]}")
+    suite = Path(__file__).parents[1] / 'timm_suite.py'
+    result = subprocess.run([sys.executable, suite, name], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
+    last = result.stdout.splitlines()[-1]
+    # default_cfgs runs once a tag, and two models have two
+    assert re.match('1[12] passed', last), last
+    assert 'skipped' not in last

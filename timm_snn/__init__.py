@@ -1,0 +1,26 @@
+"""Spiking vision transformers for timm.
+
+Importing this package registers the models: `import timm, timm_snn; timm.create_model('msvit_10_384')`.
+"""
+
+from . import layers, models, ops
+from .layers import LIF, ParametricLIF
+from .models import MSViT
+from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'LIF',
+    'BackendUnavailable',
+    'MSViT',
+    'ParametricLIF',
+    'backend_report',
+    'layers',
+    'lif',
+    'lif_stream',
+    'models',
+    'ops',
+    'set_backend',
+    'use_backend',
+]
