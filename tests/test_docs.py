@@ -1,0 +1,50 @@
+"""What the documentation says is so."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import timm
+
+import timm_snn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without its header."""
+    section = README.split(f'\n## {heading}\n')[1].split('\n## ')[0]
+    rows = [line.strip('|').split('|') for line in section.splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_the_models_table_lists_every_model_with_its_parameters():
+    listed = {}
+    for name, tags, _, steps, counts in table('Models'):
+        for tag, count in zip(re.findall(r'`(\w+)`', tags), re.findall(r'[\d,]+', counts) * 2, strict=False):
+            listed[f'{name.strip("`")}.{tag}'] = (int(count.replace(',', '')), int(steps))
+    assert set(listed) == set(timm.list_models('msvit*', include_tags=True))
+    for name, (count, steps) in listed.items():
+        model = timm.create_model(name, device='meta')
+        assert (sum(p.numel() for p in model.parameters()), model.num_steps) == (count, steps), name
+
+
+def test_the_results_table_shows_the_measured_results():
+    results = list(csv.DictReader((ROOT / 'hub' / 'results.csv').open()))
+    shown = [(model.strip('`'), data, top1) for model, data, top1, *_ in table('Results')]
+    for row in results:
+        assert timm.is_model(row['model'].split('.')[0])
+        assert (ROOT / row['command'].split('--config ')[1].split()[0]).is_file()
+        same = [top1 for model, data, top1 in shown if model == row['model'] and row['dataset'] in data]
+        assert same and row['top1'] in same[0], row
+
+
+@pytest.mark.parametrize('target', re.findall(r'\]\(([^)#]+?)(?:#\w+)?\)', README))
+def test_links_lead_somewhere(target):
+    assert target.startswith('https://') or (ROOT / target).exists()
+
+
+def test_the_changelog_knows_this_version():
+    assert f'\n## {timm_snn.__version__}' in (ROOT / 'CHANGELOG.md').read_text()

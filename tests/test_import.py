@@ -1,0 +1,48 @@
+"""Importing the package registers the models and costs little beyond torch and timm."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import timm_snn
+
+PACKAGE = Path(timm_snn.__file__).parent
+
+
+def test_import_registers_the_models_and_leaves_gpu_libraries_alone():
+    code = """
+import sys, torch, timm
+before = set(sys.modules)
+triton = 'triton' in before
+import timm_snn
+new = {name.split('.')[0] for name in set(sys.modules) - before}
+assert 'cupy' not in sys.modules and ('triton' in sys.modules) == triton, 'GPU library imported'
+assert timm.is_model('msvit_10_768') and len(timm.list_models('msvit*')) == 6
+print(sorted(new - set(sys.stdlib_module_names)))
+"""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['timm_snn']"
+
+
+def test_public_names_are_few_and_exist():
+    assert len(timm_snn.__all__) <= 12
+    assert all(hasattr(timm_snn, name) for name in timm_snn.__all__)
+
+
+def test_time_is_merged_with_the_batch_in_one_file_only():
+    merging = [file for file in PACKAGE.rglob('*.py') if re.search(r'flatten\(0, ?1\)', file.read_text())]
+    assert merging == [PACKAGE / 'layers' / 'temporal.py']
+
+
+def test_no_private_module_of_timm_is_imported():
+    for file in PACKAGE.rglob('*.py'):
+        assert not re.search(r'(from|import) timm[\w.]*\._', file.read_text()), file
+
+
+def test_shelves_depend_one_way():
+    """ops know neither layers nor models, layers do not know models."""
+    for shelf, above in (('ops', ('layers', 'models')), ('layers', ('models',))):
+        for file in (PACKAGE / shelf).glob('*.py'):
+            for other in above:
+                assert not re.search(rf'(from|import) (\.\.|timm_snn\.){other}', file.read_text()), file
