@@ -43,7 +43,7 @@ class MultiScaleSpikingAttention(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.head_dim = _head_dim(dim, num_heads)
-        self.q = _queries(dim, query_kernels, lif_layer=lif_layer, **dd)
+        self.q = _SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
         self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
@@ -51,11 +51,7 @@ class MultiScaleSpikingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
         x = x.flatten(3)  # [T, B, C, N]
-        q = self.q[0](x)
-        for i, scale in enumerate(self.q):
-            if i > 0:
-                q = q + scale(x)
-        q = q.unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
+        q = self.q(x).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
         k = self.k(x).unflatten(2, [-1, self.head_dim])
         attn = self.attn_lif(q.sum(3, keepdim=True))  # [T, B, heads, 1, N]
         x = self.proj((attn * k).flatten(2, 3))
@@ -89,7 +85,7 @@ class SpikingSelfAttention(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.head_dim = _head_dim(dim, num_heads)
-        self.q = _queries(dim, query_kernels, lif_layer=lif_layer, **dd)
+        self.q = _SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.v = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
@@ -98,11 +94,7 @@ class SpikingSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
         x = x.flatten(3)  # [T, B, C, N]
-        q = self.q[0](x)
-        for i, scale in enumerate(self.q):
-            if i > 0:
-                q = q + scale(x)
-        q = q.unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
+        q = self.q(x).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
         k = self.k(x).unflatten(2, [-1, self.head_dim])
         v = self.v(x).unflatten(2, [-1, self.head_dim])
         # Tokens stay last, so this is the transpose of Q (K^T V): first D x D, which is linear in N.
@@ -117,7 +109,17 @@ def _head_dim(dim: int, num_heads: int) -> int:
     return dim // num_heads
 
 
-def _queries(dim: int, kernels: Sequence[int], **kwargs) -> nn.ModuleList:
-    if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
-        raise ValueError(f'query_kernels needs odd kernel sizes, such as (1, 3), got {tuple(kernels)}')
-    return nn.ModuleList(ConvBnLif(dim, dim, k, dims=1, **kwargs) for k in kernels)
+class _SumOfScales(nn.ModuleList):
+    """The query: the sum of one convolution unit per kernel size. Shape: [T, B, dim, N] -> the same."""
+
+    def __init__(self, dim: int, kernels: Sequence[int], **kwargs) -> None:
+        if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
+            raise ValueError(f'query_kernels needs odd kernel sizes, such as (1, 3), got {tuple(kernels)}')
+        super().__init__(ConvBnLif(dim, dim, k, dims=1, **kwargs) for k in kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self[0](x)
+        for i, unit in enumerate(self):  # a slice would call the constructor
+            if i > 0:
+                q = q + unit(x)
+        return q
