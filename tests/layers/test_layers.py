@@ -1,5 +1,7 @@
 """Facts that hold for every layer, and the registries they are found by."""
 
+import math
+
 import pytest
 import timm
 import torch
@@ -113,6 +115,10 @@ class TestDropPath:
         x = torch.ones(2, 3, 1, 1, 1)
         assert DropPath(0.9).eval()(x) is x and DropPath(0.0)(x) is x
 
+    def test_tokens_and_maps_alike(self):
+        y = DropPath(0.5)(torch.ones(3, 50, 2, 9))  # [T, B, C, N]
+        assert (y == y[:1, :, :1, :1]).all() and set(y.unique().tolist()) == {0.0, 2.0}
+
     def test_probability_is_checked(self):
         with pytest.raises(ValueError, match='drop_prob < 1, got 1'):
             DropPath(1.0)
@@ -129,12 +135,21 @@ class TestTime:
         [
             ((3, 5, 4), r'expected images \[B, 3, H, W\] or frames \[B, T, 3, H, W\], got \[3, 5, 4\]'),
             ((2, 1, 5, 4), r'in_chans='),
-            ((2, 4, 3, 5, 4), r'expected 6 frames .* set model.num_steps = 4'),
+            (
+                (2, 4, 3, 5, 4),
+                r'expected 6 frames .* got \[2, 4, 3, 5, 4\].* num_steps=4 or assign model.num_steps = 4',
+            ),
+            ((2, 0, 3, 5, 4), r'expected 6 frames'),
         ],
     )
     def test_other_input_is_refused(self, shape, message):
         with pytest.raises(ValueError, match=message):
             to_time_first(torch.rand(shape), 6, 3)
+
+    @pytest.mark.parametrize('dtype', [torch.uint8, torch.int64, torch.bool])
+    def test_integers_are_refused(self, dtype):
+        with pytest.raises(ValueError, match=r'expected floating-point images or frames, got .*x.float\(\)'):
+            to_time_first(torch.ones(2, 3, 5, 4, dtype=dtype), 6, 3)
 
 
 class TestNeurons:
@@ -167,9 +182,26 @@ class TestNeurons:
     @pytest.mark.parametrize('cls', [LIF, ParametricLIF])
     @pytest.mark.parametrize('kwargs', [{}, dict(v_reset=None), dict(tau=3.0, decay_input=False, v_reset=-0.1)])
     def test_torchscript_has_the_same_forward_pass(self, cls, kwargs):
-        layer = cls(**kwargs)
+        layer = cls(**kwargs).eval()
         x = torch.randn(4, 3, 5)
         assert torch.equal(torch.jit.script(layer)(x), layer(x))
+
+    @pytest.mark.parametrize('cls', [LIF, ParametricLIF])
+    def test_torchscript_does_not_train_without_a_gradient(self, cls):
+        with pytest.raises(torch.jit.Error, match='train the eager model'):
+            torch.jit.script(cls())(torch.randn(4, 3, 5))
+
+    @pytest.mark.parametrize('cls', [LIF, ParametricLIF])
+    @pytest.mark.parametrize('kwargs', [dict(tau=0.5), dict(v_threshold=0.0), dict(v_threshold=0.5, v_reset=0.5)])
+    def test_settings_are_checked_when_the_layer_is_made(self, cls, kwargs):
+        with pytest.raises(ValueError, match=r'tau|v_threshold'):
+            cls(**kwargs)
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+    def test_parametric_lif_has_its_time_constant_in_float32(self, dtype):
+        layer = ParametricLIF(tau=2.3).to(dtype)
+        x = (torch.randn(16, 64, 64) + 0.5).to(dtype)
+        assert torch.equal(layer(x).float(), LIF(tau=1 + math.exp(-layer.w.item()))(x.float()))
 
     def test_settings_are_shown(self):
         assert 'tau=2.0, v_threshold=0.5, v_reset=0.0' in repr(LIF(v_threshold=0.5))
@@ -189,6 +221,15 @@ class TestRegistry:
         with pytest.raises(ValueError, match=rf"unknown {kind}.*'nope'.*use one of .*{registry.names()[0]}"):
             timm.create_model('msvit_4_96', **{argument: 'nope'})
 
+    @pytest.mark.parametrize('layer', [LIF(), ['lif'], 3])
+    def test_what_is_no_name_and_no_class_is_refused(self, layer):
+        with pytest.raises(ValueError, match='expected a name or a class of neuron layers'):
+            timm.create_model('msvit_4_96', lif_layer=layer)
+
+    def test_a_decorator_without_a_name_is_refused(self):
+        with pytest.raises(TypeError, match=r'register needs a name: @register\("my_neuron"\)'):
+            neurons.register(LIF)
+
     def test_replacing_a_name_warns(self, monkeypatch):
         monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))
         with pytest.warns(UserWarning, match="neuron 'lif' is registered again"):
@@ -201,7 +242,12 @@ class TestAttentionArguments:
         with pytest.raises(ValueError, match='num_heads=5 does not divide dim=12'):
             layer(12, 5)
 
-    @pytest.mark.parametrize('kernels', [(), (2,), (1, -3)])
+    @pytest.mark.parametrize('heads', [3.0, '3', 0])
+    def test_heads_must_be_a_whole_number(self, layer, heads):
+        with pytest.raises(ValueError, match='choose a whole number'):
+            layer(12, heads)
+
+    @pytest.mark.parametrize('kernels', [(), (2,), (1, -3), 3])
     def test_kernels_must_be_odd(self, layer, kernels):
         with pytest.raises(ValueError, match='odd kernel sizes'):
             layer(12, 3, query_kernels=kernels)
@@ -221,6 +267,22 @@ def test_ssa_is_the_equation_of_the_paper():
     attended = torch.stack([dense_attention(q[t], k[t], v[t], 3) for t in range(4)])
     expected = layer.proj(LIF()(attended)).unflatten(3, X.shape[3:])
     assert torch.equal(layer(X), expected)
+
+
+def test_ssa_stays_in_the_range_of_float16():
+    """3,136 tokens of 64 channels that all fire sum up to 200,704 before the scale, above float16's 65,504."""
+    layer = SpikingSelfAttention(64, 1).eval()
+    currents = []
+    layer.attn_lif.register_forward_hook(lambda module, args, spikes: currents.append(args[0]))
+    for unit in (layer.q[0], layer.k, layer.v):
+        torch.nn.init.constant_(unit.bn.bias, 9.0)
+    layer.half()(torch.zeros(1, 1, 64, 56, 56, dtype=torch.float16))
+    assert currents[0].isfinite().all() and currents[0].max() == 64 * 56 * 56 / 8
+
+
+def test_even_kernels_are_refused():
+    with pytest.raises(ValueError, match='odd kernels only, got kernel_size=2'):
+        ConvBnLif(3, 4, kernel_size=2)
 
 
 def test_mssa_is_the_equation_of_the_paper():

@@ -97,15 +97,16 @@ class SpikingSelfAttention(nn.Module):
         q = self.q(x).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
         k = self.k(x).unflatten(2, [-1, self.head_dim])
         v = self.v(x).unflatten(2, [-1, self.head_dim])
-        # Tokens stay last, so this is the transpose of Q (K^T V): first D x D, which is linear in N.
-        x = (v @ k.transpose(-2, -1)) @ q
-        x = self.proj(self.attn_lif(x * 0.125).flatten(2, 3))
+        # Tokens stay last, so this is the transpose of Q (K^T V): first D x D, which is linear in N. The scale is a
+        # power of two and exact anywhere; on Q it keeps the product within the range of float16.
+        x = (v @ k.transpose(-2, -1)) @ (q * 0.125)
+        x = self.proj(self.attn_lif(x).flatten(2, 3))
         return x.unflatten(3, [H, W])
 
 
 def _head_dim(dim: int, num_heads: int) -> int:
-    if num_heads < 1 or dim % num_heads:
-        raise ValueError(f'num_heads={num_heads} does not divide dim={dim}: choose a divisor')
+    if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
+        raise ValueError(f'num_heads={num_heads!r} does not divide dim={dim}: choose a whole number that does')
     return dim // num_heads
 
 
@@ -113,8 +114,8 @@ class _SumOfScales(nn.ModuleList):
     """The query: the sum of one convolution unit per kernel size. Shape: [T, B, dim, N] -> the same."""
 
     def __init__(self, dim: int, kernels: Sequence[int], **kwargs) -> None:
-        if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(f'query_kernels needs odd kernel sizes, such as (1, 3), got {tuple(kernels)}')
+        if not isinstance(kernels, Sequence) or not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
+            raise ValueError(f'query_kernels needs a tuple of odd kernel sizes, such as (1, 3), got {kernels!r}')
         super().__init__(ConvBnLif(dim, dim, k, dims=1, **kwargs) for k in kernels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """ConvBnLif, the brick that every block is built from."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from .neuron import LIF
@@ -26,11 +28,13 @@ class ConvBnLif(nn.Module):
         stride: int = 1,
         pool: bool = False,
         bias: bool = False,
-        dims: int = 2,
+        dims: Literal[1, 2] = 2,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
     ) -> None:
+        if kernel_size % 2 == 0:
+            raise ValueError(f'ConvBnLif keeps sizes with odd kernels only, got kernel_size={kernel_size}')
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         conv_layer, norm_layer, pool_layer = {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import Surrogate, lif
 from ..ops.backend import check_backend
+from ..ops.lif import check_settings
 from ..ops.surrogate import get_surrogate
 from .registry import neurons
 
@@ -20,6 +21,7 @@ class LIF(nn.Module):
     """Leaky integrate-and-fire neuron (`timm_snn.ops.lif`), stateless: every call starts at rest.
 
     Shape: [T, B, ...] -> spikes [T, B, ...] in {0, 1}.
+    Raises: ValueError for settings out of range.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class LIF(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        check_settings(tau, v_threshold, v_reset)
         if backend is not None:
             check_backend(backend, 'the argument `backend`')
         self.tau = float(tau)
@@ -45,8 +48,15 @@ class LIF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
+            self._refuse_scripted_training()
             return _scripted_lif(x, self.tau, self.v_threshold, self.v_reset, self.decay_input)
         return self._fire(x, self.tau)
+
+    def _refuse_scripted_training(self) -> None:
+        if self.training:
+            raise RuntimeError(
+                'a scripted neuron has no surrogate gradient: train the eager model, script model.eval()'
+            )
 
     @torch.jit.unused
     def _fire(self, x: Tensor, tau: float | Tensor) -> Tensor:
@@ -81,16 +91,25 @@ class ParametricLIF(LIF):
         self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        tau = 1 + torch.exp(-self.w)
+        tau = 1 + torch.exp(-_in_membrane_dtype(self.w))
         if torch.jit.is_scripting():
+            self._refuse_scripted_training()
             return _scripted_lif(x, tau.item(), self.v_threshold, self.v_reset, self.decay_input)
         return self._fire(x, tau)
+
+    def extra_repr(self) -> str:
+        return f'initial {super().extra_repr()}'  # begins with tau
+
+
+def _in_membrane_dtype(x: Tensor) -> Tensor:
+    """`membrane_dtype`, for TorchScript."""
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
 
 def _scripted_lif(x: Tensor, tau: float, v_threshold: float, v_reset: float | None, decay_input: bool) -> Tensor:
     """The forward pass of `lif_torch` in what TorchScript can compile: no surrogate gradient, no choice of backend."""
     v_rest = 0.0 if v_reset is None else v_reset
-    current = x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+    current = _in_membrane_dtype(x)
     v = torch.full_like(current[0], v_rest)
     spikes: list[Tensor] = []
     for x_t in current.unbind(0):

@@ -17,7 +17,7 @@ class Registry:
 
         @neurons.register('noisy_lif')
         class NoisyLIF(nn.Module):
-            def __init__(self, v_threshold: float = 1.0): ...
+            def __init__(self, v_threshold: float = 1.0): ...  # needs a default: models set it in attention only
 
         timm.create_model('msvit_4_96', lif_layer='noisy_lif')
 
@@ -32,6 +32,9 @@ class Registry:
     def register(self, name: str) -> Callable[[L], L]:
         """Decorator: adds a class, or a function that returns a module, by this name; warns if it replaces one."""
 
+        if not isinstance(name, str):
+            raise TypeError(f'register needs a name: @register("my_{self.kind.split()[0]}"), got {name!r}')
+
         def add(layer: L) -> L:
             if name in self._layers:
                 warnings.warn(f'{self.kind} {name!r} is registered again and replaced', stacklevel=2)
@@ -41,9 +44,11 @@ class Registry:
         return add
 
     def get(self, layer: str | LayerFn) -> LayerFn:
-        """The layer of this name; anything callable is returned as it is. Raises ValueError for an unknown name."""
-        if callable(layer):
+        """The layer of this name; a class or function is returned as it is. Raises ValueError for anything else."""
+        if callable(layer) and not isinstance(layer, nn.Module):
             return layer
+        if not isinstance(layer, str):
+            raise ValueError(f'expected a name or a class of {self.kind} layers, got {layer!r}')
         if layer not in self._layers:
             raise ValueError(f'unknown {self.kind} {layer!r}: use one of {self.names()} or register it first')
         return self._layers[layer]
@@ -55,7 +60,7 @@ class Registry:
         return f'Registry of {self.kind} layers {self.names()}, called as {self.usage}'
 
 
-neurons = Registry('neuron', 'layer(v_threshold=..., [backend=...]): [T, B, ...] -> spikes [T, B, ...]')
+neurons = Registry('neuron', 'layer([v_threshold=...], [backend=...]): [T, B, ...] -> spikes [T, B, ...]')
 attentions = Registry(
     'attention',
     'layer(dim, num_heads, attn_v_threshold=..., lif_layer=..., [query_kernels=...,] device=..., dtype=...): '

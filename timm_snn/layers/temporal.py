@@ -14,19 +14,21 @@ __all__ = ['DropPath', 'merge_time', 'split_time', 'to_time_first']
 def to_time_first(x: Tensor, num_steps: int, in_chans: int) -> Tensor:
     """Images [B, C, H, W] -> [1, B, C, H, W], one step that stands for all; frames [B, T, C, H, W] -> [T, B, C, H, W].
 
-    Raises: ValueError for another rank, other channels, or frames whose T is not `num_steps`.
+    Raises: ValueError for another rank, other channels, integers, or frames whose T is not `num_steps`.
     """
     if x.ndim not in (4, 5) or x.shape[-3] != in_chans:
         raise ValueError(
             f'expected images [B, {in_chans}, H, W] or frames [B, T, {in_chans}, H, W], got {list(x.shape)}: '
             'a model for other channels is made with create_model(..., in_chans=...)'
         )
+    if not x.is_floating_point():
+        raise ValueError(f'expected floating-point images or frames, got {x.dtype}: x.float() makes them so')
     if x.ndim == 4:
         return x.unsqueeze(0)
     if x.shape[1] != num_steps:
         raise ValueError(
-            f'expected {num_steps} frames [B, T={num_steps}, C, H, W], got {list(x.shape)}: set model.num_steps = '
-            f'{x.shape[1]} to run that many steps; frames are batch-first'
+            f'expected {num_steps} frames [B, T={num_steps}, C, H, W], got {list(x.shape)}: make the model with '
+            f'num_steps={x.shape[1]} or assign model.num_steps = {x.shape[1]}; frames are batch-first'
         )
     return x.transpose(0, 1)
 
@@ -45,7 +47,7 @@ class DropPath(nn.Module):
     """Stochastic depth per sample (arXiv 1603.09382): a sample's branch is dropped for all of its time steps or none.
 
     timm's DropPath draws one mask entry per element of axis 0, which is time here. What is kept is scaled by
-    1 / (1 - drop_prob). Shape: [T, B, C, H, W] -> the same.
+    1 / (1 - drop_prob). Shape: [T, B, ...] -> the same.
     """
 
     def __init__(self, drop_prob: float = 0.0) -> None:
@@ -58,7 +60,7 @@ class DropPath(nn.Module):
         if self.drop_prob == 0.0 or not self.training:
             return x
         keep_prob = 1.0 - self.drop_prob
-        mask = x.new_empty([1, x.shape[1], 1, 1, 1]).bernoulli_(keep_prob)
+        mask = x.new_empty([1, x.shape[1]] + [1] * (x.ndim - 2)).bernoulli_(keep_prob)
         return x * (mask / keep_prob)
 
     def extra_repr(self) -> str:

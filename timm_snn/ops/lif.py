@@ -1,5 +1,7 @@
 """The leaky integrate-and-fire neuron over time, without state: the public ops and their checks."""
 
+import math
+
 from torch import Tensor
 
 from .backend import resolve_backend
@@ -32,7 +34,8 @@ def lif(
 
     Args:
         x: Input current.
-        tau: Membrane time constant in steps; a tensor of one element is learnable and gets a gradient.
+        tau: Membrane time constant in steps, at least 1. A tensor of one element is learnable and gets a gradient; its
+            value is not checked, since reading it would wait for the device.
         v_threshold: In units of the membrane, which are those of x.
         v_reset: None for a soft reset.
         decay_input: Whether the current is divided by tau as well.
@@ -79,14 +82,7 @@ def lif_stream(
     """
     if x.ndim < 2 or x.shape[0] == 0 or not x.is_floating_point():
         raise ValueError(f'lif needs floating-point x [T, B, ...] with T >= 1, got {tuple(x.shape)} of {x.dtype}')
-    if isinstance(tau, Tensor):
-        if tau.numel() != 1:
-            raise ValueError(f'lif needs one tau for all neurons, got a tensor of shape {tuple(tau.shape)}')
-    elif not tau >= 1:
-        raise ValueError(f'lif needs tau >= 1 step, got tau={tau}')
-    if v_reset is not None and not v_threshold > v_reset:
-        raise ValueError(f'lif needs v_threshold > v_reset, got {v_threshold} and {v_reset}: it would always fire')
-
+    check_settings(tau, v_threshold, v_reset)
     if v is not None and (v.shape != x.shape[1:] or v.dtype != membrane_dtype(x.dtype)):
         raise ValueError(
             f'lif_stream needs v {tuple(x.shape[1:])} of {membrane_dtype(x.dtype)}, got {tuple(v.shape)} of {v.dtype}: '
@@ -102,3 +98,18 @@ def lif_stream(
         surrogate=get_surrogate(surrogate),
         detach_reset=detach_reset,
     )
+
+
+def check_settings(tau: float | Tensor, v_threshold: float, v_reset: float | None) -> None:
+    """Raises ValueError for settings with which a neuron grows without bounds, always fires or never can."""
+    if isinstance(tau, Tensor):
+        if tau.numel() != 1:
+            raise ValueError(f'lif needs one tau for all neurons, got a tensor of shape {tuple(tau.shape)}')
+    elif not 1 <= tau < math.inf:
+        raise ValueError(f'lif needs 1 <= tau < inf steps, got tau={tau}')
+    v_rest = 0.0 if v_reset is None else v_reset
+    if not -math.inf < v_rest < v_threshold < math.inf:
+        raise ValueError(
+            f'lif needs a finite v_threshold above the resting potential, which is v_reset, or 0 for a soft reset: got '
+            f'v_threshold={v_threshold}, v_reset={v_reset}'
+        )
