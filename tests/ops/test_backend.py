@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import timm_snn
 from timm_snn.ops import backend, lif_torch
@@ -100,6 +101,38 @@ def test_auto_falls_back_by_input_and_logs_its_choice_once(fakes, monkeypatch, c
 def test_an_unknown_name_is_refused_at_once(ask):
     with pytest.raises(ValueError, match=r"unknown LIF backend 'trition'.*use one of \['auto', 'torch'\]"):
         ask()
+
+
+def test_a_backend_whose_library_is_not_installed_is_unavailable(monkeypatch, tmp_path):
+    (tmp_path / 'lacking_backend.py').write_text('import a_library_that_is_not_here')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backend, '_MODULES', {'lacking': 'lacking_backend', **backend._MODULES})
+    monkeypatch.setattr(backend, '_loaded', {'torch': lif_torch})
+    timm_snn.lif(X)  # 'auto' goes on to torch
+    with pytest.raises(timm_snn.BackendUnavailable, match='pip install a_library_that_is_not_here'):
+        timm_snn.lif(X, backend='lacking')
+    assert "lacking  No module named 'a_library_that_is_not_here'" in timm_snn.backend_report()
+
+
+def test_compiling_imports_the_backends_that_auto_tries(fakes):
+    torch.compile(timm_snn.LIF(), fullgraph=True, backend='eager')(X)
+    assert set(backend._loaded) == {'broken', 'fake', 'torch'} and fakes.calls > 0
+
+
+def test_logging_the_choice_does_not_compile_anew(monkeypatch):
+    monkeypatch.setattr(backend, '_logged', set())
+    compiler = CompileCounter()
+    layer = timm_snn.LIF()
+    compiled = torch.compile(layer, fullgraph=True, backend=compiler)
+    compiled(X)
+    layer(X)
+    compiled(X)
+    assert compiler.frame_count == 1 and backend._logged == {'torch'}
+
+
+def test_report_of_a_choice_that_does_not_exist(monkeypatch):
+    monkeypatch.setattr(backend, '_in_environment', 'nope')
+    assert 'in use: nope (by TIMM_SNN_BACKEND), which does not exist' in timm_snn.backend_report()
 
 
 def test_report_names_every_backend_and_the_reason(fakes):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from timm_snn.ops import lif, lif_stream
+from timm_snn.ops import Sigmoid, lif, lif_stream
 from timm_snn.ops.surrogate import SURROGATES, get_surrogate
 
 TAUS, THRESHOLDS, RESETS, STEPS = (2.0, 1.5, 4.0), (1.0, 0.5), (0.0, -0.2, None), (1, 2, 4, 9)
@@ -219,16 +219,31 @@ def test_compiles_without_graph_breaks():
     torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), x), expected)
 
 
+@pytest.mark.parametrize('dynamic', [None, True])
+def test_alpha_may_change_under_compile(dynamic):
+    """torch.compile makes a float that changes a symbol, and failed on one that several backwards share."""
+    x = currents(4, 2, 3).requires_grad_()
+    compiled = torch.compile(lif, fullgraph=True, backend='eager', dynamic=dynamic)
+    for alpha in (4.0, 2.0, 3.0):
+        gradients = [torch.autograd.grad(f(x, surrogate=Sigmoid(alpha)).sum(), x) for f in (compiled, lif)]
+        torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
         (dict(x=torch.ones(3)), r'x \[T, B, ...\] with T >= 1, got \(3,\)'),
         (dict(x=torch.ones(0, 3)), 'T >= 1'),
         (dict(x=torch.ones(2, 3, dtype=torch.int64)), 'floating-point'),
-        (dict(tau=0.5), 'tau >= 1 step, got tau=0.5'),
-        (dict(tau=math.nan), 'tau >= 1'),
+        (dict(tau=0.5), '1 <= tau < inf steps, got tau=0.5'),
+        (dict(tau=math.nan), '1 <= tau'),
+        (dict(tau=math.inf), 'tau < inf'),
         (dict(tau=torch.ones(3)), r'one tau for all neurons, got a tensor of shape \(3,\)'),
-        (dict(v_threshold=-1.0), 'v_threshold > v_reset'),
+        (dict(v_threshold=-1.0), 'finite v_threshold above the resting potential.* got v_threshold=-1.0, v_reset=0.0'),
+        (dict(v_threshold=-1.0, v_reset=None), '0 for a soft reset: got v_threshold=-1.0, v_reset=None'),
+        (dict(v_threshold=math.nan), 'finite v_threshold'),
+        (dict(v_reset=-math.inf), 'finite v_threshold'),
+        (dict(surrogate=['atan']), 'unknown surrogate'),
         (dict(surrogate='tanh'), "unknown surrogate 'tanh'"),
         (dict(v=torch.ones(4)), r'needs v \(3,\) of torch.float32, got \(4,\)'),
         (dict(v=torch.ones(3, dtype=torch.float64)), 'pass the v that the last call returned'),

@@ -29,8 +29,8 @@ _logger = logging.getLogger(__name__)
 
 # Name -> module that implements it, in the order in which 'auto' tries them; 'torch' runs everywhere and is last.
 # A backend is one file with `lif` as in lif_torch.py and `why_not(x)`: why it cannot run x, or without x why it cannot
-# run at all, ending in what to install; None if it can. The file is imported when it is first asked for, eagerly by
-# whoever sets the backend, since torch.compile cannot trace an import.
+# run at all, ending in what to install; None if it can. The file is imported when it is first asked for and may import
+# what it needs at its top.
 _MODULES: dict[str, str] = {
     'torch': 'timm_snn.ops.lif_torch',
 }
@@ -48,12 +48,12 @@ class BackendUnavailable(RuntimeError):
 
 
 def check_backend(name: str, asked_by: str) -> None:
-    """Import the backend, so that it is there under torch.compile. Raises ValueError for an unknown name."""
+    """Import the backend, so that it is there before torch.compile looks. Raises ValueError for an unknown name."""
     if name == 'auto':
         return
     if name not in _MODULES:
         raise ValueError(f'unknown LIF backend {name!r}, asked for by {asked_by}: use one of {["auto", *_MODULES]}')
-    _load(name)
+    _import(name)
 
 
 def set_backend(name: str | None) -> None:
@@ -78,11 +78,14 @@ def use_backend(name: str) -> Iterator[None]:
 
 def backend_report() -> str:
     """A table for bug reports: every backend, whether it can run here and, if not, why not."""
-    rows = [(name, _load(name).why_not() or 'available') for name in _MODULES]
+    for name in _MODULES:
+        _import(name)
+    rows = [(name, _loaded[name].why_not() or 'available') for name in _MODULES]
     name, asked_by = _asked_for(None)
+    known = '' if name in ('auto', *_MODULES) else ', which does not exist'
     lines = [f'torch {torch.__version__}, CUDA {"available" if torch.cuda.is_available() else "not available"}']
     lines += [f'{name:<8} {status}' for name, status in rows]
-    return '\n'.join([*lines, f'in use: {name} (by {asked_by})'])
+    return '\n'.join([*lines, f'in use: {name} (by {asked_by}){known}'])
 
 
 def resolve_backend(argument: str | None, x: Tensor) -> ModuleType:
@@ -90,17 +93,21 @@ def resolve_backend(argument: str | None, x: Tensor) -> ModuleType:
     name, asked_by = _asked_for(argument)
     check_backend(name, asked_by)
     if name != 'auto':
-        module = _load(name)
+        module = _loaded[name]
         if reason := module.why_not(x):
             raise BackendUnavailable(f'LIF backend {name!r}, asked for by {asked_by}, cannot run: {reason}')
         return module
+    if torch.compiler.is_compiling():  # it sees the table of modules as it was at the first look
+        for name in _MODULES:
+            _import(name)
     for name in _MODULES:
-        module = _load(name)
-        if module.why_not(x) is None:
-            if name not in _logged and not torch.compiler.is_compiling():
+        _import(name)
+        if _loaded[name].why_not(x) is None:
+            # in this order, so that torch.compile does not guard on the set and compile anew when a name is added
+            if not torch.compiler.is_compiling() and name not in _logged:
                 _logged.add(name)
                 _logger.info('LIF backend: %s, chosen for a tensor on %s', name, x.device)
-            return module
+            return _loaded[name]
     raise BackendUnavailable('no LIF backend can run this input; see timm_snn.backend_report()')
 
 
@@ -117,7 +124,19 @@ def _asked_for(argument: str | None) -> tuple[str, str]:
     return 'auto', 'default'
 
 
-def _load(name: str) -> ModuleType:
+@torch.compiler.assume_constant_result  # torch.compile runs it instead of tracing it, and wants a constant back
+def _import(name: str) -> bool:
     if name not in _loaded:
-        _loaded[name] = importlib.import_module(_MODULES[name])
-    return _loaded[name]
+        try:
+            _loaded[name] = importlib.import_module(_MODULES[name])
+        except ImportError as error:
+            _loaded[name] = _not_importable(name, error)
+    return True
+
+
+def _not_importable(name: str, error: ImportError) -> ModuleType:
+    """A stand-in that says why: a backend that lacks its library is unavailable, which is no reason to stop 'auto'."""
+    module = ModuleType(name)
+    reason = f'{error}; install it with: pip install {error.name}' if error.name else str(error)
+    module.why_not = lambda x=None: reason  # type: ignore[attr-defined]
+    return module

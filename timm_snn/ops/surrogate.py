@@ -34,7 +34,7 @@ class Surrogate:
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
-            raise ValueError(f'surrogate {self.name!r} needs alpha > 0, got {self.alpha}')
+            raise ValueError(f'{type(self).__name__} needs alpha > 0, got {self.alpha}')
 
     def primitive(self, x: Tensor) -> Tensor:
         """The smooth curve itself, from 0 to 1; only tests and pictures need it."""
@@ -113,7 +113,7 @@ def get_surrogate(surrogate: str | Surrogate) -> Surrogate:
     """
     if isinstance(surrogate, Surrogate):
         return surrogate
-    if surrogate not in SURROGATES:
+    if not isinstance(surrogate, str) or surrogate not in SURROGATES:
         raise ValueError(f'unknown surrogate {surrogate!r}: use one of {sorted(SURROGATES)} or a Surrogate object')
     return SURROGATES[surrogate]()  # type: ignore[call-arg]  # every shape in the table has a default alpha
 
@@ -138,4 +138,5 @@ class _Spike(torch.autograd.Function):
 
 def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
     """1 where x >= 0, else 0, in the dtype of x; the gradient is `surrogate.derivative(x)`."""
+    hash(surrogate)  # makes alpha a constant for torch.compile, which fails on a symbol that several backwards share
     return _Spike.apply(x, surrogate)
