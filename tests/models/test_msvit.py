@@ -131,7 +131,7 @@ def test_every_stage_gets_gradients(small):
 class TestTime:
     def test_the_same_weights_run_any_number_of_steps(self, small):
         frames = torch.rand(2, 6, 1, 28, 28, dtype=torch.float64)
-        with pytest.raises(ValueError, match=r'expected 4 frames .* set model.num_steps = 6'):
+        with pytest.raises(ValueError, match=r'expected 4 frames .* assign model.num_steps = 6'):
             small(frames)
         small.num_steps = 6
         assert small(frames).shape == (2, 10)
@@ -139,10 +139,6 @@ class TestTime:
     def test_one_step(self, small):
         small.num_steps = 1
         assert small(images(small)).shape == (3, 10)
-
-    def test_zero_steps_are_refused(self):
-        with pytest.raises(ValueError, match='num_steps must be at least 1, got 0'):
-            timm.create_model('msvit_4_96', num_steps=0)
 
     @pytest.mark.parametrize('shape', [(2, 3, 28, 28), (28, 28), (2, 1, 2, 1, 28, 28)])
     def test_other_channels_and_ranks_are_refused(self, small, shape):
@@ -195,11 +191,20 @@ class TestArguments:
                 'stage 0 has no patch embedding and cannot change 24 channels',
             ),
             (dict(drop_path_rate=1.0), 'drop_prob < 1'),
+            (dict(num_steps=0), 'num_steps must be a whole number of at least 1, got 0'),
+            (dict(num_steps=2.5), 'num_steps must be a whole number'),
+            (dict(query_kernels=(1, 3, 1)), 'query_kernels needs a tuple of odd kernel sizes'),
+            (dict(attn_v_threshold=0.0), 'v_threshold above the resting potential'),
         ],
     )
     def test_bad_arguments_are_refused(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             timm.create_model('msvit_4_96', **kwargs)
+
+    def test_query_kernels_may_be_left_to_single_stages(self):
+        model = timm.create_model('msvit_4_96', query_kernels=(None, (3,), None))
+        kernels = [[unit.conv.kernel_size[0] for unit in stage.blocks[0].attn.q] for stage in model.stages]
+        assert kernels == [[1, 3], [3], [1]]
 
     def test_unknown_arguments_are_refused(self):
         with pytest.raises(TypeError, match='nonsense'):
@@ -270,6 +275,14 @@ class TestTimmContract:
         assert [tap.shape[1:] for tap in net(torch.rand(2, 1, 32, 48))] == [(48, 8, 12), (48, 4, 6), (96, 2, 3)]
         net = timm.create_model('msvit_4_96', features_only=True, out_indices=(1,))
         assert [tap.shape[1:] for tap in net(torch.rand(2, 4, 1, 32, 32))] == [(48, 4, 4)]
+
+    def test_a_new_classifier_starts_like_the_first_also_after_pruning(self):
+        model = timm.create_model('msvit_4_96', num_classes=1000).eval()
+        std = model.head.fc.weight.std()
+        model.prune_intermediate_layers([0])
+        model.reset_classifier(1000, 'avg')
+        assert model(torch.rand(2, 1, 28, 28)).shape == (2, 1000)
+        assert 0.9 < model.head.fc.weight.std() / std < 1.1 and not model.head.fc.bias.any()
 
     @pytest.mark.parametrize('indices', [4, [3], [-4], 0, []])
     def test_feature_levels_that_do_not_exist_are_refused(self, small, indices):
@@ -365,3 +378,6 @@ class TestTimmContract:
         assert loaded.num_steps == 3 and loaded.num_classes == 7
         x = torch.rand(2, 1, 28, 28)
         assert torch.equal(loaded(x), model(x))
+        model.num_steps = 5  # as documented
+        save_for_hf(model, tmp_path, safe_serialization=True)
+        assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True).num_steps == 5

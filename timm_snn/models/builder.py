@@ -1,7 +1,8 @@
 """What every family needs around timm's model factory: loading with clear errors, feature taps, per-stage arguments."""
 
+import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
@@ -23,50 +24,82 @@ def build_spiking_model(
 ) -> ModelT:
     """timm's `build_model_with_cfg` for models whose features carry time; features_only has `num_levels` by default.
 
-    Raises: RuntimeError in one line if the weight file that the user named is missing or cannot be read.
+    timm replaces the classifier and adapts the first convolution of weights for other classes and channels. It goes by
+    the pretrained config, we go by the weights, and only where the caller asked for a number of his own.
+
+    Raises: RuntimeError in one line if weights cannot be read, or are for other classes or channels.
     """
+    saved = kwargs.get('pretrained_model_args') or {}  # came with the weights, not from the caller
+    asked = {n for n in ('num_classes', 'in_chans') if n in kwargs and kwargs[n] != saved.get(n)}
+    if kwargs.get('features_only'):
+        asked.add('num_classes')  # there is no classifier
+    reading: nn.Module | None = None  # the model, while timm reads its weights
+
+    def construct(**model_kwargs: Any) -> ModelT:
+        nonlocal reading
+        model = reading = model_cls(**model_kwargs)
+        return model
+
+    def fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        nonlocal reading
+        reading = None
+        state_dict = filter_fn(state_dict, model)
+        adopt_sizes(state_dict, model, asked)
+        return state_dict
+
     try:
         return build_model_with_cfg(
-            model_cls,
+            construct,
             variant,
             pretrained,
-            pretrained_filter_fn=filter_fn,
+            pretrained_filter_fn=fit,
             # The getter calls forward_intermediates, which averages over time; timm's hooks would return [T, B, ...].
             feature_cfg=dict(out_indices=tuple(range(num_levels)), feature_cls='getter'),
             **kwargs,
         )
-    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
-        file = (kwargs.get('pretrained_cfg_overlay') or {}).get('file')
-        if not (pretrained and file) or isinstance(error, WeightsMismatch):
+    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError, AttributeError) as error:
+        file = getattr(reading, 'pretrained_cfg', {}).get('file')
+        if not file:
             raise
-        reason = str(error).splitlines()[0] if str(error) else 'there is no such file'
         raise RuntimeError(
-            f'cannot read weights for {variant} from {file}: {reason}; expected a .safetensors file, or a .pth file '
-            'that torch.load opens with weights_only=True'
+            f'cannot read weights for {variant} from {file}: {_reason(error, file)}; expected a .safetensors file, or '
+            'a .pth file with a state dict that torch.load opens with weights_only=True'
         ) from error
 
 
+def _reason(error: Exception, file: str) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"it is a folder, which 'local-dir:{file}' loads" if os.path.isdir(file) else 'there is no such file'
+    if isinstance(error, AttributeError):  # timm asks it for items() and its keys for startswith()
+        return 'it holds no state dict'
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class WeightsMismatch(RuntimeError):
-    """A readable state dict of another model; already says what to do."""
+    """A readable state dict of another model; says what to do."""
 
 
 def check_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, layouts: str) -> None:
-    """Refuse, in one line, a state dict that is not this model's; timm adapts input channels and classifier later.
+    """Refuse, in one line, a state dict that is not this model's, but for its classes and input channels.
 
     `layouts` names the key layouts that the family reads. Raises: RuntimeError.
     """
     expected = model.state_dict()
-    adapted = ('head.fc.',)
-    missing = [k for k in expected if k not in state_dict and not k.startswith(adapted)]
-    unexpected = [k for k in state_dict if k not in expected and not k.startswith(adapted)]
-    # The first convolution may have other input channels, so axis 1 of convolutions is left to timm.
-    other = [
-        k
-        for k in expected
-        if k in state_dict
-        and not k.startswith(adapted)
-        and (state_dict[k].shape[:1] != expected[k].shape[:1] or state_dict[k].shape[2:] != expected[k].shape[2:])
-    ]
+    cfg: Any = model.pretrained_cfg
+    classifier, first_conv = f'{cfg["classifier"]}.', f'{cfg["first_conv"]}.weight'
+
+    def fits(key: str) -> bool:
+        value, shape = state_dict[key], expected[key].shape
+        free_axis = 1 if key == first_conv else 0 if key.startswith(classifier) else None
+        return (
+            isinstance(value, Tensor)
+            and value.ndim == len(shape)
+            and all(axis == free_axis or value.shape[axis] == shape[axis] for axis in range(len(shape)))
+        )
+
+    missing = [k for k in expected if k not in state_dict and not k.startswith(classifier)]
+    unexpected = [k for k in state_dict if k not in expected and not k.startswith(classifier)]
+    other = [k for k in expected if k in state_dict and not fits(k)]
     if missing or unexpected or other:
         kinds = (('missing', missing), ('unexpected', unexpected), ('of another shape', other))
         found = ', '.join(f'{len(keys)} keys {kind} (first: {keys[0]})' for kind, keys in kinds if keys)
@@ -74,6 +107,27 @@ def check_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, layouts
             f'these weights are not of this {type(model).__name__}: {found}; expected {layouts}, '
             'and create_model with the arguments that the weights were trained with'
         )
+
+
+def adopt_sizes(state_dict: Mapping[str, Tensor], model: nn.Module, asked: Container[str]) -> None:
+    """Write the classes and input channels of these weights into the model's pretrained config, which timm goes by.
+
+    Raises: RuntimeError if the model has others although they are not among the arguments that were `asked` for.
+    """
+    cfg: Any = model.pretrained_cfg
+    weight = state_dict.get(f'{cfg["classifier"]}.weight')
+    sizes = {
+        'num_classes': 0 if weight is None else len(weight),
+        'in_chans': state_dict[f'{cfg["first_conv"]}.weight'].shape[1],
+    }
+    for name, size in sizes.items():
+        if size != getattr(model, name) and name not in asked:
+            raise WeightsMismatch(
+                f'these weights have {name}={size} and the model {name}={getattr(model, name)}: pass {name}={size} to '
+                f'create_model, or another {name} to adapt the weights'
+            )
+    cfg['num_classes'] = sizes['num_classes']
+    cfg['input_size'] = (sizes['in_chans'], *cfg['input_size'][1:])
 
 
 def per_stage(value: Any, num_stages: int, name: str) -> tuple:

@@ -104,9 +104,9 @@ class MSViT(nn.Module):
         stem_pools: Per 3x3 convolution of the stem, whether it is pooled. The first has half of embed_dims[0].
         embed_pools: Per stage, the same for the convolutions of its patch embedding. () for a stage without one.
         attn: Name in `timm_snn.layers.attentions` or layer, one for all stages or one each.
-        query_kernels: Per stage, the kernels of the attention's queries; None leaves them to the attention layer. The
-            ablations of the paper's Table 3: MSSA(P+P) is ((3, 3), (3, 3), (1,)), MSSA(Q) is ((1,), (1,), (1,)),
-            MSSA in all stages is ((1, 3), (1, 3), (1, 3)).
+        query_kernels: Per stage, the kernels of the attention's queries; None, for one stage or all, leaves them to the
+            attention layer. The ablations of the paper's Table 3: MSSA(P+P) is ((3, 3), (3, 3), (1,)), MSSA(Q) is
+            ((1,), (1,), (1,)), MSSA in all stages is ((1, 3), (1, 3), (1, 3)).
         attn_v_threshold: Threshold of the neuron inside attention; all others have the neuron layer's default.
         patch_embed: Name in `timm_snn.layers.patch_embeds` or layer.
         lif_layer: Name in `timm_snn.layers.neurons` or layer, called as `lif_layer(v_threshold=...)`.
@@ -133,7 +133,7 @@ class MSViT(nn.Module):
         stem_pools: Sequence[bool] = (True,),
         embed_pools: Sequence[Sequence[bool]] = ((True, False), (True, False), (True, False)),
         attn: str | LayerFn | Sequence[str | LayerFn] = ('mssa', 'mssa', 'ssa'),
-        query_kernels: Sequence[Sequence[int]] | None = None,
+        query_kernels: Sequence[Sequence[int] | None] | None = None,
         attn_v_threshold: float = 1.0,
         patch_embed: str | LayerFn = 'spemsf',
         lif_layer: str | LayerFn = 'lif',
@@ -152,13 +152,16 @@ class MSViT(nn.Module):
         attn_layers = [attentions.get(layer) for layer in per_stage(attn, num_stages, 'attn')]
         if query_kernels is not None:
             kernels = per_stage(query_kernels, num_stages, 'tuple of query_kernels')
-            attn_layers = [partial(layer, query_kernels=k) for layer, k in zip(attn_layers, kernels, strict=True)]
+            attn_layers = [
+                layer if k is None else partial(layer, query_kernels=k)
+                for layer, k in zip(attn_layers, kernels, strict=True)
+            ]
         embed_layer = patch_embeds.get(patch_embed)
         neuron = neurons.get(lif_layer)
         if backend is not None:
             neuron = partial(neuron, backend=backend)
-        if num_steps < 1:
-            raise ValueError(f'num_steps must be at least 1, got {num_steps}')
+        if not isinstance(num_steps, int) or num_steps < 1:
+            raise ValueError(f'num_steps must be a whole number of at least 1, got {num_steps!r}')
 
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -198,18 +201,22 @@ class MSViT(nn.Module):
 
         self.num_features = self.head_hidden_size = chs
         self.head = ClassifierHead(chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        if num_classes > 0:  # convolutions keep PyTorch's initialisation, as in the released code
+        self._init_head()
+
+    def _init_head(self) -> None:
+        """Convolutions keep PyTorch's initialisation, as in the released code."""
+        if self.num_classes > 0:
             nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
             nn.init.zeros_(self.head.fc.bias)
 
     @property
     def _model_args(self) -> dict[str, Any]:
-        return self._timm_args
+        # timm keeps create_model's arguments here and writes them to config.json. `num_steps` may have been assigned.
+        return dict(self._timm_args, num_steps=self.num_steps)
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
-        # timm keeps create_model's arguments here and writes them to config.json. The backend belongs to the machine.
-        self._timm_args = {k: v for k, v in args.items() if k != 'backend'}
+        self._timm_args = {k: v for k, v in args.items() if k != 'backend'}  # which belongs to the machine
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -236,7 +243,9 @@ class MSViT(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
+        # in_features: pruning may have left fewer than the head was made for
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self._init_head()
 
     def forward_intermediates(
         self,
@@ -371,7 +380,13 @@ default_cfgs = generate_default_cfgs(
         'msvit_2_256.cifar10_dvs': _events_cfg(10),
         'msvit_2_256.dvs128_gesture': _events_cfg(11),
         'msvit_4_96.fashion_mnist': _cfg(
-            num_classes=10, input_size=(1, 28, 28), pool_size=(2, 2), crop_pct=1.0, mean=(0.2860,), std=(0.3530,)
+            num_classes=10,
+            input_size=(1, 28, 28),
+            pool_size=(2, 2),
+            crop_pct=1.0,
+            mean=(0.2860,),
+            std=(0.3530,),
+            origin_url=None,  # ours
         ),
     }
 )
@@ -425,7 +440,6 @@ def msvit_2_256(pretrained: bool = False, **kwargs: Any) -> MSViT:
     The stem is also the first stage, which has no blocks; depths count the other two.
     """
     model_args = dict(
-        in_chans=2,
         embed_dims=(64, 128, 256),
         depths=(0, 1, 1),
         num_heads=16,
@@ -441,5 +455,5 @@ def msvit_2_256(pretrained: bool = False, **kwargs: Any) -> MSViT:
 @register_model
 def msvit_4_96(pretrained: bool = False, **kwargs: Any) -> MSViT:
     """Our small member, for quick starts and tests on images of 28 to 32 pixels; not in the paper."""
-    model_args = dict(in_chans=1, embed_dims=(48, 48, 96), depths=(1, 1, 2), num_heads=3)
+    model_args = dict(embed_dims=(48, 48, 96), depths=(1, 1, 2), num_heads=3)
     return _create_msvit('msvit_4_96', pretrained=pretrained, **dict(model_args, **kwargs))
