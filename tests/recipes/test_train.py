@@ -1,8 +1,10 @@
 """recipes/train.py as users run it: on real digits, from the command line, killed and resumed, and given nonsense."""
 
 import csv
+import importlib
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import yaml
 from PIL import Image
 from timm.data import create_transform, resolve_input_data_config
 
@@ -22,6 +25,12 @@ TRAIN = ROOT / 'recipes' / 'train.py'
 DIGITS = ROOT / 'recipes' / 'configs' / 'msvit' / 'digits.yaml'
 CONFIGS = sorted((ROOT / 'recipes' / 'configs').rglob('*.yaml'))
 QUICK = ['--config', str(DIGITS), '--img-size', '16', '--batch-size', '64', '--epochs', '2', '--num-threads', '1']
+
+
+@pytest.fixture(autouse=True)
+def _beside_the_script(monkeypatch):
+    """Python puts a script's own folder on its path, runpy does not."""
+    monkeypatch.syspath_prepend(TRAIN.parent)
 
 
 @pytest.fixture
@@ -60,7 +69,7 @@ def test_the_main_job(tmp_path):
 
     # The saved folder alone gives the accuracy that was printed, on the split that was promised.
     model = timm.create_model(f'local-dir:{tmp_path / "model"}', pretrained=True).eval()
-    digits = runpy.run_path(str(TRAIN), run_name='train')['Digits'](train=False)
+    digits = importlib.import_module('data').Digits(train=False)
     digits.transform = create_transform(**resolve_input_data_config(model))
     images, labels = zip(*digits, strict=True)
     assert len(labels) == 360
@@ -72,7 +81,7 @@ def test_the_main_job(tmp_path):
 
 
 def test_the_held_out_fifth_is_fixed_and_disjoint():
-    Digits = runpy.run_path(str(TRAIN), run_name='train')['Digits']
+    Digits = importlib.import_module('data').Digits
     held_out, kept = Digits(train=False), Digits(train=True)
     assert (len(held_out), len(kept)) == (360, 1437)
     assert np.bincount(held_out.labels).tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
@@ -85,7 +94,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    arguments = [sys.executable, str(TRAIN), *QUICK, '--mixup', '0.2', '--output']
+    arguments = [sys.executable, str(TRAIN), *QUICK, '--mixup', '0.2', '--workers', '2', '--output']
     whole = subprocess.run([*arguments, str(tmp_path / 'whole')], capture_output=True, text=True, check=True).stdout
 
     command = [*arguments, str(tmp_path / 'killed')]
@@ -111,14 +120,113 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     assert [[row[c] for c in columns] for row in summaries[0]] == [[row[c] for c in columns] for row in summaries[1]]
 
 
-def test_a_run_is_not_written_over_unless_asked(train, tmp_path):
-    checkpoint = tmp_path / 'checkpoints' / 'checkpoint_0'
-    checkpoint.mkdir(parents=True)
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> Path:
+    """The output of a run of one epoch; tests copy it."""
+    output = tmp_path_factory.mktemp('finished')
+    subprocess.run([sys.executable, str(TRAIN), *QUICK, '--epochs', '1', '--output', str(output)], check=True)
+    return output
+
+
+@pytest.fixture
+def output(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / 'output'))
+
+
+def test_a_run_is_not_written_over_unless_asked(train, output):
+    arguments = [*QUICK[2:], '--output', output]  # digits.yaml says overwrite
     with pytest.raises(SystemExit, match=r'holds another run; pass --resume auto, --overwrite or another --output'):
-        train('--output', tmp_path)
-    assert checkpoint.is_dir()
-    train(*QUICK, '--epochs', '1', '--output', tmp_path, '--overwrite')
-    assert (checkpoint / 'model.safetensors').is_file()
+        train(*arguments)
+    with pytest.raises(SystemExit, match='cannot set up the optimizer'):
+        train(*arguments, '--overwrite', '--opt', 'nonsense')
+    assert sorted(path.name for path in output.iterdir()) == RUN and (output / 'checkpoints' / 'epoch_0001').is_dir()
+    before = weights(output)['head.fc.weight']
+    train(*QUICK, '--epochs', '1', '--seed', '1', '--output', output, '--overwrite')
+    assert not torch.equal(weights(output)['head.fc.weight'], before)
+    assert [path.name for path in (output / 'checkpoints').iterdir()] == ['epoch_0001']
+
+
+RUN = ['checkpoints', 'config.yaml', 'curve.png', 'model', 'summary.csv']
+
+
+def test_a_finished_run_says_so(train, output):
+    printed = train(*QUICK, '--epochs', '1', '--output', output, '--resume', 'auto')
+    assert 'nothing left to train' in printed and printed.splitlines()[-1].startswith('top-1: ')
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_used(train, output):
+    unfinished = output / 'checkpoints' / 'unfinished'
+    unfinished.mkdir()
+    (unfinished / 'model.safetensors').write_bytes(b'torn')
+    assert 'epochs 2 to 2' in train(*QUICK, '--output', output, '--resume', 'auto')
+    assert sorted(path.name for path in (output / 'checkpoints').iterdir()) == ['epoch_0001', 'epoch_0002']
+
+
+def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_path):
+    newest = output / 'checkpoints' / 'epoch_0001'
+
+    def refused(*arguments, match: str) -> None:
+        with pytest.raises(SystemExit, match=match) as stop:
+            train(*QUICK, '--output', output, '--resume', 'auto', *arguments)
+        assert '\n' not in str(stop.value)
+
+    refused('--weight-decay', '0.5', '--seed', '7', match='these changed: weight_decay 0.05 to 0.5, seed 42 to 7')
+    refused('--model-kwargs', 'depths=(1,1,1)', match=r'changed: model_kwargs \{\} to .*depths')
+    refused('--resume', output / 'model', match='holds other checkpoints')
+    refused('--resume', output / 'model', '--output', tmp_path / 'new', match=r'--resume takes a folder in OUTPUT')
+    (newest / 'model.safetensors').write_bytes(b'junk')
+    refused(match=f'cannot read checkpoint {newest}: .*--resume auto takes the one before')
+    assert newest.is_dir()
+
+
+def test_the_options_of_a_run_are_a_config_that_says_the_same(finished, monkeypatch):
+    options = importlib.import_module('options')
+    saved = yaml.safe_load((finished / 'config.yaml').read_text())
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--config', str(finished / 'config.yaml')])
+    assert options.as_config(options.parse_args('')) == saved
+    assert saved['img_size'] == 16 and saved['hflip'] == 0.0 and saved['overwrite'] is True
+    kwargs = ['--model-kwargs', 'query_kernels=((1,3),(1,),None)', 'attn=ssa', '--mean', '-0.5']
+    monkeypatch.setattr(sys, 'argv', ['train.py', *kwargs])
+    config = options.as_config(options.parse_args(''))
+    (finished / 'other.yaml').write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--config', str(finished / 'other.yaml')])
+    assert options.as_config(options.parse_args('')) == config
+    assert config['model_kwargs'] == {'query_kernels': [[1, 3], [1], None], 'attn': 'ssa'}
+
+
+SPY = """
+import json, os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import data
+read = data.Digits.__getitem__
+def spy(self, index):
+    with open(f'{os.environ["SPY"]}.{os.environ["RANK"]}', 'a') as file:
+        print(len(self), index, file=file)
+    return read(self, index)
+data.Digits.__getitem__ = spy
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def test_two_processes_share_the_images_and_count_every_one(tmp_path):
+    (tmp_path / 'spy.py').write_text(SPY)
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    arguments = [*QUICK, '--epochs', '1', '--batch-size', '32', '--output', str(tmp_path / 'out')]
+    environment = {**os.environ, 'ACCELERATE_USE_CPU': '1', 'SPY': str(tmp_path / 'read')}
+    command = [*launcher, str(tmp_path / 'spy.py'), str(TRAIN), *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert 'effective batch 64' in result.stdout and result.stdout.count('top-1: ') == 1
+
+    read = [[line.split() for line in (tmp_path / f'read.{rank}').read_text().splitlines()] for rank in '01']
+    training = [[index for size, index in lines if size == '1437'][1:] for lines in read]  # [0] looks at a sample
+    assert [len(set(indices)) for indices in training] == [704, 704]
+    assert len({*training[0], *training[1]}) == 1408  # all but the last batch, which is not full
+    assert len({index for lines in read for size, index in lines if size == '360'}) == 360
+    (row,) = csv.DictReader((tmp_path / 'out' / 'summary.csv').open())
+    hits = float(row['eval_top1']) * 360 / 100
+    assert hits == pytest.approx(round(hits), abs=1e-6)
 
 
 @pytest.fixture
@@ -144,6 +252,51 @@ def test_image_folders_and_label_names(train, folder, tmp_path):
     model = timm.create_model(f'local-dir:{tmp_path / "out" / "model"}', pretrained=True)
     assert model.pretrained_cfg['label_names'] == ['class0', 'class1', 'class2']
     assert model.in_chans == 3
+
+
+def test_a_class_that_validation_lacks_leaves_the_labels_as_they_are(train, folder, tmp_path):
+    shutil.rmtree(folder / 'validation' / 'class0')
+    data = ['--dataset', '', '--data-dir', folder, '--in-chans', '3', '--workers', '0']
+    assert "its label is 'class1'" in train(*ONE_EPOCH, *data, '--output', tmp_path / 'out')
+
+
+@pytest.mark.parametrize(
+    ('change', 'arguments', 'message'),
+    [
+        (lambda data: shutil.rmtree(data / 'validation'), [], "cannot open split 'validation'"),
+        (lambda data: None, ['--val-split', 'tset'], "cannot open split 'tset'"),
+        (lambda data: (data / 'validation' / 'class0').rename(data / 'validation' / 'new'), [], 'different classes'),
+        (lambda data: None, ['--in-chans', '2'], 'images have 3 channels and the model 2: pass --in-chans 3'),
+        (lambda data: None, ['--dataset', 'torch/folder'], 'images have 3 channels and the model 1: pass --in-chans 3'),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused_in_one_line(train, folder, tmp_path, change, arguments, message):
+    change(folder)
+    data = ['--dataset', '', '--data-dir', folder, '--output', tmp_path / 'out']
+    with pytest.raises(SystemExit) as stop:
+        train(*ONE_EPOCH, *data, *arguments)
+    assert message in str(stop.value) and '\n' not in str(stop.value)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_hugging_face_labels_out_of_range_are_refused(train, tmp_path):
+    datasets = pytest.importorskip('datasets')
+    image = Image.fromarray(np.zeros((8, 8), np.uint8))
+    for split in ('train', 'validation'):
+        data = datasets.Dataset.from_dict({'image': [image] * 4, 'label': [0, 1, 2, 3]})
+        data.to_parquet(str(tmp_path / 'hub' / f'{split}-00000-of-00001.parquet'))
+    arguments = [
+        '--dataset',
+        f'hfds/{tmp_path / "hub"}',
+        '--data-dir',
+        tmp_path / 'cache',
+        '--output',
+        tmp_path / 'out',
+    ]
+    with pytest.raises(SystemExit, match='labels must be 0 to 2, as --num-classes says, not 3'):
+        train(*ONE_EPOCH, *arguments, '--input-key', 'image', '--target-key', 'label')
+    with pytest.raises(SystemExit, match=r"cannot use split 'train' of data set 'hfds/.*--input-key and --target-key"):
+        train(*ONE_EPOCH, *arguments, '--input-key', 'picture', '--target-key', 'label')
 
 
 def test_hugging_face_data_sets(train, folder, tmp_path):
@@ -172,7 +325,7 @@ def test_every_config_has_known_keys_and_says_what_was_measured(train):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--config', 'nowhere.yaml'], 'error: config nowhere.yaml does not exist; see recipes/configs/'),
+        (['--config', 'nowhere.yaml'], 'error: there is no such config; see recipes/train.py --help (in nowhere.yaml)'),
         (['--model', 'msvit_11'], "error: cannot create model 'msvit_11': Unknown model (msvit_11)"),
         (['--pretrained'], 'No pretrained weights exist for msvit_4_96'),
         (['--model-kwargs', 'attn=sssa'], "unknown attention 'sssa': use one of"),
@@ -182,6 +335,19 @@ def test_every_config_has_known_keys_and_says_what_was_measured(train):
         (['--dataset', 'torch/fashion_mnist', '--data-dir', 'nowhere'], "cannot open split 'train' of data set"),
         (['--dataset', 'digitz'], "error: unknown data set 'digitz': 'digits', torch/"),
         (['--resume', 'nowhere'], 'error: checkpoint nowhere does not exist; --resume auto'),
+        (['--dataset', 'other/digits'], "error: unknown data set 'other/digits'"),
+        (['--batch-size', '2000'], '1437 training images do not fill a batch of 2000'),
+        (['--batch-size', '63', '--mixup', '0.2'], 'need an even number, not 63'),
+        (['--batch-size', 'many'], 'batch-size/-b: invalid positive_int value'),
+        (['--epochs', '0'], 'argument --epochs: 0 is less than 1'),
+        (['--epoch', '3'], 'unrecognized arguments: --epoch'),
+        (['--model-kwargs', 'num_steps'], '--model-kwargs takes name=value'),
+        (['--model', 'local-dir:nowhere'], "cannot create model 'local-dir:nowhere'"),
+        (['--mean', '0.1', '0.2'], 'mean must have one value'),
+        (['--opt', 'nonsense'], 'cannot set up the optimizer'),
+        (['--sched', 'nonsense'], 'cannot set up the schedule'),
+        (['--aa', 'nonsense'], 'cannot set up the augmentation'),
+        (['--output', __file__], 'cannot write to --output'),
     ],
 )
 def test_wrong_arguments_end_in_one_line(train, tmp_path, arguments, message):
@@ -193,9 +359,18 @@ def test_wrong_arguments_end_in_one_line(train, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('epoch: 3', "unknown key 'epoch' in {path}: did you mean 'epochs'?"),
-        ('zzz: 3', "unknown key 'zzz' in {path}: see recipes/train.py --help"),
-        ('- a\n- b', 'config {path} is not a YAML mapping'),
+        ('epoch: 3', "unknown key 'epoch': did you mean 'epochs'?"),
+        ('zzz: 3', "unknown key 'zzz'; see recipes/train.py --help (in {path})"),
+        ('- a\n- b', 'a config is a YAML mapping'),
+        ('', 'a config is a YAML mapping'),
+        ('model: [a\nb: }', 'cannot read the config: while parsing'),
+        ('epochs: 2.5', "argument --epochs: invalid positive_int value: '2.5'"),
+        ('lr: [1, 2]', "key 'lr': expected one value, got [1, 2]"),
+        ('resume: true', "key 'resume': expected one value, got True"),
+        ('overwrite: "false"', "key 'overwrite': expected true or false, got 'false'"),
+        ('scale: 0.5', "key 'scale': expected a list, got 0.5"),
+        ('scale: [0.5]', 'argument --scale: expected 2 arguments'),
+        ('model_kwargs: num_steps=2', "key 'model_kwargs': expected a mapping"),
     ],
 )
 def test_wrong_configs_end_in_one_line(train, tmp_path, text, message):
@@ -204,6 +379,7 @@ def test_wrong_configs_end_in_one_line(train, tmp_path, text, message):
     with pytest.raises(SystemExit) as stop:
         train('--config', path)
     assert message.format(path=path) in str(stop.value) and '\n' not in str(stop.value)
+    assert str(stop.value).endswith(f'(in {path})')
 
 
 def test_the_command_line_wins_over_the_config(train, tmp_path):
