@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ifneq ($(words $(VENV)),1)
+$(error VENV must be one path without spaces, got '$(VENV)')
+endif
 
 .PHONY: quickstart test test-slow test-gpu format lint type clean
 
@@ -33,6 +36,6 @@ clean:
 
 # Stamps: one per set of extras, renewed when the dependencies may have changed.
 $(VENV)/.train $(VENV)/.dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -q -e '.[$(patsubst .%,%,$(notdir $@))]'
 	touch $@
