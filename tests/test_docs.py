@@ -2,6 +2,8 @@
 
 import csv
 import re
+import statistics
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -32,13 +34,21 @@ def test_the_models_table_lists_every_model_with_its_parameters():
 
 
 def test_the_results_table_shows_the_measured_results():
-    results = list(csv.DictReader((ROOT / 'hub' / 'results.csv').open()))
-    shown = [(model.strip('`'), data, top1) for model, data, top1, *_ in table('Results')]
-    for row in results:
-        assert timm.is_model(row['model'].split('.')[0])
-        assert (ROOT / row['command'].split('--config ')[1].split()[0]).is_file()
-        same = [top1 for model, data, top1 in shown if model == row['model'] and row['dataset'] in data]
-        assert same and row['top1'] in same[0], row
+    """A row for each model, data set and config: the median over the seeds, then each of them."""
+    runs = defaultdict(list)
+    for run in csv.DictReader((ROOT / 'hub' / 'results.csv').open()):
+        config = run['command'].split('--config ')[1].split()[0]
+        assert timm.is_model(run['model'].split('.')[0]) and (ROOT / config).is_file()
+        runs[run['model'], run['dataset'], run['split'], run['epochs'], config].append(run)
+    rows = []
+    for (model, dataset, split, epochs, config), same in runs.items():
+        each = ', '.join(run['top1'] for run in same)
+        median = f'**{statistics.median(float(run["top1"]) for run in same):.2f}**'
+        minutes = round(max(float(run['minutes']) for run in same))
+        seeds = ', '.join(run['seed'] for run in same)
+        top1 = f'{median} ({each})' if len(same) > 1 else median
+        rows.append([f'`{model}`', f'{dataset}, {split}', top1, seeds, epochs, f'{minutes} min', f'`{config}`'])
+    assert table('Results') == rows
 
 
 @pytest.mark.parametrize('target', re.findall(r'\]\(([^)#]+?)(?:#\w+)?\)', README))

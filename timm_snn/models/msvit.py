@@ -12,6 +12,7 @@ over time. Where the released code differs from the paper, or is wrong, we decid
 * Every neuron runs over time alone. The release lets SSA's last membrane run on over the samples of a batch, so that an
   image's logits depend on its neighbours. The paper's accuracies were obtained with that leak; we promise none of them.
 * `attn_v_threshold` is 1.0 for images, as trained (the release asks for 0.5 and drops the argument), 0.5 for events.
+* P is a convolution with kernel 3, summed like Q. In the released CIFAR-100 file it has kernel 1 and is not summed.
 * Stochastic depth, an unused argument there, works here, per sample. Non-square input works.
 """
 
@@ -109,7 +110,8 @@ class MSViT(nn.Module):
             ((1,), (1,), (1,)), MSSA in all stages is ((1, 3), (1, 3), (1, 3)).
         attn_v_threshold: Threshold of the neuron inside attention; all others have the neuron layer's default.
         patch_embed: Name in `timm_snn.layers.patch_embeds` or layer.
-        lif_layer: Name in `timm_snn.layers.neurons` or layer, called as `lif_layer(v_threshold=...)`.
+        lif_layer: Name in `timm_snn.layers.neurons` or layer, called as `lif_layer()` and, inside attention, as
+            `lif_layer(v_threshold=...)`.
         backend: Implementation of the neurons, see `timm_snn.ops.backend`; not saved with the model.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
