@@ -96,6 +96,8 @@ def predict_one(folder: Path, dataset: Any) -> str:
     return f'validation image 0 is {names[guess]!r} with {probabilities[guess]:.1%}, its label is {names[label]!r}'
 
 
+# What a run leaves in --output.
+RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'model')
 # Options of a run that may differ when it goes on; all others would be mixed with, or lose to, what was saved.
 MAY_CHANGE = ('output', 'resume', 'overwrite', 'epochs', 'data_dir', 'dataset_download', 'workers', 'num_threads')
 
@@ -103,7 +105,8 @@ MAY_CHANGE = ('output', 'resume', 'overwrite', 'epochs', 'data_dir', 'dataset_do
 def prepare_output(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
     """Make --output and find the checkpoint to go on from; ends the program in one line rather than mix two runs."""
     with one_line_errors(f'write to --output {args.output}'):
-        (args.output / 'checkpoints').mkdir(parents=True, exist_ok=True)
+        args.output.mkdir(parents=True, exist_ok=True)
+    old_run = [path for name in RUN if (path := args.output / name).exists()]
     found = sorted((args.output / 'checkpoints').glob('epoch_*'))
     checkpoint = None
     if args.resume == 'auto':
@@ -114,7 +117,7 @@ def prepare_output(args: argparse.Namespace, accelerator: Accelerator) -> Path |
             raise SystemExit(f'error: checkpoint {checkpoint} does not exist; --resume auto takes the newest, if any')
         if found and not checkpoint.samefile(found[-1]):
             raise SystemExit(f'error: {args.output} holds other checkpoints; pass --resume auto or another --output')
-    elif found and not args.overwrite:
+    elif old_run and not args.overwrite:
         raise SystemExit(f'error: {args.output} holds another run; pass --resume auto, --overwrite or another --output')
 
     config = as_config(args)
@@ -128,11 +131,8 @@ def prepare_output(args: argparse.Namespace, accelerator: Accelerator) -> Path |
     accelerator.wait_for_everyone()  # until all processes have looked
     if accelerator.is_main_process:
         with one_line_errors(f'write to --output {args.output}'):
-            if not checkpoint:
-                for leftover in ('checkpoints', 'model'):
-                    shutil.rmtree(args.output / leftover, ignore_errors=True)
-                for leftover in ('summary.csv', 'curve.png'):
-                    (args.output / leftover).unlink(missing_ok=True)
+            for path in old_run if args.overwrite and not args.resume else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             (args.output / 'config.yaml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
     return checkpoint
 

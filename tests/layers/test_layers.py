@@ -197,6 +197,10 @@ class TestNeurons:
         with pytest.raises(ValueError, match=r'tau|v_threshold'):
             cls(**kwargs)
 
+    def test_a_tensor_as_the_tau_of_a_fixed_neuron_is_refused(self):
+        with pytest.raises(ValueError, match='ParametricLIF learns it'):
+            LIF(tau=nn.Parameter(torch.tensor(2.0)))  # type: ignore[arg-type]
+
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
     def test_parametric_lif_has_its_time_constant_in_float32(self, dtype):
         layer = ParametricLIF(tau=2.3).to(dtype)

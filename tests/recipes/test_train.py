@@ -140,6 +140,9 @@ def test_a_run_is_not_written_over_unless_asked(train, output):
     with pytest.raises(SystemExit, match='cannot set up the optimizer'):
         train(*arguments, '--overwrite', '--opt', 'nonsense')
     assert sorted(path.name for path in output.iterdir()) == RUN and (output / 'checkpoints' / 'epoch_0001').is_dir()
+    shutil.rmtree(output / 'checkpoints')
+    with pytest.raises(SystemExit, match='holds another run'):  # its model is worth as much
+        train(*arguments)
     before = weights(output)['head.fc.weight']
     train(*QUICK, '--epochs', '1', '--seed', '1', '--output', output, '--overwrite')
     assert not torch.equal(weights(output)['head.fc.weight'], before)

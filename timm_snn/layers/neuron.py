@@ -35,6 +35,8 @@ class LIF(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(tau, Tensor):
+            raise ValueError('the tau of LIF is a number: ParametricLIF learns it, and timm_snn.lif takes a tensor')
         check_settings(tau, v_threshold, v_reset)
         if backend is not None:
             check_backend(backend, 'the argument `backend`')
