@@ -138,5 +138,6 @@ class _Spike(torch.autograd.Function):
 
 def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
     """1 where x >= 0, else 0, in the dtype of x; the gradient is `surrogate.derivative(x)`."""
-    hash(surrogate)  # makes alpha a constant for torch.compile, which fails on a symbol that several backwards share
+    # Asking after its value makes alpha a constant for torch.compile, which fails on a symbol that several backwards share.
+    float(surrogate.alpha).is_integer()
     return _Spike.apply(x, surrogate)
