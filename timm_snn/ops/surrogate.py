@@ -26,6 +26,7 @@ __all__ = ['ATan', 'Erf', 'PiecewiseQuadratic', 'Sigmoid', 'Surrogate', 'get_sur
 class Surrogate:
     """A smooth stand-in for the step at x = h - v_threshold; larger `alpha` is sharper.
 
+    A subclass is one shape: it has a `name`, a default for alpha, the two methods, and no other fields.
     Raises: ValueError if alpha is not positive.
     """
 
@@ -138,6 +139,8 @@ class _Spike(torch.autograd.Function):
 
 def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
     """1 where x >= 0, else 0, in the dtype of x; the gradient is `surrogate.derivative(x)`."""
-    # Asking after its value makes alpha a constant for torch.compile, which fails on a symbol that several backwards share.
-    float(surrogate.alpha).is_integer()
+    if torch.compiler.is_compiling():
+        # An alpha that changed, or dynamic=True, makes it a symbol, through which the backward pass cannot be traced;
+        # a string is a constant.
+        surrogate = type(surrogate)(float.fromhex(float(surrogate.alpha).hex()))
     return _Spike.apply(x, surrogate)
