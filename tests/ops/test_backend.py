@@ -114,6 +114,15 @@ def test_a_backend_whose_library_is_not_installed_is_unavailable(monkeypatch, tm
     assert "lacking  No module named 'a_library_that_is_not_here'" in timm_snn.backend_report()
 
 
+def test_a_broken_library_is_not_taken_for_a_missing_one(monkeypatch, tmp_path):
+    (tmp_path / 'faulty_backend.py').write_text('from json import no_such_name')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backend, '_MODULES', {'faulty': 'faulty_backend', **backend._MODULES})
+    for call in (timm_snn.backend_report, lambda: timm_snn.lif(X), lambda: timm_snn.set_backend('faulty')):
+        with pytest.raises(ImportError, match='no_such_name'):
+            call()
+
+
 def test_compiling_imports_the_backends_that_auto_tries(fakes):
     torch.compile(timm_snn.LIF(), fullgraph=True, backend='eager')(X)
     assert set(backend._loaded) == {'broken', 'fake', 'torch'} and fakes.calls > 0

@@ -33,7 +33,8 @@ def build_spiking_model(
     asked = {n for n in ('num_classes', 'in_chans') if n in kwargs and kwargs[n] != saved.get(n)}
     if kwargs.get('features_only'):
         asked.add('num_classes')  # there is no classifier
-    reading: nn.Module | None = None  # the model, while timm reads its weights
+    # The model from when it is made until its weights are read: what goes wrong in between is the file's fault.
+    reading: nn.Module | None = None
 
     def construct(**model_kwargs: Any) -> ModelT:
         nonlocal reading

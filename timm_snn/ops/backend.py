@@ -129,14 +129,13 @@ def _import(name: str) -> bool:
     if name not in _loaded:
         try:
             _loaded[name] = importlib.import_module(_MODULES[name])
-        except ImportError as error:
-            _loaded[name] = _not_importable(name, error)
+        except ModuleNotFoundError as error:  # any other ImportError is a fault that must be seen
+            _loaded[name] = _not_installed(name, f'{error}: pip install {error.name}')
     return True
 
 
-def _not_importable(name: str, error: ImportError) -> ModuleType:
-    """A stand-in that says why: a backend that lacks its library is unavailable, which is no reason to stop 'auto'."""
+def _not_installed(name: str, reason: str) -> ModuleType:
+    """A stand-in for a backend that lacks its library, which is no reason to stop 'auto' or the report."""
     module = ModuleType(name)
-    reason = f'{error}; install it with: pip install {error.name}' if error.name else str(error)
     module.why_not = lambda x=None: reason  # type: ignore[attr-defined]
     return module
