@@ -48,15 +48,18 @@ def lif(
     Source: MSViT, arXiv 2505.14719, Eq. 13-16; semantics of SpikingJelly's LIFNode.
     Raises: ValueError for arguments out of range; BackendUnavailable if a named backend cannot run.
     """
-    return lif_stream(
+    check_input(x)
+    check_settings(tau, v_threshold, v_reset)
+    return resolve_backend(backend, x).lif(
         x,
+        None,
         tau=tau,
         v_threshold=v_threshold,
         v_reset=v_reset,
         decay_input=decay_input,
-        surrogate=surrogate,
+        surrogate=get_surrogate(surrogate),
         detach_reset=detach_reset,
-        backend=backend,
+        needs_v=False,
     )[0]
 
 
@@ -80,8 +83,7 @@ def lif_stream(
     Shape: x [T, B, ...], v [B, ...] or None for a neuron at rest -> (spikes [T, B, ...], v [B, ...]). v has the
     membrane's dtype, see `lif`.
     """
-    if x.ndim < 2 or x.shape[0] == 0 or not x.is_floating_point():
-        raise ValueError(f'lif needs floating-point x [T, B, ...] with T >= 1, got {tuple(x.shape)} of {x.dtype}')
+    check_input(x)
     check_settings(tau, v_threshold, v_reset)
     if v is not None and (v.shape != x.shape[1:] or v.dtype != membrane_dtype(x.dtype)):
         raise ValueError(
@@ -97,7 +99,14 @@ def lif_stream(
         decay_input=decay_input,
         surrogate=get_surrogate(surrogate),
         detach_reset=detach_reset,
+        needs_v=True,
     )
+
+
+def check_input(x: Tensor) -> None:
+    """Raises ValueError for what is not a sequence of currents."""
+    if x.ndim < 2 or x.shape[0] == 0 or not x.is_floating_point():
+        raise ValueError(f'lif needs floating-point x [T, B, ...] with T >= 1, got {tuple(x.shape)} of {x.dtype}')
 
 
 def check_settings(tau: float | Tensor, v_threshold: float, v_reset: float | None) -> None:

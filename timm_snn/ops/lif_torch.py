@@ -23,8 +23,12 @@ def lif(
     decay_input: bool,
     surrogate: Surrogate,
     detach_reset: bool,
+    needs_v: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The equations of `timm_snn.ops.lif`; x [T, B, ...], v [B, ...] or None for rest -> (spikes, last v)."""
+    """The equations of `timm_snn.ops.lif`; x [T, B, ...], v [B, ...] or None for rest -> (spikes, last v).
+
+    `needs_v` False lets a backend leave out the last v, an empty tensor then; here it costs nothing.
+    """
     v_rest = 0.0 if v_reset is None else v_reset
     current = x.to(membrane_dtype(x.dtype))
     if v is None:

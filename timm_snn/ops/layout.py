@@ -1,0 +1,38 @@
+"""Memory layout of a sequence: one flat vector of neurons per step, whatever the order of axes within a step.
+
+A neuron only looks back in time, so a kernel may see x [T, B, ...] as [T, M] and need not know whether a step is
+contiguous or channels_last, nor whether the steps are the same memory (a static image expanded along T).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ['as_steps', 'empty_steps', 'step_strides']
+
+
+def step_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of one step of x [T, B, ...] if it is dense in some order of its axes, else those of a contiguous one."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(x.stride()[1:], x.shape[1:], strict=True) if n != 1):
+        if stride != expected:
+            break
+        expected *= size
+    else:
+        return x.stride()[1:]
+    return tuple(math.prod(x.shape[i + 1 :]) for i in range(1, x.ndim))
+
+
+def empty_steps(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised, of the shape of x and with its order of axes, one step after the other."""
+    num_neurons = math.prod(x.shape[1:])
+    return torch.empty_strided(x.shape, (num_neurons, *step_strides(x)), dtype=dtype or x.dtype, device=x.device)
+
+
+def as_steps(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """x [T, B, ...] -> [T, M], M running in memory order of `strides`; a view where x has them, else of a copy."""
+    num_steps, num_neurons = x.shape[0], math.prod(x.shape[1:])
+    if any(a != b for a, b, n in zip(x.stride()[1:], strides, x.shape[1:], strict=True) if n != 1):
+        x = torch.empty_strided(x.shape, (num_neurons, *strides), dtype=x.dtype, device=x.device).copy_(x)
+    return x.as_strided((num_steps, num_neurons), (x.stride(0), 1))
