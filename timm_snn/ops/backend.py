@@ -28,10 +28,12 @@ __all__ = ['BackendUnavailable', 'backend_report', 'set_backend', 'use_backend']
 _logger = logging.getLogger(__name__)
 
 # Name -> module that implements it, in the order in which 'auto' tries them; 'torch' runs everywhere and is last.
+# 'compile' takes seconds to compile when called eagerly, so 'auto' uses it inside torch.compile only, and there first.
 # A backend is one file with `lif` as in lif_torch.py and `why_not(x)`: why it cannot run x, or without x why it cannot
 # run at all, ending in what to install; None if it can. The file is imported when it is first asked for and may import
 # what it needs at its top.
 _MODULES: dict[str, str] = {
+    'compile': 'timm_snn.ops.lif_compile',
     'torch': 'timm_snn.ops.lif_torch',
 }
 _loaded: dict[str, ModuleType] = {'torch': lif_torch}
@@ -101,6 +103,8 @@ def resolve_backend(argument: str | None, x: Tensor) -> ModuleType:
         for name in _MODULES:
             _import(name)
     for name in _MODULES:
+        if name == 'compile' and not torch.compiler.is_compiling():
+            continue
         _import(name)
         if _loaded[name].why_not(x) is None:
             # in this order, so that torch.compile does not guard on the set and compile anew when a name is added

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ['as_steps', 'empty_steps', 'step_strides']
+__all__ = ['as_steps', 'empty_steps', 'from_steps', 'step_strides']
 
 
 def step_strides(x: Tensor) -> tuple[int, ...]:
@@ -36,3 +36,8 @@ def as_steps(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     if any(a != b for a, b, n in zip(x.stride()[1:], strides, x.shape[1:], strict=True) if n != 1):
         x = torch.empty_strided(x.shape, (num_neurons, *strides), dtype=x.dtype, device=x.device).copy_(x)
     return x.as_strided((num_steps, num_neurons), (x.stride(0), 1))
+
+
+def from_steps(steps: Tensor, x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """[T, M] -> the shape of x [T, B, ...], the inverse of `as_steps`; a view."""
+    return steps.as_strided(x.shape, (steps.stride(0), *strides))

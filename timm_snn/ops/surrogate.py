@@ -139,8 +139,18 @@ class _Spike(torch.autograd.Function):
 
 def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
     """1 where x >= 0, else 0, in the dtype of x; the gradient is `surrogate.derivative(x)`."""
-    if torch.compiler.is_compiling():
-        # An alpha that changed, or dynamic=True, makes it a symbol, through which the backward pass cannot be traced;
-        # a string is a constant.
-        surrogate = type(surrogate)(float.fromhex(float(surrogate.alpha).hex()))
-    return _Spike.apply(x, surrogate)
+    return _Spike.apply(x, as_constant(surrogate))
+
+
+def as_constant(surrogate: Surrogate) -> Surrogate:
+    """The same, with an alpha that is a constant to torch.compile."""
+    return type(surrogate)(constant(surrogate.alpha)) if torch.compiler.is_compiling() else surrogate
+
+
+def constant(value: float) -> float:
+    """The same, as a constant to torch.compile.
+
+    It makes a symbol of a float that changed, or of any with dynamic=True, and autograd functions cannot be traced
+    through a symbol. A string is a constant.
+    """
+    return float.fromhex(float(value).hex()) if torch.compiler.is_compiling() else value

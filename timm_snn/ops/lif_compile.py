@@ -1,0 +1,212 @@
+"""The neuron with bodies that Inductor compiles: on a CPU as fast as memory allows, and open to fusion by torch.compile.
+
+Only x is saved for the backward pass, which computes the membrane again. Called eagerly, the bodies are compiled when
+they are first met, once per setting, number of steps and dtype, for all sizes and orders of axes: seconds each, with a
+C++ compiler on a CPU and Triton on a GPU. Inside torch.compile they become part of the graph, where Inductor fuses them
+with what surrounds them.
+"""
+
+import functools
+import math
+import shutil
+import types
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._inductor import config as inductor_config
+
+from .layout import as_steps, from_steps, step_strides
+from .lif_torch import membrane_dtype
+from .surrogate import Surrogate, as_constant, constant
+
+__all__ = ['lif', 'why_not']
+
+_UNROLLED = 8  # the most steps of a compiled body: longer sequences run it again, which bounds the time to compile
+_CXX = inductor_config.cpp.cxx  # candidates, from the environment variable CXX
+_CPP_COMPILERS = [name for name in (_CXX if isinstance(_CXX, tuple | list) else [_CXX]) if name and shutil.which(name)]
+
+
+class Settings(NamedTuple):
+    """What a body is compiled for; tau is None where it is learned, and so an input."""
+
+    tau: float | None
+    v_threshold: float
+    v_reset: float | None
+    decay_input: bool
+    surrogate: Surrogate
+    detach_reset: bool
+
+    def as_constants(self) -> 'Settings':
+        """The same, with numbers that are constants to torch.compile."""
+        return self._replace(
+            tau=None if self.tau is None else constant(self.tau),
+            v_threshold=constant(self.v_threshold),
+            v_reset=None if self.v_reset is None else constant(self.v_reset),
+            surrogate=as_constant(self.surrogate),
+        )
+
+
+def why_not(x: Tensor | None = None) -> str | None:
+    device = 'cpu' if x is None else x.device.type
+    if device not in ('cpu', 'cuda'):
+        return f'Inductor compiles for cpu and cuda, not for {device}'
+    if device == 'cpu' and not _CPP_COMPILERS:
+        return 'Inductor found no C++ compiler: install g++ or clang++, or name one in the environment variable CXX'
+    return None
+
+
+def lif(
+    x: Tensor,
+    v: Tensor | None,
+    *,
+    tau: float | Tensor,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    surrogate: Surrogate,
+    detach_reset: bool,
+    needs_v: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """As `lif_torch.lif`."""
+    learned = None
+    if isinstance(tau, Tensor):
+        learned = tau.reshape(()).to(x.device, membrane_dtype(x.dtype))
+    s = Settings(None if learned is not None else tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    if torch.compiler.is_compiling():
+        return _Lif.apply(x, v, learned, s.as_constants(), needs_v)
+    if len(x) <= _UNROLLED or x.numel() == 0:
+        return _Lif.apply(x, v, learned, s, needs_v)
+    spikes = []
+    for piece in x.split(_UNROLLED):
+        fired, v = _Lif.apply(piece, v, learned, s, True)
+        spikes.append(fired)
+    return torch.cat(spikes), v
+
+
+class _Lif(torch.autograd.Function):
+    @staticmethod
+    def forward(x, v, tau, s, needs_v):
+        if torch.compiler.is_compiling() or x.numel() == 0:
+            return fire(x, v, tau, s)
+        strides = step_strides(x)
+        body = compiled(fire, 2 if needs_v else 1, s, len(x), x.dtype)
+        spikes, *rest = body(as_steps(x, strides), None if v is None else as_steps(v[None], strides)[0], tau)
+        return from_steps(spikes, x, strides), from_steps(rest[0][None], x[:1], strides)[0] if needs_v else None
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, v, tau, ctx.s, _ = inputs
+        ctx.save_for_backward(x, v, tau)
+
+    @staticmethod
+    def backward(ctx, grad, grad_v):
+        x, v, tau = ctx.saved_tensors
+        if torch.compiler.is_compiling() or x.numel() == 0:
+            return *fire_backward(grad, grad_v, x, v, tau, ctx.s), None, None
+        strides = step_strides(x)
+        steps, grad = as_steps(x, strides), as_steps(grad, strides)
+        v, grad_v = (None if t is None else as_steps(t[None], strides)[0] for t in (v, grad_v))
+        wanted = 3 if tau is not None else 2 if v is not None else 1
+        grad_x, *rest = compiled(fire_backward, wanted, ctx.s, len(x), x.dtype)(grad, grad_v, steps, v, tau)
+        grad_v, grad_tau = (*rest, None, None)[:2]
+        if grad_v is not None:
+            grad_v = from_steps(grad_v[None], x[:1], strides)[0]
+        return from_steps(grad_x, x, strides), grad_v, grad_tau, None, None
+
+
+def fire(x: Tensor, v: Tensor | None, tau: Tensor | None, s: Settings) -> tuple[Tensor, Tensor]:
+    """x [T, ...] -> spikes, last membrane."""
+    _, charged, v = unroll(x.to(membrane_dtype(x.dtype)).unbind(0), v, tau, s)
+    return torch.stack([spikes_of(h, x.dtype, s) for h in charged]), v
+
+
+def spikes_of(h: Tensor, dtype: torch.dtype, s: Settings) -> Tensor:
+    """1 where a charged membrane meets the threshold; a choice of constants, which is 3 times a cast to bfloat16."""
+    return torch.where(
+        h >= s.v_threshold, torch.ones((), dtype=dtype, device=h.device), torch.zeros((), dtype=dtype, device=h.device)
+    )
+
+
+def fire_backward(
+    grad: Tensor, grad_v: Tensor | None, x: Tensor, v: Tensor | None, tau: Tensor | None, s: Settings
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of the spikes and of the last membrane -> those of x, v and tau, as far as they are there.
+
+    From the last step to the first, with c the gradient of the membrane after a step and R its derivative by h:
+    gh = gs * surrogate'(h - v_threshold) + c * R, then c = gh * (1 - 1 / tau) for the step before.
+    """
+    dtype = membrane_dtype(x.dtype)
+    currents, grads = x.to(dtype).unbind(0), grad.to(dtype).unbind(0)
+    grads, grad_v, grad_tau = unroll_backward(grads, grad_v, currents, v, tau, s)
+    return torch.stack(grads).to(x.dtype), grad_v if v is not None else None, grad_tau
+
+
+def unroll(
+    currents: Sequence[Tensor], v: Tensor | None, tau: Tensor | None, s: Settings
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """The recurrence of `timm_snn.ops.lif` -> per step the membrane before it and the charged one, and the last."""
+    v_rest = 0.0 if s.v_reset is None else s.v_reset
+    v = torch.full_like(currents[0], v_rest) if v is None else v
+    before, charged = [], []
+    for x in currents:
+        before.append(v)
+        leak = v - v_rest if v_rest else v
+        h = v + _over_tau(x - leak, tau, s) if s.decay_input else v - _over_tau(leak, tau, s) + x
+        v = torch.where(h >= s.v_threshold, h - s.v_threshold if s.v_reset is None else v_rest, h)
+        charged.append(h)
+    return before, charged, v
+
+
+def unroll_backward(
+    grads: Sequence[Tensor],
+    grad_v: Tensor | None,
+    currents: Sequence[Tensor],
+    v: Tensor | None,
+    tau: Tensor | None,
+    s: Settings,
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """`fire_backward` step by step."""
+    v_rest = 0.0 if s.v_reset is None else s.v_reset
+    rate: float | Tensor = 1 / (s.tau if tau is None else tau)  # type: ignore[operator]
+    before, charged, _ = unroll(currents, v, tau, s)
+    c = torch.zeros_like(currents[0]) if grad_v is None else grad_v
+    grad_currents, by_tau = [], torch.zeros_like(currents[0])
+    for grad, x, v_before, h in reversed(list(zip(grads, currents, before, charged, strict=True))):
+        derivative = s.surrogate.derivative(h - s.v_threshold)
+        keeps = (h < s.v_threshold).to(h.dtype)
+        if s.v_reset is None:
+            through_reset = 1.0 if s.detach_reset else 1 - s.v_threshold * derivative
+        else:
+            through_reset = keeps if s.detach_reset else keeps + (v_rest - h) * derivative
+        grad_h = grad * derivative + c * through_reset
+        grad_currents.append(grad_h * rate if s.decay_input else grad_h)
+        c = grad_h * (1 - rate)
+        if tau is not None:
+            leak = v_before - v_rest
+            by_tau = by_tau + grad_h * (leak - x if s.decay_input else leak)
+    return grad_currents[::-1], c, None if tau is None else by_tau.sum() * rate * rate
+
+
+def _over_tau(x: Tensor, tau: Tensor | None, s: Settings) -> Tensor:
+    """A division, which a multiplication may replace only where the inverse is exact: a spike hangs on the last bit."""
+    if tau is not None:
+        return x / tau
+    return x * (1 / s.tau) if math.frexp(s.tau)[0] == 0.5 else x / s.tau  # type: ignore[arg-type, operator]
+
+
+@functools.lru_cache(maxsize=None)
+def compiled(body: Callable, num_outputs: int, s: Settings, *key) -> Callable:
+    """`body` with these settings and its first outputs only, compiled for all sizes.
+
+    `key` is what else it would be compiled anew for. Dynamo counts compilations per code object and gives up after a
+    few, so every combination gets a code object of its own.
+    """
+
+    def run(*args):
+        return body(*args, s.as_constants())[:num_outputs]
+
+    code = run.__code__.replace(co_name=body.__name__)
+    function = types.FunctionType(code, run.__globals__, closure=run.__closure__)
+    return torch.compile(function, dynamic=True, fullgraph=True)
