@@ -99,7 +99,7 @@ def test_auto_falls_back_by_input_and_logs_its_choice_once(fakes, monkeypatch, c
     ],
 )
 def test_an_unknown_name_is_refused_at_once(ask):
-    with pytest.raises(ValueError, match=r"unknown LIF backend 'trition'.*use one of \['auto', 'torch'\]"):
+    with pytest.raises(ValueError, match=r"unknown LIF backend 'trition'.*use one of \['auto', 'triton', 'torch'\]"):
         ask()
 
 
@@ -125,7 +125,7 @@ def test_a_broken_library_is_not_taken_for_a_missing_one(monkeypatch, tmp_path):
 
 def test_compiling_imports_the_backends_that_auto_tries(fakes):
     torch.compile(timm_snn.LIF(), fullgraph=True, backend='eager')(X)
-    assert set(backend._loaded) == {'broken', 'fake', 'torch'} and fakes.calls > 0
+    assert {'broken', 'fake', 'torch'} <= set(backend._loaded) and fakes.calls > 0
 
 
 def test_logging_the_choice_does_not_compile_anew(monkeypatch):

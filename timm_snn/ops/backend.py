@@ -32,6 +32,7 @@ _logger = logging.getLogger(__name__)
 # run at all, ending in what to install; None if it can. The file is imported when it is first asked for and may import
 # what it needs at its top.
 _MODULES: dict[str, str] = {
+    'triton': 'timm_snn.ops.lif_triton',
     'torch': 'timm_snn.ops.lif_torch',
 }
 _loaded: dict[str, ModuleType] = {'torch': lif_torch}
