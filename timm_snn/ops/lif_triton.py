@@ -17,12 +17,13 @@ from .layout import as_steps, empty_steps, step_strides
 from .neuron_triton import (
     MAX_UNROLL,
     charge,
+    charge_and_reset,
+    chunk_backward,
     gradient_settings,
     launch,
     load_tau,
     neuron_settings,
     reset,
-    spike_backward,
     step_settings,
     tau_gradient,
     why_no_kernel,
@@ -229,34 +230,27 @@ def _backward_kernel(
             xs += (tl.load(x_ptr + (start + i) * x_stride + m, mask=here, other=0.0).to(MEMBRANE),)
             grad_ptr = grad_spikes_ptr + (start + i) * grad_spikes_stride + m
             grads += (tl.load(grad_ptr, mask=here, other=0.0).to(MEMBRANE),)
-        vs: tl.tuple = (v,)
-        hs: tl.tuple = ()
+        hs, vs = charge_and_reset(xs, v, tau, v_threshold, v_rest, HARD_RESET, DECAY_INPUT, EXACT_INVERSE)
+        grad_hs, grad_xs, grad_v = chunk_backward(
+            grads,
+            grad_v,
+            hs,
+            num_steps - start,
+            tau,
+            v_threshold,
+            v_rest,
+            alpha,
+            HARD_RESET,
+            DECAY_INPUT,
+            EXACT_INVERSE,
+            SURROGATE,
+            DETACH_RESET,
+        )
         for i in tl.static_range(UNROLL):
-            hs += (charge(xs[i], vs[i], tau, v_rest, DECAY_INPUT, EXACT_INVERSE),)
-            _, v = reset(hs[i], v_threshold, v_rest, HARD_RESET)
-            vs += (v,)
-        for i in tl.static_range(UNROLL - 1, -1, -1):
-            exists = start + i < num_steps
-            grad_h, grad_x, grad_before = spike_backward(
-                grads[i],
-                grad_v,
-                hs[i],
-                tau,
-                v_threshold,
-                v_rest,
-                alpha,
-                HARD_RESET,
-                DECAY_INPUT,
-                EXACT_INVERSE,
-                SURROGATE,
-                DETACH_RESET,
-            )
-            grad_v = tl.where(exists, grad_before, grad_v)
-            grad_x_t = grad_x.to(grad_x_ptr.dtype.element_ty)
-            tl.store(grad_x_ptr + (start + i) * num_neurons + m, grad_x_t, mask=inside & exists)
+            grad_x = grad_xs[i].to(grad_x_ptr.dtype.element_ty)
+            tl.store(grad_x_ptr + (start + i) * num_neurons + m, grad_x, mask=inside & (start + i < num_steps))
             if grad_tau_ptr is not None:
-                step = tau_gradient(grad_h, hs[i], vs[i], tau, v_rest, DECAY_INPUT)
-                grad_tau += tl.where(exists, step, 0.0)
+                grad_tau += tau_gradient(grad_hs[i], hs[i], vs[i], tau, v_rest, DECAY_INPUT)
     if grad_v0_ptr is not None:
         tl.store(grad_v0_ptr + m, grad_v, mask=inside)
     if grad_tau_ptr is not None:

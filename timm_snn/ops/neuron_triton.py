@@ -151,6 +151,26 @@ def surrogate_derivative(x, alpha, SURROGATE: tl.constexpr):
 
 
 @triton.jit
+def charge_and_reset(
+    xs,
+    v,
+    tau,
+    v_threshold,
+    v_rest,
+    HARD_RESET: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+):
+    """A chunk of steps: h of each, and v before each and after the last."""
+    hs: tl.tuple = ()
+    vs: tl.tuple = (v,)
+    for i in tl.static_range(len(xs)):
+        hs += (charge(xs[i], vs[i], tau, v_rest, DECAY_INPUT, EXACT_INVERSE),)
+        vs += (reset(hs[i], v_threshold, v_rest, HARD_RESET)[1],)
+    return hs, vs
+
+
+@triton.jit
 def spike_backward(
     grad_spike,
     grad_v,
@@ -177,6 +197,47 @@ def spike_backward(
     grad_h = grad_spike * surrogate_derivative(x, alpha, SURROGATE) + grad_v
     decayed = over_tau(grad_h, tau, EXACT_INVERSE)
     return grad_h, decayed if DECAY_INPUT else grad_h, grad_h - decayed
+
+
+@triton.jit
+def chunk_backward(
+    grad_spikes,
+    grad_v,
+    hs,
+    num_left,
+    tau,
+    v_threshold,
+    v_rest,
+    alpha,
+    HARD_RESET: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    DETACH_RESET: tl.constexpr,
+):
+    """A chunk of steps back, of which the first num_left exist: gradients of each h and x, and of v before the first."""
+    grad_hs: tl.tuple = ()
+    grad_xs: tl.tuple = ()
+    for i in tl.static_range(len(hs) - 1, -1, -1):
+        grad_h, grad_x, grad_before = spike_backward(
+            grad_spikes[i],
+            grad_v,
+            hs[i],
+            tau,
+            v_threshold,
+            v_rest,
+            alpha,
+            HARD_RESET,
+            DECAY_INPUT,
+            EXACT_INVERSE,
+            SURROGATE,
+            DETACH_RESET,
+        )
+        exists = i < num_left
+        grad_v = tl.where(exists, grad_before, grad_v)
+        grad_hs = (tl.where(exists, grad_h, 0.0),) + grad_hs  # noqa: RUF005  Triton has no star
+        grad_xs = (tl.where(exists, grad_x, 0.0),) + grad_xs  # noqa: RUF005
+    return grad_hs, grad_xs, grad_v
 
 
 @triton.jit
