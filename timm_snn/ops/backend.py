@@ -34,6 +34,7 @@ _logger = logging.getLogger(__name__)
 # what it needs at its top.
 _MODULES: dict[str, str] = {
     'compile': 'timm_snn.ops.lif_compile',
+    'triton': 'timm_snn.ops.lif_triton',
     'torch': 'timm_snn.ops.lif_torch',
 }
 _loaded: dict[str, ModuleType] = {'torch': lif_torch}

@@ -1,4 +1,4 @@
-"""The neuron with bodies that Inductor compiles: on a CPU as fast as memory allows, and open to fusion by torch.compile.
+"""The neuron with bodies that Inductor compiles: on a CPU as fast as memory allows, and open to fusion.
 
 Only x is saved for the backward pass, which computes the membrane again. Called eagerly, the bodies are compiled when
 they are first met, once per setting, number of steps and dtype, for all sizes and orders of axes: seconds each, with a
@@ -70,19 +70,18 @@ def lif(
     needs_v: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """As `lif_torch.lif`."""
-    learned = None
-    if isinstance(tau, Tensor):
-        learned = tau.reshape(()).to(x.device, membrane_dtype(x.dtype))
-    s = Settings(None if learned is not None else tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    learned = tau.reshape(()).to(x.device, membrane_dtype(x.dtype)) if isinstance(tau, Tensor) else None
+    number = None if isinstance(tau, Tensor) else tau
+    s = Settings(number, v_threshold, v_reset, decay_input, surrogate, detach_reset)
     if torch.compiler.is_compiling():
         return _Lif.apply(x, v, learned, s.as_constants(), needs_v)
     if len(x) <= _UNROLLED or x.numel() == 0:
         return _Lif.apply(x, v, learned, s, needs_v)
-    spikes = []
+    spikes, v_last = [], v
     for piece in x.split(_UNROLLED):
-        fired, v = _Lif.apply(piece, v, learned, s, True)
+        fired, v_last = _Lif.apply(piece, v_last, learned, s, True)
         spikes.append(fired)
-    return torch.cat(spikes), v
+    return torch.cat(spikes), v_last  # type: ignore[return-value]
 
 
 class _Lif(torch.autograd.Function):
@@ -139,8 +138,8 @@ def fire_backward(
     """
     dtype = membrane_dtype(x.dtype)
     currents, grads = x.to(dtype).unbind(0), grad.to(dtype).unbind(0)
-    grads, grad_v, grad_tau = unroll_backward(grads, grad_v, currents, v, tau, s)
-    return torch.stack(grads).to(x.dtype), grad_v if v is not None else None, grad_tau
+    grad_currents, grad_v, grad_tau = unroll_backward(grads, grad_v, currents, v, tau, s)
+    return torch.stack(grad_currents).to(x.dtype), grad_v if v is not None else None, grad_tau
 
 
 def unroll(
@@ -196,7 +195,7 @@ def _over_tau(x: Tensor, tau: Tensor | None, s: Settings) -> Tensor:
     return x * (1 / s.tau) if math.frexp(s.tau)[0] == 0.5 else x / s.tau  # type: ignore[arg-type, operator]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(body: Callable, num_outputs: int, s: Settings, *key) -> Callable:
     """`body` with these settings and its first outputs only, compiled for all sizes.
 

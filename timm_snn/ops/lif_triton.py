@@ -1,0 +1,257 @@
+"""The LIF neuron in Triton: one kernel per pass, each element of x read once per pass and nothing saved but x.
+
+A program runs a block of neurons through all steps, with the membrane in registers. The backward pass computes the
+membrane again: sequences of at most MAX_UNROLL steps stay in registers, longer ones in chunks of that length, for which
+it first goes through x once more and stores the membrane at the start of each chunk.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import lif_op
+from .layout import as_steps, empty_steps, step_strides
+from .neuron_triton import (
+    MAX_UNROLL,
+    charge,
+    charge_and_reset,
+    chunk_backward,
+    gradient_settings,
+    launch,
+    load_tau,
+    neuron_settings,
+    reset,
+    step_settings,
+    tau_gradient,
+    why_no_kernel,
+)
+
+__all__ = ['backward', 'forward', 'lif', 'why_not']
+
+
+def why_not(x: Tensor | None = None) -> str | None:
+    """Why Triton cannot run x, or without x why it cannot run at all."""
+    return why_no_kernel(x)
+
+
+def lif(x: Tensor, v: Tensor | None, **settings: Any) -> tuple[Tensor, Tensor]:
+    """`lif_torch.lif` in two kernels."""
+    return lif_op.lif('triton', x, v, **settings)
+
+
+def forward(
+    x: Tensor,
+    v: Tensor | None,
+    tau: float | Tensor,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    needs_v: bool,
+) -> tuple[Tensor, Tensor]:
+    """The contract is that of lif_op.py."""
+    strides = step_strides(x)
+    steps = as_steps(x, strides)
+    spikes = empty_steps(x)
+    v_last = lif_op.one_step(x) if needs_v else lif_op.empty_membrane(x)
+    block = _block(x.dtype)
+    launch(
+        _forward_kernel,
+        triton.cdiv(steps.shape[1], block),
+        steps,
+        spikes,
+        None if v is None else as_steps(v[None], strides),
+        v_last if needs_v else None,
+        steps.shape[1],
+        steps.stride(0),
+        **step_settings(x.shape[0]),
+        **neuron_settings(tau, v_threshold, v_reset, decay_input, x.dtype),
+        BLOCK=block,
+    )
+    return spikes, v_last
+
+
+def backward(
+    grad_spikes: Tensor,
+    grad_v: Tensor | None,
+    x: Tensor,
+    v: Tensor | None,
+    tau: float | Tensor,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    surrogate: str,
+    alpha: float,
+    detach_reset: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The contract is that of lif_op.py."""
+    strides = step_strides(x)
+    steps, grad_steps = as_steps(x, strides), as_steps(grad_spikes, strides)
+    grad_x = empty_steps(x)
+    grad_v0 = lif_op.empty_membrane(x) if v is None else lif_op.one_step(x)
+    num_steps, num_neurons = steps.shape
+    block = _block(x.dtype)
+    num_programs = triton.cdiv(num_neurons, block)
+    learned = isinstance(tau, Tensor)
+    chunks = triton.cdiv(num_steps, MAX_UNROLL)
+    starts = x.new_empty(chunks, num_neurons, dtype=grad_v0.dtype) if chunks > 1 else None
+    grad_tau = x.new_empty(num_programs if learned else 0, dtype=grad_v0.dtype)  # a part from each program
+    launch(
+        _backward_kernel,
+        num_programs,
+        steps,
+        grad_steps,
+        grad_x,
+        None if v is None else as_steps(v[None], strides),
+        None if grad_v is None else as_steps(grad_v[None], strides),
+        None if v is None else grad_v0,
+        grad_tau if learned else None,
+        starts,
+        num_neurons,
+        steps.stride(0),
+        grad_steps.stride(0),
+        **step_settings(num_steps),
+        **neuron_settings(tau, v_threshold, v_reset, decay_input, x.dtype),
+        **gradient_settings(surrogate, alpha, detach_reset),
+        BLOCK=block,
+    )
+    return grad_x, grad_v0, grad_tau.sum() if learned else grad_tau
+
+
+def _block(dtype: torch.dtype) -> int:
+    """16 bytes for each of the 128 threads."""
+    return 128 * 16 // dtype.itemsize
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr,  # [T, M]
+    spikes_ptr,  # [T, M]
+    v_ptr,  # [M], or None for a neuron at rest
+    v_last_ptr,  # [M], or None if nobody needs it
+    num_neurons: tl.int64,
+    x_stride: tl.int64,  # of a step: 0 if x is a static image
+    num_steps,
+    tau_ptr,
+    tau: tl.float64,
+    v_threshold: tl.float64,
+    v_rest: tl.float64,
+    HARD_RESET: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+    MEMBRANE: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = m < num_neurons
+    tau = load_tau(tau_ptr, tau, MEMBRANE)
+    v_threshold = tl.full([], v_threshold, MEMBRANE)
+    v_rest = tl.full([], v_rest, MEMBRANE)
+    v = tl.zeros([BLOCK], MEMBRANE) + v_rest
+    if v_ptr is not None:
+        v = tl.load(v_ptr + m, mask=inside, other=0.0)
+    for start in range(0, num_steps, UNROLL):
+        xs: tl.tuple = ()  # all loads first: none may wait for a store
+        for i in tl.static_range(UNROLL):
+            here = inside & (start + i < num_steps)
+            xs += (tl.load(x_ptr + (start + i) * x_stride + m, mask=here, other=0.0).to(MEMBRANE),)
+        for i in tl.static_range(UNROLL):
+            h = charge(xs[i], v, tau, v_rest, DECAY_INPUT, EXACT_INVERSE)
+            fires, v_next = reset(h, v_threshold, v_rest, HARD_RESET)
+            v = tl.where(start + i < num_steps, v_next, v)
+            spikes = fires.to(tl.float32).to(spikes_ptr.dtype.element_ty)  # not at once: the interpreter cannot
+            tl.store(spikes_ptr + (start + i) * num_neurons + m, spikes, mask=inside & (start + i < num_steps))
+    if v_last_ptr is not None:
+        tl.store(v_last_ptr + m, v, mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    x_ptr,  # [T, M]
+    grad_spikes_ptr,  # [T, M]
+    grad_x_ptr,  # [T, M]
+    v_ptr,  # [M] or None
+    grad_v_ptr,  # [M], of the last membrane, or None
+    grad_v0_ptr,  # [M] or None
+    grad_tau_ptr,  # [programs] or None
+    starts_ptr,  # [chunks, M], scratch for the membrane at the start of each chunk; None if there is one chunk
+    num_neurons: tl.int64,
+    x_stride: tl.int64,
+    grad_spikes_stride: tl.int64,
+    num_steps,
+    tau_ptr,
+    tau: tl.float64,
+    v_threshold: tl.float64,
+    v_rest: tl.float64,
+    alpha: tl.float64,
+    HARD_RESET: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    DETACH_RESET: tl.constexpr,
+    MEMBRANE: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = m < num_neurons
+    tau = load_tau(tau_ptr, tau, MEMBRANE)
+    v_threshold = tl.full([], v_threshold, MEMBRANE)
+    v_rest = tl.full([], v_rest, MEMBRANE)
+    alpha = tl.full([], alpha, MEMBRANE)
+    v = tl.zeros([BLOCK], MEMBRANE) + v_rest
+    if v_ptr is not None:
+        v = tl.load(v_ptr + m, mask=inside, other=0.0)
+    if starts_ptr is not None:
+        for start in range(0, num_steps, UNROLL):
+            tl.store(starts_ptr + start // UNROLL * num_neurons + m, v, mask=inside)
+            for i in tl.static_range(UNROLL):
+                here = inside & (start + i < num_steps)
+                x = tl.load(x_ptr + (start + i) * x_stride + m, mask=here, other=0.0).to(MEMBRANE)
+                h = charge(x, v, tau, v_rest, DECAY_INPUT, EXACT_INVERSE)
+                _, v = reset(h, v_threshold, v_rest, HARD_RESET)
+        tl.debug_barrier()  # another thread may load what this one has stored
+
+    grad_v = tl.zeros([BLOCK], MEMBRANE)
+    if grad_v_ptr is not None:
+        grad_v = tl.load(grad_v_ptr + m, mask=inside, other=0.0)
+    grad_tau = tl.zeros([BLOCK], MEMBRANE)
+    for end in range(0, num_steps, UNROLL):  # counted from the last chunk
+        start = (num_steps - 1) // UNROLL * UNROLL - end
+        if starts_ptr is not None:
+            v = tl.load(starts_ptr + start // UNROLL * num_neurons + m, mask=inside, other=0.0)
+        xs: tl.tuple = ()
+        grads: tl.tuple = ()
+        for i in tl.static_range(UNROLL):
+            here = inside & (start + i < num_steps)
+            xs += (tl.load(x_ptr + (start + i) * x_stride + m, mask=here, other=0.0).to(MEMBRANE),)
+            grad_ptr = grad_spikes_ptr + (start + i) * grad_spikes_stride + m
+            grads += (tl.load(grad_ptr, mask=here, other=0.0).to(MEMBRANE),)
+        hs, vs = charge_and_reset(xs, v, tau, v_threshold, v_rest, HARD_RESET, DECAY_INPUT, EXACT_INVERSE)
+        grad_hs, grad_xs, grad_v = chunk_backward(
+            grads,
+            grad_v,
+            hs,
+            num_steps - start,
+            tau,
+            v_threshold,
+            v_rest,
+            alpha,
+            HARD_RESET,
+            DECAY_INPUT,
+            EXACT_INVERSE,
+            SURROGATE,
+            DETACH_RESET,
+        )
+        for i in tl.static_range(UNROLL):
+            grad_x = grad_xs[i].to(grad_x_ptr.dtype.element_ty)
+            tl.store(grad_x_ptr + (start + i) * num_neurons + m, grad_x, mask=inside & (start + i < num_steps))
+            if grad_tau_ptr is not None:
+                grad_tau += tau_gradient(grad_hs[i], hs[i], vs[i], tau, v_rest, DECAY_INPUT)
+    if grad_v0_ptr is not None:
+        tl.store(grad_v0_ptr + m, grad_v, mask=inside)
+    if grad_tau_ptr is not None:
+        tl.store(grad_tau_ptr + tl.program_id(0), tl.sum(grad_tau, 0))
