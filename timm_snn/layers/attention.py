@@ -6,10 +6,13 @@ Both see the feature map as N = H * W tokens in raster order, [T, B, C, N], and 
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from .conv import ConvBnLif
-from .neuron import LIF
+from ..ops.mssa import mssa
+from .conv import ConvBnLif, is_plain
+from .neuron import LIF, ParametricLIF
 from .registry import LayerFn, attentions
 
 __all__ = ['MultiScaleSpikingAttention', 'SpikingSelfAttention']
@@ -51,11 +54,26 @@ class MultiScaleSpikingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
         x = x.flatten(3)  # [T, B, C, N]
-        q = self.q(x).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
-        k = self.k(x).unflatten(2, [-1, self.head_dim])
-        attn = self.attn_lif(q.sum(3, keepdim=True))  # [T, B, heads, 1, N]
-        x = self.proj((attn * k).flatten(2, 3))
+        k = self.k(x).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
+        queries = [q(x).unflatten(2, [-1, self.head_dim]) for q in self.q]
+        x = self.proj(self._mask(queries, k).flatten(2, 3))
         return x.unflatten(3, [H, W])
+
+    def _mask(self, queries: list[Tensor], k: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or not self._can_fuse(k):
+            current = queries[0].sum(3, keepdim=True)  # [T, B, heads, 1, N]
+            for query in queries[1:]:
+                current = current + query.sum(3, keepdim=True)
+            return self.attn_lif(current) * k
+        return self._fused_mask(queries, k)
+
+    @torch.jit.unused
+    def _can_fuse(self, x: Tensor) -> bool:
+        return is_plain(self.attn_lif, (LIF, ParametricLIF)) and not isinstance(x, Proxy)
+
+    @torch.jit.unused
+    def _fused_mask(self, queries: list[Tensor], k: Tensor) -> Tensor:
+        return mssa(queries, k, **self.attn_lif.arguments())
 
 
 @attentions.register('ssa')

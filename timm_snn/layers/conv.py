@@ -2,9 +2,13 @@
 
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from .neuron import LIF
+from ..ops.bn_lif import bn_lif, pool_lif
+from .neuron import LIF, ParametricLIF
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
@@ -38,7 +42,7 @@ class ConvBnLif(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         conv_layer, norm_layer, pool_layer = {
-            1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d),
+            1: (TokenConv, nn.BatchNorm1d, nn.MaxPool1d),
             2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
         }[dims]
         self.conv = conv_layer(in_chs, out_chs, kernel_size, stride, (kernel_size - 1) // 2, bias=bias, **dd)
@@ -51,4 +55,44 @@ class ConvBnLif(nn.Module):
         return split_time(self.pool(self.bn(self.conv(merge_time(x)))), x.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lif(self.current(x))
+        if torch.jit.is_scripting() or not self._can_fuse(x):
+            return self.lif(self.current(x))
+        return self._fused(x)
+
+    @torch.jit.unused
+    def _can_fuse(self, x: Tensor) -> bool:
+        """Whether one op may stand for batch norm, pooling and neuron: no subclass, hook or tracer would miss them."""
+        return (
+            is_plain(self.lif, (LIF, ParametricLIF))
+            and is_plain(self.bn, (nn.BatchNorm1d, nn.BatchNorm2d, nn.Identity))
+            and is_plain(self.pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
+            and not isinstance(x, Proxy)
+            and (isinstance(self.bn, nn.Identity) or self.bn.momentum is not None)
+        )
+
+    @torch.jit.unused
+    def _fused(self, x: Tensor) -> Tensor:
+        y = split_time(self.conv(merge_time(x)), x.shape[0])
+        pool, neuron = not isinstance(self.pool, nn.Identity), self.lif.arguments()
+        bn = self.bn
+        if isinstance(bn, nn.Identity):
+            return pool_lif(y, pool=pool, **neuron)
+        if bn.training:
+            bn.num_batches_tracked.add_(1)
+        statistics = dict(training=bn.training, momentum=bn.momentum, eps=bn.eps)
+        return bn_lif(y, bn.weight, bn.bias, bn.running_mean, bn.running_var, pool=pool, **statistics, **neuron)
+
+
+class TokenConv(nn.Conv1d):
+    """nn.Conv1d that leaves channels_last tokens as they are; torch's own copies them to contiguous ones and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride, padding = (1, self.stride[0]), (0, self.padding[0])
+        return F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, stride, padding).squeeze(2)
+
+
+def is_plain(module: nn.Module, types: tuple[type, ...]) -> bool:
+    """Whether a module does what its class says and nobody watches it."""
+    return type(module) in types and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

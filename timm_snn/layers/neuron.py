@@ -1,6 +1,7 @@
 """Neuron layers: `timm_snn.ops.lif` with its settings, as modules."""
 
 import math
+from typing import Any
 
 import torch
 from timm.layers import register_notrace_module
@@ -52,7 +53,24 @@ class LIF(nn.Module):
         if torch.jit.is_scripting():
             self._refuse_scripted_training()
             return _scripted_lif(x, self.tau, self.v_threshold, self.v_reset, self.decay_input)
-        return self._fire(x, self.tau)
+        return self._fire(x)
+
+    @torch.jit.unused
+    def arguments(self) -> dict[str, Any]:
+        """What `timm_snn.ops.lif`, and the ops that it is fused into, are called with."""
+        return dict(
+            tau=self._tau(),
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            decay_input=self.decay_input,
+            surrogate=self.surrogate,
+            detach_reset=self.detach_reset,
+            backend=self.backend,
+        )
+
+    @torch.jit.unused
+    def _tau(self) -> float | Tensor:
+        return self.tau
 
     def _refuse_scripted_training(self) -> None:
         if self.training:
@@ -61,17 +79,8 @@ class LIF(nn.Module):
             )
 
     @torch.jit.unused
-    def _fire(self, x: Tensor, tau: float | Tensor) -> Tensor:
-        return lif(
-            x,
-            tau=tau,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            decay_input=self.decay_input,
-            surrogate=self.surrogate,
-            detach_reset=self.detach_reset,
-            backend=self.backend,
-        )
+    def _fire(self, x: Tensor) -> Tensor:
+        return lif(x, **self.arguments())
 
     def extra_repr(self) -> str:
         names = ('tau', 'v_threshold', 'v_reset', 'decay_input', 'surrogate', 'detach_reset', 'backend')
@@ -93,11 +102,13 @@ class ParametricLIF(LIF):
         self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        tau = 1 + torch.exp(-_in_membrane_dtype(self.w))
         if torch.jit.is_scripting():
             self._refuse_scripted_training()
-            return _scripted_lif(x, tau.item(), self.v_threshold, self.v_reset, self.decay_input)
-        return self._fire(x, tau)
+            return _scripted_lif(x, self._tau().item(), self.v_threshold, self.v_reset, self.decay_input)
+        return self._fire(x)
+
+    def _tau(self) -> Tensor:
+        return 1 + torch.exp(-_in_membrane_dtype(self.w))
 
     def extra_repr(self) -> str:
         return f'initial {super().extra_repr()}'  # begins with tau

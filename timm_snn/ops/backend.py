@@ -38,6 +38,21 @@ _MODULES: dict[str, str] = {
     'torch': 'timm_snn.ops.lif_torch',
 }
 _loaded: dict[str, ModuleType] = {'torch': lif_torch}
+# Backend -> its fused ops and the modules that hold them. What a backend does not have is composed of its neuron and
+# plain torch.
+_FUSED: dict[str, dict[str, str]] = {
+    'timm_snn.ops.lif_compile': {
+        'bn_lif': 'timm_snn.ops.bn_lif_compile',
+        'affine_lif': 'timm_snn.ops.bn_lif_compile',
+    },
+    'timm_snn.ops.lif_triton': {
+        'bn_lif': 'timm_snn.ops.bn_lif_triton',
+        'bn_pool_lif': 'timm_snn.ops.bn_lif_triton',
+        'affine_lif': 'timm_snn.ops.bn_lif_triton',
+        'affine_pool_lif': 'timm_snn.ops.bn_lif_triton',
+        'mssa': 'timm_snn.ops.mssa_triton',
+    },
+}
 
 # Plain globals, not context variables: torch.compile guards on them and compiles anew when they change.
 _in_context: str | None = None
@@ -116,6 +131,18 @@ def resolve_backend(argument: str | None, x: Tensor) -> ModuleType:
     raise BackendUnavailable('no LIF backend can run this input; see timm_snn.backend_report()')
 
 
+def fused(op: str, backend: ModuleType) -> ModuleType | None:
+    """The module with this backend's fused `op`, if it has one.
+
+    Inside torch.compile the compiled backend has none: Inductor does the fusing there.
+    """
+    name = _FUSED.get(backend.__name__, {}).get(op)
+    if name is None or (torch.compiler.is_compiling() and backend.__name__ == _MODULES['compile']):
+        return None
+    _import_fused(name)
+    return _loaded[name]
+
+
 def _asked_for(argument: str | None) -> tuple[str, str]:
     """The backend's name and who asked for it."""
     for name, asked_by in (
@@ -136,6 +163,13 @@ def _import(name: str) -> bool:
             _loaded[name] = importlib.import_module(_MODULES[name])
         except ModuleNotFoundError as error:  # any other ImportError is a fault that must be seen
             _loaded[name] = _not_installed(name, f'{error}: pip install {error.name}')
+    return True
+
+
+@torch.compiler.assume_constant_result
+def _import_fused(name: str) -> bool:
+    if name not in _loaded:
+        _loaded[name] = importlib.import_module(name)
     return True
 
 

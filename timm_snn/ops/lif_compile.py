@@ -115,10 +115,13 @@ class _Lif(torch.autograd.Function):
         return from_steps(grad_x, x, strides), grad_v, grad_tau, None, None
 
 
-def fire(x: Tensor, v: Tensor | None, tau: Tensor | None, s: Settings) -> tuple[Tensor, Tensor]:
-    """x [T, ...] -> spikes, last membrane."""
+def fire(
+    x: Tensor, v: Tensor | None, tau: Tensor | None, s: Settings, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """x [T, ...] -> spikes in this dtype, by default that of x, and the last membrane."""
+    dtype = dtype or x.dtype
     _, charged, v = unroll(x.to(membrane_dtype(x.dtype)).unbind(0), v, tau, s)
-    return torch.stack([spikes_of(h, x.dtype, s) for h in charged]), v
+    return torch.stack([spikes_of(h, dtype, s) for h in charged]), v
 
 
 def spikes_of(h: Tensor, dtype: torch.dtype, s: Settings) -> Tensor:

@@ -1,0 +1,43 @@
+"""A model for inference: batch norms folded into the convolutions, channels last."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .conv import ConvBnLif
+
+__all__ = ['fuse']
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy of a trained model, in eval mode, to use for inference: same input, same output, less work.
+
+    Batch norms disappear into the convolutions before them, folded in float64 and rounded once, and weights are laid out
+    channels_last, as convolutions want them. Rounding differs from the model's in the last bit, so a membrane that lies
+    on its threshold may fire in one and not in the other. Combine it with a backend, torch.compile and autocast:
+
+        fused = timm_snn.fuse(model)
+        with torch.inference_mode(), timm_snn.use_backend('compile'):
+            logits = fused(images)
+
+    The model itself is left as it is. Raises: ValueError for a model without units of convolution, norm and neuron.
+    """
+    units = [module for module in model.modules() if isinstance(module, ConvBnLif)]
+    if not units:
+        raise ValueError(f'fuse found no ConvBnLif in {type(model).__name__}: it takes the models of timm_snn')
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for unit in model.modules():
+        if isinstance(unit, ConvBnLif) and isinstance(unit.bn, nn.modules.batchnorm._BatchNorm):
+            _fold(unit)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _fold(unit: ConvBnLif) -> None:
+    conv, bn = unit.conv, unit.bn
+    statistics = (bn.running_mean.double(), bn.running_var.double(), bn.eps, bn.weight.double(), bn.bias.double())
+    bias = None if conv.bias is None else conv.bias.double()
+    folded = fuse_conv_bn_weights(conv.weight.double(), bias, *statistics)
+    conv.weight, conv.bias = (nn.Parameter(p.to(conv.weight.dtype), requires_grad=False) for p in folded)
+    unit.bn = nn.Identity()
