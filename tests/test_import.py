@@ -26,13 +26,14 @@ print(sorted(new - set(sys.stdlib_module_names)))
 
 
 def test_public_names_are_few_and_exist():
-    assert len(timm_snn.__all__) <= 12
+    assert len(timm_snn.__all__) <= 14  # twelve to build with, and verbs for a finished model
     assert all(hasattr(timm_snn, name) for name in timm_snn.__all__)
 
 
-def test_time_is_merged_with_the_batch_in_one_file_only():
-    merging = [file for file in PACKAGE.rglob('*.py') if re.search(r'flatten\(0, ?1\)', file.read_text())]
-    assert merging == [PACKAGE / 'layers' / 'temporal.py']
+def test_time_is_merged_with_the_batch_in_one_layer_only():
+    """And in the op of batch norm, whose statistics are over both."""
+    merging = {file.name for file in PACKAGE.rglob('*.py') if re.search(r'flatten\(0, ?1\)', file.read_text())}
+    assert merging <= {'temporal.py', 'bn_lif.py', 'bn_lif_compile.py', 'bn_lif_triton.py'}
 
 
 def test_no_private_module_of_timm_is_imported():

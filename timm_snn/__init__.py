@@ -4,7 +4,7 @@ Importing this package registers the models: `import timm, timm_snn; timm.create
 """
 
 from . import layers, models, ops
-from .layers import LIF, ParametricLIF
+from .layers import LIF, ParametricLIF, fuse
 from .models import MSViT
 from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend
 
@@ -16,6 +16,7 @@ __all__ = [
     'MSViT',
     'ParametricLIF',
     'backend_report',
+    'fuse',
     'layers',
     'lif',
     'lif_stream',

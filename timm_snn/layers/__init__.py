@@ -2,6 +2,7 @@
 
 from .attention import MultiScaleSpikingAttention, SpikingSelfAttention
 from .conv import ConvBnLif
+from .fuse import fuse
 from .mlp import SpikingMlp
 from .neuron import LIF, ParametricLIF
 from .patch_embed import SpikingPatchEmbed, SpikingStem
@@ -21,6 +22,7 @@ __all__ = [
     'SpikingSelfAttention',
     'SpikingStem',
     'attentions',
+    'fuse',
     'merge_time',
     'neurons',
     'patch_embeds',

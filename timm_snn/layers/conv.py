@@ -1,6 +1,6 @@
 """ConvBnLif, the brick that every block is built from."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,31 +64,50 @@ class ConvBnLif(nn.Module):
         """Whether one op may stand for batch norm, pooling and neuron: no subclass, hook or tracer would miss them."""
         return (
             is_plain(self.lif, (LIF, ParametricLIF))
-            and is_plain(self.bn, (nn.BatchNorm1d, nn.BatchNorm2d, nn.Identity))
+            and (is_plain(self.bn, (nn.Identity,)) or (is_plain(self.bn, _BATCH_NORMS) and _is_usual(self.bn)))
             and is_plain(self.pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
             and not isinstance(x, Proxy)
-            and (isinstance(self.bn, nn.Identity) or self.bn.momentum is not None)
         )
 
     @torch.jit.unused
     def _fused(self, x: Tensor) -> Tensor:
         y = split_time(self.conv(merge_time(x)), x.shape[0])
-        pool, neuron = not isinstance(self.pool, nn.Identity), self.lif.arguments()
-        bn = self.bn
+        pool, neuron, bn = not isinstance(self.pool, nn.Identity), self.lif.arguments(), self.bn
         if isinstance(bn, nn.Identity):
             return pool_lif(y, pool=pool, **neuron)
         if bn.training:
             bn.num_batches_tracked.add_(1)
-        statistics = dict(training=bn.training, momentum=bn.momentum, eps=bn.eps)
-        return bn_lif(y, bn.weight, bn.bias, bn.running_mean, bn.running_var, pool=pool, **statistics, **neuron)
+        return bn_lif(
+            y,
+            bn.weight,
+            bn.bias,
+            bn.running_mean,
+            bn.running_var,
+            training=bn.training,
+            momentum=bn.momentum,
+            eps=bn.eps,
+            pool=pool,
+            **neuron,
+        )
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def _is_usual(bn: Any) -> bool:
+    """Affine, with running statistics that are averaged exponentially."""
+    return bn.affine and bn.track_running_stats and bn.momentum is not None
 
 
 class TokenConv(nn.Conv1d):
-    """nn.Conv1d that leaves channels_last tokens as they are; torch's own copies them to contiguous ones and back."""
+    """Conv1d that keeps sizes, for odd kernels, and leaves channels_last tokens as they are.
+
+    torch's own copies them to contiguous ones and back.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, padding = (1, self.stride[0]), (0, self.padding[0])
-        return F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, stride, padding).squeeze(2)
+        weight, padding = self.weight.unsqueeze(2), (0, (self.kernel_size[0] - 1) // 2)
+        return F.conv2d(x.unsqueeze(2), weight, self.bias, (1, self.stride[0]), padding).squeeze(2)
 
 
 def is_plain(module: nn.Module, types: tuple[type, ...]) -> bool:

@@ -39,6 +39,7 @@ from ..layers import (
     patch_embeds,
     to_time_first,
 )
+from ..ops.backend import keep_backend
 from .builder import build_spiking_model, check_state_dict, per_stage, take_indices
 
 __all__ = ['MSViT']
@@ -83,7 +84,7 @@ class MSViTStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
+            x = checkpoint_seq([keep_backend(block) for block in self.blocks], x)
         else:
             x = self.blocks(x)
         return x

@@ -1,7 +1,10 @@
 """Pure functions on tensors: no modules, no parameters, no state."""
 
 from .backend import BackendUnavailable, backend_report, set_backend, use_backend
+from .bn_lif import bn_lif, pool_lif
 from .lif import lif, lif_stream
+from .mssa import mssa
+from .packed import packed_spikes
 from .surrogate import ATan, Erf, PiecewiseQuadratic, Sigmoid, Surrogate
 
 __all__ = [
@@ -12,8 +15,12 @@ __all__ = [
     'Sigmoid',
     'Surrogate',
     'backend_report',
+    'bn_lif',
     'lif',
     'lif_stream',
+    'mssa',
+    'packed_spikes',
+    'pool_lif',
     'set_backend',
     'use_backend',
 ]

@@ -14,7 +14,7 @@ A backend asked for by name runs or raises `BackendUnavailable`; only 'auto' cho
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -92,6 +92,19 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _in_context = outer
+
+
+def keep_backend(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`function` with the backend that is chosen now: activation checkpointing calls it again in the backward pass."""
+    name = _in_context or _in_process
+    if name is None or torch.compiler.is_compiling():
+        return function
+
+    def run(x: Tensor) -> Tensor:
+        with use_backend(name):
+            return function(x)
+
+    return run
 
 
 def backend_report() -> str:
