@@ -5,6 +5,7 @@ Both see the feature map as N = H * W tokens in raster order, [T, B, C, N], and 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ class MultiScaleSpikingAttention(nn.Module):
 
     @torch.jit.unused
     def _fused_mask(self, queries: list[Tensor], k: Tensor) -> Tensor:
-        return mssa(queries, k, **self.attn_lif.arguments())
+        neuron: Any = self.attn_lif
+        return mssa(queries, k, **neuron.arguments())
 
 
 @attentions.register('ssa')

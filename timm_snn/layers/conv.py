@@ -72,7 +72,9 @@ class ConvBnLif(nn.Module):
     @torch.jit.unused
     def _fused(self, x: Tensor) -> Tensor:
         y = split_time(self.conv(merge_time(x)), x.shape[0])
-        pool, neuron, bn = not isinstance(self.pool, nn.Identity), self.lif.arguments(), self.bn
+        bn: Any = self.bn
+        lif: Any = self.lif
+        pool, neuron = not isinstance(self.pool, nn.Identity), lif.arguments()
         if isinstance(bn, nn.Identity):
             return pool_lif(y, pool=pool, **neuron)
         if bn.training:

@@ -1,6 +1,7 @@
 """A model for inference: batch norms folded into the convolutions, channels last."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +15,9 @@ __all__ = ['fuse']
 def fuse(model: nn.Module) -> nn.Module:
     """A copy of a trained model, in eval mode, to use for inference: same input, same output, less work.
 
-    Batch norms disappear into the convolutions before them, folded in float64 and rounded once, and weights are laid out
-    channels_last, as convolutions want them. Rounding differs from the model's in the last bit, so a membrane that lies
-    on its threshold may fire in one and not in the other. Combine it with a backend, torch.compile and autocast:
+    Batch norms disappear into the convolutions before them, folded in float64 and rounded once, and weights are laid
+    out channels_last, as convolutions want them. Rounding differs from the model's in the last bit, so a membrane that
+    lies on its threshold may fire in one and not in the other. Combine it with a backend, torch.compile and autocast:
 
         fused = timm_snn.fuse(model)
         with torch.inference_mode(), timm_snn.use_backend('compile'):
@@ -35,9 +36,10 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def _fold(unit: ConvBnLif) -> None:
-    conv, bn = unit.conv, unit.bn
+    conv: Any = unit.conv
+    bn: Any = unit.bn
     statistics = (bn.running_mean.double(), bn.running_var.double(), bn.eps, bn.weight.double(), bn.bias.double())
     bias = None if conv.bias is None else conv.bias.double()
     folded = fuse_conv_bn_weights(conv.weight.double(), bias, *statistics)
     conv.weight, conv.bias = (nn.Parameter(p.to(conv.weight.dtype), requires_grad=False) for p in folded)
-    unit.bn = nn.Identity()
+    unit.bn = nn.Identity()  # type: ignore[assignment]
