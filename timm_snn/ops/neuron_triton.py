@@ -215,7 +215,7 @@ def chunk_backward(
     SURROGATE: tl.constexpr,
     DETACH_RESET: tl.constexpr,
 ):
-    """A chunk of steps back, of which the first num_left exist: gradients of each h and x, and of v before the first."""
+    """A chunk of steps back, of which num_left exist: gradients of each h, each x, and v before the first."""
     grad_hs: tl.tuple = ()
     grad_xs: tl.tuple = ()
     for i in tl.static_range(len(hs) - 1, -1, -1):

@@ -1,0 +1,307 @@
+"""The tail of multi-scale spiking attention in Triton: sum of the queries over channels, neuron, mask on the keys.
+
+The forward pass is one kernel, which reads queries and keys once and writes the output. The backward pass works on the
+mask's grid, smaller by the head's number of channels: it runs the neuron again from the summed current, multiplies in
+one kernel over the keys, and has lif_triton.py do the neuron's gradient. Every query gets the same gradient, constant
+over the channels, as one expanded tensor.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import lif_triton
+from .layout import as_steps, empty_steps, step_strides
+from .lif_op import constant_alpha, empty_membrane, split_tau
+from .lif_torch import membrane_dtype
+from .neuron_triton import charge, launch, load_tau, neuron_settings, reset, triton_membrane, why_no_kernel
+from .surrogate import Surrogate
+
+__all__ = ['mssa', 'why_not']
+
+TILE = 2048  # elements of a head: 16 for each of the 128 threads
+
+
+def why_not(x: Tensor | None = None) -> str | None:
+    """Why Triton cannot run x, or without x why it cannot run at all."""
+    return why_no_kernel(x)
+
+
+def mssa(
+    queries: Sequence[Tensor],
+    k: Tensor,
+    *,
+    tau: float | Tensor,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    surrogate: Surrogate,
+    detach_reset: bool,
+) -> Tensor:
+    """LIF(sum of the queries, summed over D) * k.
+
+    Shape: queries and k [T, B, heads, D, N] -> the same, in the dtype and layout of k.
+    Raises: BackendUnavailable for a surrogate that is not in the table of surrogate.py.
+    """
+    first, *others = queries
+    if len(others) > 1:  # the kernel takes two, as the paper has
+        others = [sum(others[1:], others[0])]
+    alpha = constant_alpha(surrogate, 'triton')
+    tau, tau_tensor = split_tau(tau, k)
+    tensors = (first, *others, k) if tau_tensor is None else (first, *others, k, tau_tensor)
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return _mssa(
+        first, others[0] if others else None, k, tau_tensor, tau, v_threshold, v_reset, decay_input, surrogate.name,
+        alpha, detach_reset, needs_grad,
+    )[0]  # fmt: skip
+
+
+@torch.library.custom_op('timm_snn::mssa_triton', mutates_args=())
+def _mssa(
+    q: Tensor,
+    p: Tensor | None,
+    k: Tensor,
+    tau_tensor: Tensor | None,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    surrogate: str,
+    alpha: float,
+    detach_reset: bool,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    num_steps, batch, heads, D, N = k.shape
+    q, p, k = _sequence(q, k), None if p is None else _sequence(p, k), _sequence(k, k)
+    out = empty_steps(k)
+    current = _current(k) if needs_grad else empty_membrane(k)
+    tile_d, tile_n = _tile(D, N)
+    neuron = neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, k.dtype)
+    launch(
+        _mssa_kernel,
+        (batch * heads, triton.cdiv(N, tile_n)) if k.numel() else 0,
+        q,
+        p,
+        k,
+        out,
+        current if needs_grad else None,
+        q.stride(0),
+        None if p is None else p.stride(0),
+        k.stride(0),
+        out.stride(0),
+        *k.stride()[1:],
+        heads,
+        D,
+        N,
+        num_steps,
+        **neuron,
+        BLOCK_D=tile_d,
+        BLOCK_N=tile_n,
+    )
+    return out, current
+
+
+@_mssa.register_fake
+def _(
+    q, p, k, tau_tensor, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset, needs_grad
+):  # fmt: skip
+    return empty_steps(k), _current(k) if needs_grad else empty_membrane(k)
+
+
+@torch.library.custom_op('timm_snn::mssa_triton_backward', mutates_args=())
+def _mssa_backward(
+    grad_out: Tensor,
+    k: Tensor,
+    current: Tensor,
+    tau_tensor: Tensor | None,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    surrogate: str,
+    alpha: float,
+    detach_reset: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of k, of the current [T, B, heads, N], and of tau."""
+    num_steps, batch, heads, D, N = k.shape
+    neuron = (tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input)
+    attn, _ = lif_triton.forward(current, None, *neuron, False)
+    k, grad_out = _sequence(k, k), _sequence(grad_out, k)
+    grad_k, grad_attn = empty_steps(k), torch.empty_like(current)
+    tile_d, tile_n = _tile(D, N)
+    launch(
+        _mask_backward_kernel,
+        (num_steps * batch * heads, triton.cdiv(N, tile_n)) if k.numel() else 0,
+        k,
+        grad_out,
+        attn,
+        grad_k,
+        grad_attn,
+        k.stride(0),
+        grad_out.stride(0),
+        grad_k.stride(0),
+        *k.stride()[1:],
+        batch,
+        heads,
+        D,
+        N,
+        MEMBRANE=triton_membrane(k.dtype),
+        BLOCK_D=tile_d,
+        BLOCK_N=tile_n,
+    )
+    grad_current, _, grad_tau = lif_triton.backward(
+        grad_attn, None, current, None, *neuron, surrogate, alpha, detach_reset
+    )
+    return grad_k, grad_current, grad_tau
+
+
+@_mssa_backward.register_fake
+def _(
+    grad_out, k, current, tau_tensor, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset
+):  # fmt: skip
+    grad_tau = empty_membrane(k) if tau_tensor is None else current.new_empty(())
+    return empty_steps(k), torch.empty_like(current), grad_tau
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, p, k, tau_tensor, *ctx.settings, _ = inputs
+    ctx.q_dtype, ctx.p_dtype = q.dtype, None if p is None else p.dtype
+    ctx.save_for_backward(k, output[1], tau_tensor)
+
+
+def _backward(ctx, grad_out, _):
+    k, current, tau_tensor = ctx.saved_tensors
+    grad_k, grad_current, grad_tau = _mssa_backward(grad_out, k, current, tau_tensor, *ctx.settings)
+    grad_q = grad_current.to(ctx.q_dtype).unsqueeze(3).expand(k.shape)
+    return (
+        grad_q,
+        None if ctx.p_dtype is None else grad_q.to(ctx.p_dtype),
+        grad_k,
+        None if tau_tensor is None else grad_tau.reshape(tau_tensor.shape).to(tau_tensor.dtype),
+        *[None] * (len(ctx.settings) + 1),
+    )
+
+
+_mssa.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _current(k: Tensor) -> Tensor:
+    """Uninitialised [T, B, heads, N]; in the membrane's dtype, since half precision cannot hold large sums."""
+    num_steps, batch, heads, _, N = k.shape
+    return k.new_empty(num_steps, batch, heads, N, dtype=membrane_dtype(k.dtype))
+
+
+def _sequence(x: Tensor, like: Tensor) -> Tensor:
+    """x with its steps laid out as those of `like`; a copy if they are not."""
+    strides = step_strides(like)
+    steps = as_steps(x, strides)
+    return steps.as_strided(x.shape, (steps.stride(0), *strides))
+
+
+def _tile(D: int, N: int) -> tuple[int, int]:
+    block_d = min(triton.next_power_of_2(max(D, 1)), 128)
+    return block_d, min(triton.next_power_of_2(max(N, 1)), max(TILE // block_d, 16))
+
+
+@triton.jit
+def _mssa_kernel(
+    q_ptr,  # [T, B, heads, D, N], as the next three; all with the strides of k within a step
+    p_ptr,  # or None
+    k_ptr,
+    out_ptr,
+    current_ptr,  # [T, B, heads, N], or None if nobody needs it
+    q_stride: tl.int64,  # of a step
+    p_stride,
+    k_stride: tl.int64,
+    out_stride: tl.int64,
+    stride_b: tl.int64,
+    stride_h: tl.int64,
+    stride_d,
+    stride_n,
+    num_heads,
+    D,
+    N,
+    num_steps,
+    tau_ptr,
+    tau: tl.float64,
+    v_threshold: tl.float64,
+    v_rest: tl.float64,
+    HARD_RESET: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    EXACT_INVERSE: tl.constexpr,
+    MEMBRANE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    head = tl.program_id(0).to(tl.int64)  # of all samples
+    d = tl.arange(0, BLOCK_D)[:, None]
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tile = head // num_heads * stride_b + head % num_heads * stride_h + d * stride_d + n * stride_n
+    tau = load_tau(tau_ptr, tau, MEMBRANE)
+    v_threshold = tl.full([], v_threshold, MEMBRANE)
+    v_rest = tl.full([], v_rest, MEMBRANE)
+    v = tl.zeros([1, BLOCK_N], MEMBRANE) + v_rest
+    for t in range(num_steps):
+        total = tl.zeros([BLOCK_D, BLOCK_N], MEMBRANE)
+        for first in range(0, D, BLOCK_D):
+            inside = (first + d < D) & (n < N)
+            offset = first * stride_d + tile
+            total += tl.load(q_ptr + t * q_stride + offset, mask=inside, other=0.0).to(MEMBRANE)
+            if p_ptr is not None:
+                step = tl.full([], t, tl.int64) * p_stride
+                total += tl.load(p_ptr + step + offset, mask=inside, other=0.0).to(MEMBRANE)
+        current = tl.sum(total, 0)[None, :]
+        if current_ptr is not None:
+            row = (t * tl.num_programs(0) + head) * N
+            tl.store(current_ptr + row + n, current, mask=n < N)
+        h = charge(current, v, tau, v_rest, DECAY_INPUT, EXACT_INVERSE)
+        fires, v = reset(h, v_threshold, v_rest, HARD_RESET)
+        for first in range(0, D, BLOCK_D):
+            inside = (first + d < D) & (n < N)
+            offset = first * stride_d + tile
+            k = tl.load(k_ptr + t * k_stride + offset, mask=inside, other=0.0).to(MEMBRANE)
+            out = tl.where(fires, k, 0.0).to(out_ptr.dtype.element_ty)
+            tl.store(out_ptr + t * out_stride + offset, out, mask=inside)
+
+
+@triton.jit
+def _mask_backward_kernel(
+    k_ptr,  # [T, B, heads, D, N], as the next and grad_k; all with the strides of k within a step
+    grad_out_ptr,
+    attn_ptr,  # [T, B, heads, N], as grad_attn
+    grad_k_ptr,
+    grad_attn_ptr,
+    k_stride: tl.int64,  # of a step
+    grad_out_stride: tl.int64,
+    grad_k_stride: tl.int64,
+    stride_b: tl.int64,
+    stride_h: tl.int64,
+    stride_d,
+    stride_n,
+    batch,
+    num_heads,
+    D,
+    N,
+    MEMBRANE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    t = row // (batch * num_heads)
+    d = tl.arange(0, BLOCK_D)[:, None]
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tile = row // num_heads % batch * stride_b + row % num_heads * stride_h + d * stride_d + n * stride_n
+    attn = tl.load(attn_ptr + row * N + n, mask=n < N, other=0.0)
+    total = tl.zeros([BLOCK_D, BLOCK_N], MEMBRANE)
+    for first in range(0, D, BLOCK_D):
+        inside = (first + d < D) & (n < N)
+        offset = first * stride_d + tile
+        k = tl.load(k_ptr + t * k_stride + offset, mask=inside, other=0.0).to(MEMBRANE)
+        grad = tl.load(grad_out_ptr + t * grad_out_stride + offset, mask=inside, other=0.0).to(MEMBRANE)
+        total += grad * k
+        grad_k = (grad * attn).to(grad_k_ptr.dtype.element_ty)
+        tl.store(grad_k_ptr + t * grad_k_stride + offset, grad_k, mask=inside)
+    tl.store(grad_attn_ptr + row * N + n, tl.sum(total, 0)[None, :], mask=n < N)
