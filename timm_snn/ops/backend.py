@@ -35,8 +35,11 @@ _logger = logging.getLogger(__name__)
 _MODULES: dict[str, str] = {
     'compile': 'timm_snn.ops.lif_compile',
     'triton': 'timm_snn.ops.lif_triton',
+    'cupy': 'timm_snn.ops.lif_cupy',
     'torch': 'timm_snn.ops.lif_torch',
 }
+# Module that a backend lacks -> what to install, where that is not the module.
+_PACKAGES = {'cupy': "'timm-snn[cupy]', or 'timm-snn[cupy13]' beside a torch for CUDA 13"}
 _loaded: dict[str, ModuleType] = {'torch': lif_torch}
 # Backend -> its fused ops and the modules that hold them. What a backend does not have is composed of its neuron and
 # plain torch.
@@ -175,7 +178,7 @@ def _import(name: str) -> bool:
         try:
             _loaded[name] = importlib.import_module(_MODULES[name])
         except ModuleNotFoundError as error:  # any other ImportError is a fault that must be seen
-            _loaded[name] = _not_installed(name, f'{error}: pip install {error.name}')
+            _loaded[name] = _not_installed(name, f'{error}: pip install {_PACKAGES.get(error.name or "", error.name)}')
     return True
 
 

@@ -1,0 +1,182 @@
+"""Timing side by side, and tables of what was measured. For the scripts in this folder.
+
+clock = Clock('cuda', threads=1, rounds=9)
+times = clock.compare({'ours': run_ours, 'theirs': run_theirs})   # name -> Timing
+table = Table('lif', clock.environment(), columns=['variant', 'milliseconds'])
+table.add(variant='ours', milliseconds=1e3 * times['ours'].median)
+table.save(directory, x='variant', y='milliseconds')              # terminal, lif.csv, lif.png
+"""
+
+import csv
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table as RichTable
+
+__all__ = ['Clock', 'Table', 'Timing']
+
+Value = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call, over the rounds."""
+
+    median: float
+    fastest: float
+    slowest: float
+
+    @property
+    def spread(self) -> float:
+        """(slowest - fastest) / median: how far two medians must be apart to differ."""
+        return (self.slowest - self.fastest) / self.median
+
+
+class Clock:
+    """Times callables that take turns, so that a change in the machine's speed meets all of them.
+
+    Args:
+        device: Where the callables work; on CUDA the time is that between two events on the current stream.
+        threads: For torch on the CPU, set for the whole process; None leaves torch's choice.
+        rounds: Turns of each callable.
+        turn: A turn repeats a callable until it takes about this many seconds, and counts the mean.
+    """
+
+    def __init__(self, device: str, threads: int | None = None, rounds: int = 9, turn: float = 0.02):
+        self.device, self.rounds, self.turn = torch.device(device), rounds, turn
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def compare(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
+        """Warm every callable up, then give each a turn in every round."""
+        repeats = {}
+        for name, run in runs.items():
+            self._seconds(run, 2)  # compiles what compiles
+            repeats[name] = max(1, min(1000, round(self.turn / max(self._seconds(run, 1), 1e-9))))
+        turns: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(self.rounds):
+            for name, run in runs.items():
+                turns[name].append(self._seconds(run, repeats[name]))
+        return {name: Timing(statistics.median(t), min(t), max(t)) for name, t in turns.items()}
+
+    def _seconds(self, run: Callable[[], object], repeats: int) -> float:
+        """Mean over `repeats` calls, with nothing else on the device."""
+        if self.device.type == 'cuda':
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize(self.device)
+            start.record()
+            for _ in range(repeats):
+                run()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / repeats
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - begin) / repeats
+
+    def copier(self, num_bytes: int) -> Callable[[], object]:
+        """A callable that moves num_bytes, half of them read and half written: the memory's speed, when timed."""
+        source = torch.ones(max(1, num_bytes // 8), device=self.device)
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+
+    def environment(self) -> dict[str, str]:
+        """What the numbers depend on, for the head of a table."""
+        load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
+        return {
+            'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+            'command': shlex.join(['python', *sys.argv]),
+            'device': torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else _cpu_name(),
+            'threads': f'{torch.get_num_threads()} of {os.cpu_count()}',
+            'load average': f'{load:.2f}',
+            'versions': f'torch {torch.__version__}, Python {platform.python_version()}',
+            'times': f'median of {self.rounds} interleaved rounds, spread (max - min) / median',
+        }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class Table:
+    """Rows of measurements under a head that says where they come from."""
+
+    def __init__(self, name: str, head: Mapping[str, str], columns: list[str]):
+        self.name, self.head, self.columns = name, dict(head), columns
+        self.rows: list[dict[str, Value]] = []
+
+    def add(self, **row: Value) -> None:
+        """One row; a column may be missing."""
+        if unknown := set(row) - set(self.columns):
+            raise ValueError(f'table {self.name!r} has no columns {sorted(unknown)}: it has {self.columns}')
+        self.rows.append(row)
+
+    def save(self, directory: Path, x: str, y: str, by: str | None = None) -> None:
+        """Print it, and write <directory>/<name>.csv and .png: y over x, one line or set of bars for each value of by.
+
+        A column of numbers as x gives lines on logarithmic axes, any other one bars.
+        """
+        rich = RichTable(title=self.name)
+        for column in self.columns:
+            rich.add_column(column, justify='left' if isinstance(self.rows[0].get(column), str) else 'right')
+        for row in self.rows:
+            rich.add_row(*(_text(row.get(column)) for column in self.columns))
+        console = Console()
+        console.width = max(console.width, 160)  # a file or a pipe has no width, and 80 would cut columns
+        for key, value in self.head.items():
+            print(f'{key}: {value}')
+        console.print(rich)
+
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(directory / f'{self.name}.csv', 'w', newline='') as file:
+            file.writelines(f'# {key}: {value}\n' for key, value in self.head.items())
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._plot(directory / f'{self.name}.png', x, y, by)
+
+    def _plot(self, path: Path, x: str, y: str, by: str | None) -> None:
+        figure = Figure(figsize=(10, 6), layout='constrained')
+        axes = figure.subplots()
+        rows = [row for row in self.rows if row.get(y) is not None]
+        groups = list(dict.fromkeys(str(row[by]) if by else '' for row in rows))
+        places = list(dict.fromkeys(row[x] for row in rows))
+        numeric = all(isinstance(place, int | float) for place in places)
+        for i, group in enumerate(groups):
+            mine = [row for row in rows if not by or str(row[by]) == group]
+            heights: list = [row[y] for row in mine]
+            if numeric:
+                axes.loglog([row[x] for row in mine], heights, marker='o', label=group)
+            else:
+                height = 0.8 / len(groups)
+                bars = axes.barh([places.index(row[x]) + i * height for row in mine], heights, height, label=group)
+                axes.bar_label(bars, fmt='%.3g', padding=2)
+        if numeric:
+            axes.set(xlabel=x, ylabel=y)
+        else:
+            axes.set_yticks([i + 0.4 - 0.4 / len(groups) for i in range(len(places))], [str(place) for place in places])
+            axes.invert_yaxis()
+            axes.set_xlabel(y)
+        if by:
+            axes.legend(title=by)
+        axes.set_title(f'{self.name}: {self.head["device"]}, {self.head["date"]}', fontsize='medium')
+        figure.savefig(path, dpi=120)
+
+
+def _text(value: Value) -> str:
+    return '-' if value is None else f'{value:.3g}' if isinstance(value, float) else str(value)
