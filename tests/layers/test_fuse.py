@@ -83,7 +83,7 @@ def test_a_fused_unit_under_autocast():
     fused = fuse(block)
     with torch.autocast('cpu', torch.bfloat16):
         flips, flips_of_layers = ((m(x) != exact).float().mean() for m in (fused, block))
-    assert 0.1 < exact.mean() < 0.9 and 0 < flips <= 1.2 * flips_of_layers < 0.01
+    assert 0.05 < exact.mean() < 0.9 and 0 < flips <= 1.2 * flips_of_layers < 0.01
 
 
 def test_a_model_without_units_is_refused():
