@@ -66,8 +66,8 @@ def multi_scale(layer: MultiScaleSpikingAttention, spikes: Mapping[str, Tensor],
 
 
 def gates(layer: MultiScaleSpikingAttention, queries: Sequence[Tensor]) -> Tensor:
-    """A [T, B, heads, 1, N] of the queries [T, B, C, N]. Computed again, since a fused kernel does not show it."""
-    return layer.attn_lif(sum(q.unflatten(2, [-1, layer.head_dim]).sum(3, keepdim=True) for q in queries))
+    """A [T, B, heads, 1, N] of the queries [T, B, C, N], computed again because a fused kernel does not show it."""
+    return layer.attn_lif.forward(sum(q.unflatten(2, [-1, layer.head_dim]).sum(3, keepdim=True) for q in queries))
 
 
 @register(SpikingSelfAttention, 'SSA')

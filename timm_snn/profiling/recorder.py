@@ -58,6 +58,8 @@ class Site:
         self.operations: dict[int, Operation] = {}
         self.neurons = 0  # per sample
         self.state_bytes = 0  # of their membranes
+        self.spikes: Tensor | None = None  # [T, B, ...]
+        self.unit: Any = None  # a ConvBnLif, its input, and how many steps each step of that stands for
         self._called = 0  # operations of this batch
 
     def operate(self, kind: str, operands: Sequence[str | Tensor], counts: Counts, repeats: int = 1) -> Operation:
@@ -86,6 +88,8 @@ class Site:
         if self.output is None:
             self.output = self.recorder.activity()
         self._see(self.output, spikes)
+        if self.recorder.keep:
+            self.spikes = spikes
         self.neurons = spikes[0, 0].numel()
         # the membrane is float32 for half precision and has the dtype of its input otherwise
         self.state_bytes = self.neurons * max(4, spikes.element_size())
@@ -110,16 +114,18 @@ class Recorder:
     """Counts what `model` does to every batch that `run` is given; `sites` holds the result, in the order of execution.
 
     A context manager: puts the model into eval mode and adds hooks, and on the way out, also after an exception, takes
-    them away and restores the mode of every module.
+    them away and restores the mode of every module. With `keep`, for pictures, it holds on to the tensors of the last
+    run: sites have their `spikes` and `unit`, and `kept` has what attention layers computed.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, keep: bool = False) -> None:
         self.model = model
+        self.keep = keep
         self.sites: dict[str, Site] = {}
         self.batch_sizes: list[int] = []
         self.num_steps = 1
         self.static = True  # images; False for frames
-        self.kept: dict[nn.Module, dict[str, Tensor]] = {}  # of attention layers: spikes of their units, for the rule
+        self.kept: dict[Any, dict[str, Tensor]] = {}  # of attention layers: spikes of their units, for the rule
         self._batch_size = 1
         self._tallies: list[Any] = []
         self._measured: list[tuple[Tensor, Measured]] = []  # of the last tensors, which often enter several layers
@@ -148,7 +154,8 @@ class Recorder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.kept.clear()
+        if not self.keep:
+            self.kept.clear()
         self._measured.clear()
         self._exit.close()
 
@@ -245,10 +252,10 @@ class Recorder:
                 self._running.append(module)
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if stands_for_parts:
-                self._running.pop()
             if on_output and not self._is_part(module):
                 on_output(name, module, next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), output)
+            if stands_for_parts:
+                self._running.pop()
             self._inside -= counted
             self._path.pop()
 
@@ -280,6 +287,8 @@ class Recorder:
         geometry = self._geometry_of(unit.conv)
         rows = x.reshape(-1, *x.shape[2:])
         out_size = geometry.output_size(x.shape[3:])
+        if self.keep:
+            site.unit = (unit, x, repeats)
         # its bias vanishes in the batch norm, or is the batch norm
         counts = count_convolution(rows, unit.conv.weight, out_size, geometry, self._zeros_in(unit.conv), False)
         counts.effective = counts.effective.reshape(x.shape[:2])

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -163,6 +164,21 @@ class Report:
             *([f'Not counted, weights that no rule knows: {", ".join(self.not_counted)}'] if self.not_counted else []),
         )
 
+    def to_html(self, others: Sequence['Report'] = ()) -> str:
+        """One page with plots, without anything to fetch; `others` are models to compare with. Needs matplotlib."""
+        from .page import make_page
+
+        return make_page(self, others)
+
+    def save(self, folder: str | Path, others: Sequence['Report'] = ()) -> list[Path]:
+        """Write report.json, .csv, .md and .html, the last with `others` to compare with."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {'json': self.to_json(), 'csv': self.to_csv(), 'md': self.to_markdown(), 'html': self.to_html(others)}
+        for suffix, text in texts.items():
+            (folder / f'report.{suffix}').write_text(text, encoding='utf-8')
+        return [folder / f'report.{suffix}' for suffix in texts]
+
     @property
     def caveat(self) -> str:
         return f'{NOTICE}: {self.mac_pj:g} pJ per MAC, {self.ac_pj:g} pJ per AC, no data movement'
@@ -175,14 +191,14 @@ class Report:
             f'T = {self.num_steps}',
             *([f'top-1 {self.top1:.2f} %'] if self.top1 is not None else []),
             f'{self.parameters:,} parameters',
-            f'footprint {_bytes(self.footprint_bytes)}',
-            f'membranes {_bytes(self.state_bytes)}',
+            f'footprint {readable_bytes(self.footprint_bytes)}',
+            f'membranes {readable_bytes(self.state_bytes)}',
         ]
         if self.total.firing_rate is not None:
             facts.append(
                 f'firing rate {_with_interval(100 * self.total.firing_rate, self.total.firing_rate_ci95, 100)} %'
             )
-        facts.append(f'{_count(self.total.dense_macs_per_step)} MACs per step')
+        facts.append(f'{readable_count(self.total.dense_macs_per_step)} MACs per step')
         return ', '.join(facts)
 
     def energy_rows(self) -> list[list[str]]:
@@ -190,8 +206,8 @@ class Report:
             [
                 energy.convention,
                 _with_interval(energy.mj, energy.ci95),
-                _count(energy.macs),
-                _count(energy.acs),
+                readable_count(energy.macs),
+                readable_count(energy.acs),
                 *(['', ''] if name == ANN else [f'{energy.mj_first_once:.4g}', f'{energy.mj_first_every_step:.4g}']),
             ]
             for name, energy in self.energy.items()
@@ -205,8 +221,8 @@ class Report:
                 '' if layer.spike_count is None else f'{layer.spike_count:.4f}',
                 '' if layer.largest is None else f'{layer.largest:g}',
                 _entering(layer),
-                *map(_count, (layer.dense_macs_per_step, layer.effective_acs, layer.effective_macs)),
-                *map(_count, (layer.effective_matmul_ops, layer.effective_mask_ops, layer.neuron_updates)),
+                *map(readable_count, (layer.dense_macs_per_step, layer.effective_acs, layer.effective_macs)),
+                *map(readable_count, (layer.effective_matmul_ops, layer.effective_mask_ops, layer.neuron_updates)),
                 *(f'{mj:.4g}' for mj in layer.energy_mj.values()),
             ]
             for layer in [*layers, self.total]
@@ -319,7 +335,9 @@ def _layer(
             'firing_rate_ci95': _ci95(fired / updates.clamp(min=1)),
             'spike_count': spikes / updates.sum().item(),
             'largest': max(out.largest for out in outputs),
-            'rate_by_step': [sum(step) / per_step for step in zip(*by_step, strict=True)],
+            'rate_by_step': [sum(step) / per_step for step in zip(*by_step, strict=True)]
+            if len(by_step) == len(outputs)
+            else [],
             'neurons': sum(site.neurons for site in sites),
             'neuron_updates': updates.mean().item(),
             'state_bytes': float(sum(site.state_bytes for site in sites)),
@@ -426,7 +444,7 @@ def _entering(layer: Layer) -> str:
     )
 
 
-def _count(number: float) -> str:
+def readable_count(number: float) -> str:
     """1234567 -> '1.235 M'."""
     for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
         if number >= size:
@@ -434,8 +452,8 @@ def _count(number: float) -> str:
     return f'{number:.4g}'
 
 
-def _bytes(number: float) -> str:
-    return f'{_count(number)}B' if number >= 1000 else f'{number:.0f} B'
+def readable_bytes(number: float) -> str:
+    return f'{readable_count(number)}B' if number >= 1000 else f'{number:.0f} B'
 
 
 def _with_interval(value: float, ci95: float | None, scale: float = 1.0) -> str:
