@@ -115,3 +115,11 @@ class TestPage:
 
     def test_models_without_spikes_have_one_too(self, reports):
         assert 'This model has no spiking neurons.' in reports[1].to_html()
+
+
+def test_a_missing_library_says_what_to_install(reports, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs rich: pip install 'timm-snn\[profile\]'"):
+        reports[0].table()
+    with pytest.raises(ModuleNotFoundError, match='needs matplotlib'):
+        reports[0].to_html()

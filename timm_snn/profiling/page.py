@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from .energy import CONVENTIONS
-from .report import ANN, ENERGY_HEADER, NOTICE, STAGE_HEADER, Report, readable_bytes, readable_count
+from .report import ANN, ENERGY_HEADER, NOTICE, STAGE_HEADER, Report, readable_bytes, readable_count, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +34,7 @@ STYLE: dict[str, Any] = {
 
 
 def make_page(report: Report, others: Sequence[Report] = ()) -> str:
+    require('matplotlib')
     import matplotlib as mpl
 
     template = Template(files(__package__).joinpath('page.html').read_text(encoding='utf-8'))

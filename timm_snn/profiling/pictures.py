@@ -16,7 +16,7 @@ from .attention import gates
 from .page import COLORS, STYLE
 from .profiler import eager, profile
 from .recorder import Recorder
-from .report import NOTICE, Report
+from .report import NOTICE, Report, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -251,6 +251,7 @@ def _short(name: str) -> str:
 
 @contextmanager
 def _style() -> 'Iterator[None]':
+    require('matplotlib')
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # a dict with literal keys

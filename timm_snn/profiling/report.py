@@ -1,6 +1,7 @@
 """What `profile` found, as data, and as text for terminals, spreadsheets and model cards."""
 
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -144,6 +145,7 @@ class Report:
 
     def table(self) -> Any:
         """A `rich` renderable for terminals: energy by convention, then all layers by stage."""
+        require('rich')
         from rich import box
         from rich.console import Group
         from rich.table import Table
@@ -442,6 +444,12 @@ def _entering(layer: Layer) -> str:
         if layer.input == 'integer'
         else {'binary': '0, 1'}.get(layer.input, layer.input)
     )
+
+
+def require(library: str) -> None:
+    """Raises: ModuleNotFoundError that says what to install."""
+    if importlib.util.find_spec(library) is None:
+        raise ModuleNotFoundError(f"this needs {library}: pip install 'timm-snn[profile]'", name=library)
 
 
 def readable_count(number: float) -> str:
