@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 import timm_snn
 from tests.conftest import lively
@@ -181,6 +182,26 @@ class TestPublished:
         report = profile(timm.create_model(f'msvit_10_{size}', num_steps=1), torch.rand(1, 3, 224, 224))
         assert round(report.total.dense_macs_per_step / 1e9, 2) == gmacs
         assert report.energy['ANN twin'].macs == report.total.dense_macs_per_step
+
+
+@pytest.mark.parametrize('name', ['tf_efficientnet_b0', 'mobilevit_xxs', 'xcit_nano_12_p16_224', 'encoder'])
+def test_macs_of_other_architectures_are_those_of_torchs_flop_counter(name):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.layer = nn.Conv2d(3, 16, 4, 4), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+        def forward(self, x):
+            return self.layer(self.patches(x).flatten(2).transpose(1, 2)).mean(1)
+
+    model = Encoder() if name == 'encoder' else timm.create_model(name)
+    images = torch.rand(1, 3, 64, 96)  # a map shared by samples counts once for a batch there, for each sample here
+    with FlopCounterMode(display=False) as counter:  # on 'meta', since it does not know a CPU's kernel for attention
+        copy.deepcopy(model).to('meta').train()(images.to('meta'))
+    report = profile(model, images)
+    assert report.total.dense_macs == counter.get_total_flops() / 2
+    assert not [name for name in report.not_counted if 'embed' not in name and 'token' not in name]
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def spikes_of(model, names, images):

@@ -57,7 +57,7 @@ def make_page(report: Report, others: Sequence[Report] = ()) -> str:
         stage_table=table(STAGE_HEADER, report.layer_rows(report.stages), has_sum=True),
         layer_table=table(STAGE_HEADER, report.layer_rows(report.layers), has_sum=True),
         num_layers=len(report.layers),
-        footer=escape(f'Made with {versions}.'),
+        footer=escape(f'{report.uncounted if report.not_counted else ""} Made with {versions}.'),
         **plots,
     )
 

@@ -147,6 +147,9 @@ class Recorder:
                 stack.callback(setattr, module, 'training', module.training)
             self.model.eval()
             stack.enter_context(torch.compiler.set_stance('force_eager'))  # what is compiled runs without hooks
+            # torch's fast path of nn.MultiheadAttention is one op with no products in it
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
             self._survey()
             for module in self.model.modules():
                 self._attach(module, stack)

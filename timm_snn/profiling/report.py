@@ -91,7 +91,7 @@ class Report:
     energy: dict[str, Energy]
     stages: list[Layer]
     layers: list[Layer]
-    not_counted: list[str]  # modules with weights that no rule knows
+    not_counted: list[str]  # weights of two axes or more that no operation was seen with, as of embeddings
     versions: dict[str, str]
     notice: str = NOTICE
 
@@ -163,7 +163,7 @@ class Report:
             table(f'Layers. Energy: {NOTICE}, mJ', STAGE_HEADER, self.layer_rows(self.layers)),
             table('Stages', STAGE_HEADER, self.layer_rows(self.stages)),
             table(f'Energy per sample: {self.caveat}', ENERGY_HEADER, self.energy_rows()),
-            *([f'Not counted, weights that no rule knows: {", ".join(self.not_counted)}'] if self.not_counted else []),
+            *([self.uncounted] if self.not_counted else []),
         )
 
     def to_html(self, others: Sequence['Report'] = ()) -> str:
@@ -184,6 +184,10 @@ class Report:
     @property
     def caveat(self) -> str:
         return f'{NOTICE}: {self.mac_pj:g} pJ per MAC, {self.ac_pj:g} pJ per AC, no data movement'
+
+    @property
+    def uncounted(self) -> str:
+        return f'Not in these numbers, since no operation with them was seen: {", ".join(self.not_counted)}.'
 
     def describe(self) -> str:
         """Everything a number needs to be compared."""
