@@ -17,6 +17,7 @@ pytest.importorskip('rich')
 pytest.importorskip('sklearn')
 
 RECIPES = Path(__file__).parents[2] / 'recipes'
+SMALL = ('--model', 'msvit_4_96', '-n', '2')
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +73,23 @@ def test_weights_by_name_and_checkpoint(run, saved, tmp_path, capsys):
 
 
 def test_four_pictures(run, saved, tmp_path):
-    out = run('pictures.py', '--model', saved, '-n', 6, '--steps', 1, 2, '--sample', 3, '--output', tmp_path)
+    layers = ('stem.units.0', 'stages.0.blocks.0.attn.attn_lif')
+    out = run(
+        'pictures.py',
+        '--model',
+        saved,
+        '-n',
+        6,
+        '--steps',
+        1,
+        2,
+        '--sample',
+        3,
+        '--layers',
+        *layers,
+        '--output',
+        tmp_path,
+    )
     assert '4 pictures of digits, validation split, 6 of 360, evenly spread' in out
     names = ('accuracy_and_energy', 'attention_maps', 'membrane_traces', 'spike_raster')
     for name in names:
@@ -92,8 +109,8 @@ def test_four_pictures(run, saved, tmp_path):
             'cannot read the report none.json',
         ),
         ('energy.py', ['--model', 'msvit_4_96', '-n', '0'], r'0 is less than 1; see recipes/energy.py --help'),
-        ('pictures.py', ['--model', 'msvit_4_96', '-n', '2', '--sample', '2'], 'not one of the 2 samples'),
-        ('pictures.py', ['--model', 'msvit_4_96', '-n', '2', '--trace', 'x'], 'cannot make membrane_traces.png'),
+        ('pictures.py', [*SMALL, '--sample', '2'], 'not one of the 2 samples'),
+        ('pictures.py', [*SMALL, '--layers', 'stem.units.0', '--trace', 'x'], 'cannot make membrane_traces.png'),
         ('pictures.py', [], 'the following arguments are required: --model'),
     ],
 )
