@@ -14,7 +14,7 @@ timm_snn/profiling/energy.py.
 from pathlib import Path
 
 import torch
-from evaluation import make_parser, open_model, open_samples
+from evaluation import is_trained, make_parser, open_model, open_samples
 from options import one_line_errors
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -46,7 +46,7 @@ def main() -> None:
                 mac_pj=args.mac_pj,
                 ac_pj=args.ac_pj,
                 data_name=samples.description,
-                model_name=None if name.startswith(('local-dir:', 'hf-hub:')) else name,
+                model_name=None if is_trained(args, name) else f'{name} (random weights)',
             )
 
     report = report_of(args.model, **args.model_kwargs)

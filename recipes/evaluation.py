@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 import timm_snn  # noqa: F401  registers the models
 
-__all__ = ['make_parser', 'open_model', 'open_samples']
+__all__ = ['is_trained', 'make_parser', 'open_model', 'open_samples']
 
 
 def make_parser(description: str, num_samples: int) -> ArgumentParser:
@@ -63,9 +63,13 @@ def open_model(args: argparse.Namespace, name: str, **kwargs: Any) -> Any:
         )
         if args.num_steps and hasattr(model, 'num_steps'):
             model.num_steps = args.num_steps
-        if not (is_saved or args.pretrained or args.checkpoint):
+        if not is_trained(args, name):
             print(f'note: {name} has random weights: its spikes and all that follows say nothing', file=sys.stderr)
         return model.eval().to(args.device)
+
+
+def is_trained(args: argparse.Namespace, name: str) -> bool:
+    return name.startswith(('local-dir:', 'hf-hub:')) or args.pretrained or bool(args.checkpoint)
 
 
 class Samples(Dataset):

@@ -58,7 +58,7 @@ def test_a_report_of_a_saved_model_and_of_others(run, saved, tmp_path):
     report = json.loads((tmp_path / 'b' / 'report.json').read_text())
     assert (report['num_steps'], report['mac_pj'], report['num_samples']) == (2, 1.5, 9)
     page = (tmp_path / 'b' / 'report.html').read_text()
-    assert 'Against other models' in page and 'resnet10t' in page
+    assert 'Against other models' in page and 'resnet10t (random weights)' in page
     assert sorted(path.suffix for path in (tmp_path / 'b').iterdir()) == ['.csv', '.html', '.json', '.md']
 
 

@@ -49,7 +49,7 @@ def make_page(report: Report, others: Sequence[Report] = ()) -> str:
     return template.substitute(
         title=escape(f'{report.model}: firing rates and energy'),
         model=escape(report.model),
-        data=escape(f'{report.data}, {report.num_samples:,} samples, T = {report.num_steps}'),
+        data=escape(f'{report.data}; {report.num_samples:,} samples, T = {report.num_steps}'),
         facts=''.join(f'<div class="fact"><b>{value}</b><span>{name}</span></div>' for name, value in _facts(report)),
         notice=NOTICE,
         prices=f'{report.mac_pj:g} pJ per multiply-accumulate (MAC), {report.ac_pj:g} pJ per accumulate (AC)',
