@@ -25,7 +25,8 @@ made of accumulates, so it is T * F MACs (the classifier runs once: T = 1).
 Products of activations follow the same rules with the rate of the operand that gates them: the smaller one where both
 are spikes, that of the spikes where the other operand is not. For self-attention, h heads of width d over N tokens, A
 is then T h N d^2 (min(fr_k, fr_v) + fr_q), as published. B and C also take whole numbers for spikes. Sums over spikes
-and masks (MSSA) are one AC per spike that enters them, in all conventions.
+and masks (MSSA) are one AC per spike that enters them, in all conventions; only neurons with graded output make them
+MACs under A.
 
 The ANN twin is the same network with real-valued activations, run once: a MAC for all dense MACs of one step.
 """
