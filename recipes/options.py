@@ -1,4 +1,4 @@
-"""The options of train.py, from a YAML config and the command line, and how mistakes in them are reported."""
+"""The options of train.py, from a YAML config and the command line, and how mistakes in options are reported."""
 
 import argparse
 import difflib
@@ -12,7 +12,7 @@ import yaml
 from safetensors import SafetensorError
 from timm.utils import ParseKwargs
 
-__all__ = ['as_config', 'one_line_errors', 'parse_args']
+__all__ = ['ArgumentParser', 'as_config', 'one_line_errors', 'parse_args', 'positive_int']
 
 
 @contextmanager
@@ -32,7 +32,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise SystemExit(f'error: {message}; see recipes/train.py --help')
+        raise SystemExit(f'error: {message}; see recipes/{self.prog} --help')
 
 
 def make_parser(description: str) -> ArgumentParser:

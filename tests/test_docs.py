@@ -51,6 +51,18 @@ def test_the_results_table_shows_the_measured_results():
     assert table('Results') == rows
 
 
+def test_the_energy_table_shows_the_measured_report():
+    rows = []
+    for file in sorted((ROOT / 'hub' / 'energy').glob('*.json')):
+        report = timm_snn.profiling.Report.from_json(file.read_text())
+        assert report.data == 'fashion_mnist, validation split, all 10,000'  # which torchvision calls the test split
+        assert report.model == file.stem and (report.mac_pj, report.ac_pj) == (4.6, 0.9)
+        total, energies = report.total, [f'{energy.mj:.4f}' for energy in report.energy.values()]
+        facts = [f'{report.top1:.2f}', f'{100 * total.firing_rate:.2f} %', f'{total.dense_macs_per_step / 1e6:.2f} M']
+        rows.append([f'`{report.model}`', 'Fashion-MNIST, 10,000 test images', *facts, *energies])
+    assert rows and table('See inside') == rows
+
+
 @pytest.mark.parametrize('target', re.findall(r'\]\(([^)#]+?)(?:#\w+)?\)', README))
 def test_links_lead_somewhere(target):
     assert target.startswith('https://') or (ROOT / target).exists()

@@ -17,6 +17,7 @@ before = set(sys.modules)
 triton = 'triton' in before
 import timm_snn
 new = {name.split('.')[0] for name in set(sys.modules) - before}
+assert not {'matplotlib', 'rich', 'tqdm'} & (set(sys.modules) - before), 'plotting library imported'
 assert 'cupy' not in sys.modules and ('triton' in sys.modules) == triton, 'GPU library imported'
 assert timm.is_model('msvit_10_768') and len(timm.list_models('msvit*')) == 6
 print(sorted(new - set(sys.stdlib_module_names)))
@@ -26,7 +27,7 @@ print(sorted(new - set(sys.stdlib_module_names)))
 
 
 def test_public_names_are_few_and_exist():
-    assert len(timm_snn.__all__) <= 14  # twelve to build with, and verbs for a finished model
+    assert len(timm_snn.__all__) <= 14  # twelve to build with, and two verbs for a finished model: profile, fuse
     assert all(hasattr(timm_snn, name) for name in timm_snn.__all__)
 
 
@@ -42,8 +43,14 @@ def test_no_private_module_of_timm_is_imported():
 
 
 def test_shelves_depend_one_way():
-    """ops know neither layers nor models, layers do not know models."""
-    for shelf, above in (('ops', ('layers', 'models')), ('layers', ('models',))):
+    """ops know neither layers nor models, layers do not know models, and what is profiled knows of no profiler."""
+    shelves = {
+        'ops': ('layers', 'models', 'profiling'),
+        'layers': ('models', 'profiling'),
+        'models': ('profiling',),
+        'profiling': ('models',),
+    }
+    for shelf, above in shelves.items():
         for file in (PACKAGE / shelf).glob('*.py'):
             for other in above:
                 assert not re.search(rf'(from|import) (\.\.|timm_snn\.){other}', file.read_text()), file

@@ -7,6 +7,7 @@ from . import layers, models, ops
 from .layers import LIF, ParametricLIF, fuse
 from .models import MSViT
 from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend
+from .profiling import profile
 
 __version__ = '0.1.0'
 
@@ -22,6 +23,7 @@ __all__ = [
     'lif_stream',
     'models',
     'ops',
+    'profile',
     'set_backend',
     'use_backend',
 ]

@@ -1,0 +1,72 @@
+"""Firing rates, synaptic operations and energy estimates of a trained model on real data.
+
+    python recipes/energy.py --model local-dir:output/digits/model --dataset digits
+    python recipes/energy.py --model hf-hub:USER/NAME --dataset '' --data-dir IMAGENET --split val -n 2000 \\
+        --compare output/other/report.json deit_small_patch16_224
+    python recipes/energy.py --model msvit_4_384.cifar10 --checkpoint weights.pth --dataset hfds/uoft-cs/cifar10 \\
+        --input-key img --target-key label --split test
+
+Prints a table and leaves report.json, report.csv, report.md (for a model card) and report.html (with plots) in
+--output. All energies are estimates of arithmetic only, under the conventions A, B and C that are defined in
+timm_snn/profiling/energy.py.
+"""
+
+from pathlib import Path
+
+import torch
+from evaluation import is_trained, make_parser, open_model, open_samples
+from options import one_line_errors
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+import timm_snn
+from timm_snn.profiling import AC_PJ, MAC_PJ, NOTICE, Report
+
+
+def main() -> None:
+    parser = make_parser(__doc__ or '', num_samples=1000)
+    add = parser.add_argument_group('report').add_argument
+    add(
+        '--compare', nargs='+', default=[], help='more models by name, on the same data, or report.json of earlier runs'
+    )
+    add('--mac-pj', type=float, default=MAC_PJ, help='price of a multiply-accumulate in pJ')
+    add('--ac-pj', type=float, default=AC_PJ, help='price of an accumulate in pJ')
+    add('--output', type=Path, default=Path('output/energy'))
+    args = parser.parse_args()
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+
+    def report_of(name: str, **kwargs: object) -> Report:
+        model = open_model(args, name, **kwargs)
+        samples = open_samples(args, model)
+        with one_line_errors(f'profile {name!r}'):
+            return timm_snn.profile(
+                model,
+                DataLoader(samples, args.batch_size, num_workers=args.workers),
+                mac_pj=args.mac_pj,
+                ac_pj=args.ac_pj,
+                data_name=samples.description,
+                model_name=None if is_trained(args, name) else f'{name} (random weights)',
+            )
+
+    report = report_of(args.model, **args.model_kwargs)
+    others = []
+    for name in args.compare:
+        if name.endswith('.json'):
+            with one_line_errors(f'read the report {name}'):
+                others.append(Report.from_json(Path(name).read_text(encoding='utf-8')))
+        else:
+            args.checkpoint = None  # which is that of --model
+            others.append(report_of(name, in_chans=report.input_shape[-3]))
+    with one_line_errors(f'write to --output {args.output}'):
+        files = report.save(args.output, others)
+    console = Console()
+    # as wide as the table, where a file or a pipe has no width of its own
+    Console(width=console.width if console.is_terminal else 220).print(report.table())
+    energies = ', '.join(f'{name} {energy.mj:.4g} mJ' for name, energy in report.energy.items())
+    print(f'energy per sample ({NOTICE}): {energies}')
+    print(f'written: {", ".join(map(str, files))}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,102 @@
+"""Pictures show what the model computed, from outside."""
+
+import copy
+
+import pytest
+import timm
+import torch
+
+import timm_snn
+from tests.conftest import lively
+from timm_snn.layers import LIF, ParametricLIF
+
+pytest.importorskip('matplotlib')
+from timm_snn.profiling import pictures
+
+IMAGE = torch.rand(1, 20, 28, generator=torch.Generator().manual_seed(0)).double()
+
+
+def test_the_raster_has_a_panel_per_layer_and_a_mark_per_spike(small):
+    report = timm_snn.profile(small, IMAGE.unsqueeze(0), progress=False)
+    firing = [layer for layer in report.layers if layer.firing_rate is not None]
+    panels = [axes for axes in pictures.spike_raster(small, IMAGE, num_neurons=10**6).axes if axes.get_visible()]
+    assert len(panels) == len(firing)
+    for axes, layer in zip(panels, firing, strict=True):
+        assert len(axes.collections[0].get_offsets()) == round(layer.firing_rate * layer.neuron_updates)
+    few = pictures.spike_raster(small, IMAGE, ['stem.units.0'], num_neurons=5)
+    assert len(few.axes) == 1 and len(few.axes[0].collections[0].get_offsets()) <= 5 * 4
+    with pytest.raises(ValueError, match="no neurons called 'stem'; there are stem"):
+        pictures.spike_raster(small, IMAGE, ['stem'])
+
+
+def test_attention_maps_are_the_means_of_q_p_and_a(small):
+    found = {}
+    attn = small.stages[0].blocks[0].attn
+    for name in ('q.0', 'q.1', 'attn_lif'):
+        attn.get_submodule(name).register_forward_hook(lambda m, args, out, name=name: found.update({name: out}))
+    small(IMAGE.unsqueeze(0))
+    found = {name: out.detach() for name, out in found.items()}
+    figure = pictures.attention_maps(small, IMAGE)
+    maps = [axes.get_images()[-1].get_array() for axes in figure.axes[:4]]
+    for shown, name in zip(maps[1:], ('q.0', 'q.1', 'attn_lif'), strict=True):
+        expected = found[name].flatten(2, -2).mean((0, 1, 2)).reshape(5, 7)  # N = H * W, not square
+        torch.testing.assert_close(torch.tensor(shown.tolist()), expected.float(), check_dtype=False)
+    ssa = lively(timm.create_model('msvit_4_96', attn='ssa'))
+    with pytest.raises(ValueError, match='no multi-scale spiking attention'):
+        pictures.attention_maps(ssa, IMAGE)
+
+
+@pytest.mark.parametrize(
+    'neuron',
+    [LIF(), LIF(v_reset=None, tau=3.0), LIF(v_reset=-0.5, decay_input=False, v_threshold=0.7), ParametricLIF(tau=1.5)],
+    ids=['default', 'soft reset', 'resting below zero', 'parametric'],
+)
+def test_membranes_are_those_of_the_neuron(neuron):
+    """They fire exactly where the neuron does, and that is where the membrane before the reset is at threshold."""
+    current = 3 * torch.randn(9, 2, 50, dtype=torch.float64)
+    potential, spikes = pictures.membrane(neuron, current)
+    assert torch.equal(spikes, neuron(current)) and 0.1 < spikes.mean() < 0.9
+    assert torch.equal(potential >= neuron.v_threshold, spikes > 0)
+
+
+def test_traces_mark_the_spikes_of_the_layer(small):
+    small.num_steps = 9
+    figure = pictures.membrane_traces(small, IMAGE, 'stem.units.0', num_neurons=3)
+    assert len(figure.axes) == 3
+    threshold, potential, fired = figure.axes[0].lines
+    assert len(potential.get_ydata()) == 9 and len(fired.get_ydata()) > 0
+    assert min(fired.get_ydata()) >= threshold.get_ydata()[0]
+    with pytest.raises(ValueError, match="expected a unit with LIF neurons, got 'head'"):
+        pictures.membrane_traces(small, IMAGE, 'head')
+
+
+def test_the_model_stays_as_it_was(small):
+    small.train()
+    before = copy.deepcopy(small.state_dict())
+    for make in (pictures.spike_raster, pictures.attention_maps):
+        make(small, IMAGE)
+    pictures.membrane_traces(small, IMAGE, 'stages.0.embed.units.0')
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in small.modules())
+    with pytest.raises(ValueError, match='expected one image'):
+        pictures.spike_raster(small, IMAGE.unsqueeze(0).unsqueeze(0))
+
+
+def test_steps_are_profiled_one_by_one_and_put_back(small):
+    data = (IMAGE.unsqueeze(0).repeat(2, 1, 1, 1), torch.tensor([1, 2]))
+    reports = pictures.profile_steps(small, data, (1, 3), progress=False)
+    assert [report.num_steps for report in reports] == [1, 3] and small.num_steps == 4
+    left, right = pictures.accuracy_and_energy(reports).axes
+    assert left.lines[0].get_ydata().tolist() == [report.top1 for report in reports]
+    assert {line.get_label(): list(line.get_ydata()) for line in right.lines} == {
+        name: [report.energy[name].mj for report in reports] for name in reports[0].energy
+    }
+    with pytest.raises(ValueError, match='has no num_steps'):
+        pictures.profile_steps(timm.create_model('resnet18'), data, (1,))
+
+
+def test_event_frames_have_pictures_too():
+    model = lively(timm.create_model('msvit_2_256', num_steps=3))
+    frames = torch.rand(3, 2, 32, 48).round()
+    assert len(pictures.spike_raster(model, frames).axes) > 10
+    assert len(pictures.attention_maps(model, frames).axes) == 4 + 3  # with color bars
