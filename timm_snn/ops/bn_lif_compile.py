@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .layout import as_steps, from_steps, step_strides
-from .lif_compile import Settings, compiled, fire, fire_backward
+from .lif_compile import Settings, fire, fire_backward, run_compiled
 from .lif_torch import membrane_dtype
 from .surrogate import Sigmoid, Surrogate
 
@@ -77,8 +77,8 @@ class _BnLif(torch.autograd.Function):
         inverse_std = (var + ctx.eps).rsqrt()
         scale, shift = _scale_and_shift(weight, bias, mean, inverse_std)
         strides = _channel_strides(x)
-        body = compiled(_affine_fire_backward, 1 if tau is None else 2, ctx.s, len(x), x.dtype)
-        grad_y, *grad_tau = body(_by_channel(grad, x, strides), _by_channel(x, x, strides), scale, shift, tau)
+        args = (_by_channel(grad, x, strides), _by_channel(x, x, strides), scale, shift, tau)
+        grad_y, *grad_tau = run_compiled(_affine_fire_backward, 1 if tau is None else 2, ctx.s, *args)
         grad_y = from_steps(grad_y.flatten(1), x, strides)
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad_y.flatten(0, 1), x.flatten(0, 1), weight, None, None, mean, inverse_std, True, ctx.eps, [True] * 3
@@ -88,7 +88,7 @@ class _BnLif(torch.autograd.Function):
 
 def _fire(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, s: Settings) -> Tensor:
     strides = _channel_strides(x)
-    spikes, *_ = compiled(_affine_fire, 1, s, len(x), x.dtype)(_by_channel(x, x, strides), scale, shift, tau)
+    (spikes,) = run_compiled(_affine_fire, 1, s, _by_channel(x, x, strides), scale, shift, tau)
     return from_steps(spikes.flatten(1), x, strides)
 
 

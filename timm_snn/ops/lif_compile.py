@@ -90,8 +90,8 @@ class _Lif(torch.autograd.Function):
         if torch.compiler.is_compiling() or x.numel() == 0:
             return fire(x, v, tau, s)
         strides = step_strides(x)
-        body = compiled(fire, 2 if needs_v else 1, s, len(x), x.dtype)
-        spikes, *rest = body(as_steps(x, strides), None if v is None else as_steps(v[None], strides)[0], tau)
+        v = None if v is None else as_steps(v[None], strides)[0]
+        spikes, *rest = run_compiled(fire, 2 if needs_v else 1, s, as_steps(x, strides), v, tau)
         return from_steps(spikes, x, strides), from_steps(rest[0][None], x[:1], strides)[0] if needs_v else None
 
     @staticmethod
@@ -108,7 +108,7 @@ class _Lif(torch.autograd.Function):
         steps, grad = as_steps(x, strides), as_steps(grad, strides)
         v, grad_v = (None if t is None else as_steps(t[None], strides)[0] for t in (v, grad_v))
         wanted = 3 if tau is not None else 2 if v is not None else 1
-        grad_x, *rest = compiled(fire_backward, wanted, ctx.s, len(x), x.dtype)(grad, grad_v, steps, v, tau)
+        grad_x, *rest = run_compiled(fire_backward, wanted, ctx.s, grad, grad_v, steps, v, tau)
         grad_v, grad_tau = (*rest, None, None)[:2]
         if grad_v is not None:
             grad_v = from_steps(grad_v[None], x[:1], strides)[0]
@@ -198,14 +198,26 @@ def _over_tau(x: Tensor, tau: Tensor | None, s: Settings) -> Tensor:
     return x * (1 / s.tau) if math.frexp(s.tau)[0] == 0.5 else x / s.tau  # type: ignore[arg-type, operator]
 
 
-@functools.cache
-def compiled(body: Callable, num_outputs: int, s: Settings, *key) -> Callable:
-    """`body` with these settings and its first outputs only, compiled for all sizes.
+def run_compiled(body: Callable, num_outputs: int, s: Settings, *args: Tensor | None) -> tuple[Tensor, ...]:
+    """The first outputs of `body(*args, s)`, compiled for any size.
 
-    `key` is what else it would be compiled anew for. Dynamo counts compilations per code object and gives up after a
-    few, so every combination gets a code object of its own.
+    Dynamo counts compilations per code object and gives up after a few, so whatever it would compile anew for gets a
+    code object of its own: besides dtypes and layouts these are sizes of 1, and sizes that are equal by chance.
+    It would also look at the tensors that views are views of; `.data` is a view of nothing.
     """
+    tensors = [arg.data for arg in args if arg is not None]
+    sizes = [size for x in tensors for size in x.shape]
+    key = (
+        len(tensors[0]),
+        *(size if size == 1 else sizes.index(size) for size in sizes),
+        *((x.dtype, x.device, x.stride()[:1] == (0,), x.is_contiguous(), x.is_inference()) for x in tensors),
+        *(arg is None for arg in args),
+    )
+    return _compiled(body, num_outputs, s, key)(*(None if arg is None else arg.data for arg in args))
 
+
+@functools.cache
+def _compiled(body: Callable, num_outputs: int, s: Settings, key: tuple) -> Callable:
     def run(*args):
         return body(*args, s.as_constants())[:num_outputs]
 

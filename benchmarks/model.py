@@ -1,0 +1,246 @@
+"""Time whole models against the same network on SpikingJelly's neurons, side by side in one run.
+
+    python benchmarks/model.py                    msvit_10_384 on the GPU if there is one, else on two CPU threads
+    python benchmarks/model.py --compile          also under torch.compile, which takes minutes to compile
+    python benchmarks/model.py --sweep            also how the cost grows with steps, batch and resolution
+    python benchmarks/model.py --spikingjelly-14 DIR
+        also its older line with CuPy: pip install --no-deps --target DIR spikingjelly==0.0.0.0.14
+
+The peer has the same graph and weights, with its own structure: its neurons, batch norms as layers, and the first
+convolution computed for every step. Half precision is autocast, for all. Columns:
+
+    ms, spread     median of the rounds, in which all take turns; (slowest - fastest) / median
+    speedup        time of SpikingJelly 2, eager, in the same dtype / time of this row
+    saved MB       for the backward pass, among what autograd is asked to keep
+    peak MB        on CUDA, above what was allocated before
+    convolutions   share of the time that is spent in convolutions, which all rows have in common
+
+Needs the extra bench.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from lif import load_spikingjelly, peak_megabytes
+from timing import Clock, Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import timm_snn
+from timm_snn.layers import neurons
+from timm_snn.ops import backend as backends
+
+Run = Callable[[], object]
+COLUMNS = ['variant', 'pass', 'dtype', 'ms', 'spread', 'speedup', 'saved MB', 'peak MB', 'convolutions']
+SWEEPS = {'steps': [1, 2, 4, 8], 'batch': [1, 2, 4], 'size': [112, 160, 224]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    clock = Clock(args.device, args.threads if args.device == 'cpu' else None, args.rounds)
+    out = args.out or Path(__file__).parent / 'results' / args.device
+    head = {'shape': f'batch {args.batch}, {args.size} x {args.size}, T={args.steps}', 'model': args.model}
+    table = Table(f'model-{args.model}', clock.environment() | head, COLUMNS)
+    for kind in args.kind:
+        for dtype in args.dtype:
+            for row in measure(args, clock, kind, dtype):
+                table.add(**row)
+    table.save(out, x='variant', y='ms', by='pass')
+    for axis, sizes in SWEEPS.items() if args.sweep else ():
+        sweep = Table(f'model-sweep-{axis}', clock.environment() | head, ['variant', axis, 'ms', 'speedup'])
+        for size in sizes:
+            changed = argparse.Namespace(**{**vars(args), axis: size, 'compile': False})
+            for row in measure(changed, clock, 'training', args.dtype[0]):
+                sweep.add(**{axis: size}, **{key: row[key] for key in ('variant', 'ms', 'speedup')})
+        sweep.save(out, x=axis, y='ms', by='variant')
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cuda = torch.cuda.is_available()
+    parser.add_argument('--model', default='msvit_10_384')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if cuda else 'cpu')
+    parser.add_argument('--threads', type=int, default=2, help="torch's, on the CPU")
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--batch', type=int, default=64 if cuda else 1)
+    parser.add_argument('--size', type=int, default=224)
+    parser.add_argument('--steps', type=int, default=4)
+    parser.add_argument(
+        '--dtype', nargs='+', choices=['float32', 'bfloat16', 'float16'], default=['float32', 'bfloat16']
+    )
+    parser.add_argument('--kind', nargs='+', choices=['inference', 'training'], default=['inference', 'training'])
+    parser.add_argument('--compile', action='store_true', help='also whole models under torch.compile')
+    parser.add_argument('--sweep', action='store_true', help='training in the first dtype over steps, batch and size')
+    parser.add_argument('--spikingjelly-14', type=Path, metavar='DIR', help='where spikingjelly 0.0.0.0.14 lies')
+    parser.add_argument('--out', type=Path, help='default: results/<device> beside this file')
+    return parser.parse_args(argv)
+
+
+class Peer(nn.Module):
+    """A SpikingJelly neuron in the place of ours; it keeps its membrane, so every pass resets it."""
+
+    def __init__(self, modules: dict[str, Any], v_threshold: float = 1.0, **kwargs: Any) -> None:
+        super().__init__()
+        surrogate = modules['surrogate'].Sigmoid(alpha=4.0)
+        self.node = modules['neuron'].LIFNode(
+            v_threshold=v_threshold, surrogate_function=surrogate, detach_reset=True, step_mode='m', **kwargs
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.node.reset()
+        return self.node(x)
+
+
+class PeerStem(nn.Module):
+    """The stem as the peers have it: the image is repeated first, and every unit runs at every step."""
+
+    def __init__(self, units: nn.Sequential) -> None:
+        super().__init__()
+        self.units = units
+
+    def forward(self, x: Tensor, num_steps: int) -> Tensor:
+        return self.units(x.expand(num_steps, -1, -1, -1, -1).contiguous())
+
+
+def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> list[dict[str, Any]]:
+    """Rows of the table for one pass in one dtype."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    config: Any = timm.get_pretrained_cfg(args.model)
+    images = torch.rand(args.batch, config.input_size[0], args.size, args.size, device=args.device)
+    labels = torch.randint(10, (args.batch,), device=args.device)
+    autocast = functools.partial(torch.autocast, args.device, getattr(torch, dtype), dtype != 'float32')
+    models = contenders(args, kind)
+    check_equality(models, images)
+    step = inference if kind == 'inference' else training
+    runs = {name: functools.partial(step, model, images, labels, autocast) for name, model in models.items()}
+    times = clock.compare(runs)
+    base = times[next(iter(times))].median
+    return [
+        {
+            'variant': name,
+            'pass': kind,
+            'dtype': dtype,
+            'ms': 1e3 * times[name].median,
+            'spread': times[name].spread,
+            'speedup': base / times[name].median,
+            'saved MB': saved_megabytes(run) if kind == 'training' else None,
+            'peak MB': peak_megabytes(run, clock.device),
+            'convolutions': share_of_convolutions(run, args.device),
+        }
+        for name, run in runs.items()
+    ]
+
+
+def contenders(args: argparse.Namespace, kind: str) -> dict[str, nn.Module]:
+    """The peer first. All have the same weights."""
+    ours = create(args).train(kind == 'training')
+    fast = timm_snn.fuse(ours) if kind == 'inference' else ours.to(memory_format=torch.channels_last)
+    models = {'spikingjelly 2': peer(args, ours, load_spikingjelly())}
+    if args.spikingjelly_14:
+        backend = 'cupy' if args.device == 'cuda' else 'torch'
+        old = load_spikingjelly(args.spikingjelly_14)
+        models[f'spikingjelly 0.14 {backend}'] = peer(args, ours, old, backend=backend)
+    how = 'fused, ' if kind == 'inference' else ''
+    for name in backends._MODULES:
+        model = WithBackend(fast, name)
+        try:
+            model.eval()(torch.zeros(1, ours.in_chans, 32, 32, device=args.device))
+        except timm_snn.BackendUnavailable as error:
+            print(f'without timm_snn {name}: {error}')
+        else:
+            models[f'timm_snn {how}{name}'] = model
+    if args.compile:
+        models['spikingjelly 2, torch.compile'] = torch.compile(peer(args, ours, load_spikingjelly()))  # type: ignore
+        models[f'timm_snn {how}torch.compile'] = torch.compile(fast)  # type: ignore[assignment]
+    return {name: model.train(kind == 'training') for name, model in models.items()}
+
+
+class WithBackend(nn.Module):
+    def __init__(self, model: nn.Module, backend: str) -> None:
+        super().__init__()
+        self.model, self.backend = model, backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        with timm_snn.use_backend(self.backend):
+            return self.model(x)
+
+
+def create(args: argparse.Namespace, **kwargs: Any) -> Any:
+    """A model whose neurons fire: those of an untrained one are silent in the last layers, in eval mode."""
+    model = timm.create_model(args.model, num_steps=args.steps, num_classes=10, **kwargs)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.8, 1.6)
+            nn.init.uniform_(module.bias, 0.5, 1.2)
+            module.running_var.fill_(0.5)  # type: ignore[union-attr]
+    return model.to(args.device)
+
+
+def peer(args: argparse.Namespace, ours: Any, modules: dict[str, Any], **kwargs: Any) -> nn.Module:
+    name = f'benchmark {len(neurons.names())}'
+    neurons.register(name)(functools.partial(Peer, modules, **kwargs))
+    model = create(args, lif_layer=name)
+    model.load_state_dict(ours.state_dict())
+    model.stem = PeerStem(model.stem.units)
+    return model.train(ours.training)
+
+
+@torch.no_grad()
+def check_equality(models: dict[str, nn.Module], images: Tensor) -> None:
+    """In float64 all must agree, or their times do not compare. What torch.compile makes of them is not looked at."""
+    x = images[:1, :, :64, :64].double()
+    logits = {}
+    for name, model in models.items():
+        if not name.endswith('torch.compile'):
+            training = model.training
+            logits[name] = model.double().eval()(x)
+            model.float().train(training)
+    expected = next(iter(logits.values()))
+    for name, other in logits.items():
+        if not torch.allclose(other, expected, rtol=0, atol=1e-6):
+            raise SystemExit(f'error: {name} computes something else than {next(iter(logits))}')
+
+
+def inference(model: nn.Module, images: Tensor, labels: Tensor, autocast: Callable) -> None:
+    with torch.inference_mode(), autocast():
+        model(images)
+
+
+def training(model: nn.Module, images: Tensor, labels: Tensor, autocast: Callable) -> None:
+    with autocast():
+        loss = nn.functional.cross_entropy(model(images).float(), labels)
+    loss.backward()
+    model.zero_grad()
+
+
+def saved_megabytes(run: Run) -> float:
+    """Memory behind the tensors that autograd keeps; one that several share counts once."""
+    sizes = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(sizes.values()) / 1e6
+
+
+def share_of_convolutions(run: Run, device: str) -> float | None:
+    if device != 'cpu':
+        return None  # there they run as kernels of many names
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    return sum(time for name, time in times.items() if 'conv' in name) / sum(times.values())
+
+
+if __name__ == '__main__':
+    main()
