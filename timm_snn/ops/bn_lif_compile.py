@@ -83,7 +83,7 @@ class _BnLif(torch.autograd.Function):
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad_y.flatten(0, 1), x.flatten(0, 1), weight, None, None, mean, inverse_std, True, ctx.eps, [True] * 3
         )
-        return grad_x.unflatten(0, x.shape[:2]), grad_weight, grad_bias, *(grad_tau or [None]), None, None
+        return grad_x.unflatten(0, x.shape[:2]), grad_weight, grad_bias, *(grad_tau or (None,)), None, None
 
 
 def _fire(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, s: Settings) -> Tensor:
