@@ -17,7 +17,8 @@ pytestmark = [
 ]
 
 LAYOUTS = ('contiguous', 'channels_last', 'static', 'batch_first', 'tokens')
-CASES = [case for case in itertools.product(LAYOUTS, (False, True), (2, 9)) if case[:2] != ('tokens', True)]
+CASES = [case for case in itertools.product(LAYOUTS, (False, True), (2,)) if case[:2] != ('tokens', True)]
+CASES += itertools.product(('contiguous', 'channels_last'), (False, True), (9,))
 
 
 def convolved(layout: str, num_steps: int, num_channels: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -99,12 +100,12 @@ def test_dtypes(dtype, pool):
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
 def test_sums_in_many_tiles_and_shares(monkeypatch, layout):
-    monkeypatch.setattr(bn_lif_triton, 'STATISTICS_TILE', 16)
-    monkeypatch.setattr(bn_lif_triton, 'GRADIENT_TILE', 16)
+    monkeypatch.setattr(bn_lif_triton, 'STATISTICS_TILE', 32)
+    monkeypatch.setattr(bn_lif_triton, 'GRADIENT_TILE', 32)
     monkeypatch.setattr(bn_lif_triton, 'TARGET_PROGRAMS', 2)
     agree(convolved(layout, 2, num_channels=1), 1, False)
-    agree(convolved(layout, 2, num_channels=5), 0, True)
-    agree(convolved(layout, 9, num_channels=5), 1, False)
+    agree(convolved(layout, 2, num_channels=3), 0, True)
+    agree(convolved(layout, 9, num_channels=2), 1, False)
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])

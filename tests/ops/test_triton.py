@@ -22,11 +22,10 @@ TRAINING = dict(surrogate=Sigmoid(), detach_reset=True)
 
 
 @pytest.mark.skipif(triton.__version__ < '3.6', reason="Triton 3.5's interpreter cannot loop with numpy 2.4")
-@pytest.mark.parametrize('file', ['interpreted_lif.py', 'interpreted_bn_lif.py', 'interpreted_mssa.py'])
-def test_in_the_interpreter(file):
+def test_in_the_interpreter():
     """The interpreter must be chosen before triton is imported, and excludes compiling in the same process."""
     result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(HERE / file)],
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *sorted(HERE.glob('interpreted_*.py'))],
         env={**os.environ, 'TRITON_INTERPRET': '1'},
         cwd=HERE.parents[1],
         capture_output=True,
@@ -77,8 +76,10 @@ def check(kernels: list, expected: list[str], fused_in_float64: bool = False) ->
         assert fused_in_float64 or 'fma' not in kernel.asm['ptx']  # exp in float64 is made of them
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize('num_steps', [4, 20])
+@pytest.mark.parametrize(
+    ('num_steps', 'dtype'),
+    [(4, torch.float32), (4, torch.bfloat16), (4, torch.float16), (4, torch.float64), (20, torch.float32)],
+)
 def test_the_neuron_compiles(compiled, dtype, num_steps):
     x = torch.zeros(num_steps, 2, 512, dtype=dtype, requires_grad=True)
     spikes, _ = lif_triton.lif(x, None, **NEURON, **TRAINING, needs_v=False)
@@ -100,9 +101,8 @@ def test_the_neuron_compiles_with_all_options(compiled):
     assert 'div.rn.f32' in compiled[0].asm['ptx']
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(('channels_last', 'dtype'), [(False, torch.float32), (True, torch.bfloat16)])
 @pytest.mark.parametrize('pool', [False, True])
-@pytest.mark.parametrize('channels_last', [False, True])
 def test_batch_norm_compiles(compiled, channels_last, pool, dtype):
     x = torch.zeros(4, 2, 64, 8, 8, dtype=dtype)
     x = (x.movedim(2, -1).contiguous().movedim(-1, 2) if channels_last else x).requires_grad_()
