@@ -19,6 +19,14 @@ def _reproducible(monkeypatch):
 
 
 @pytest.fixture
+def poisoned():
+    """Memory that an op allocates and never writes is NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills uninitialised memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def small() -> timm_snn.MSViT:
     """The smallest member in float64 eval mode, where spikes do not depend on threads."""
     return lively(timm.create_model('msvit_4_96').double().eval())

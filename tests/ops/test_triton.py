@@ -1,0 +1,148 @@
+"""Triton without a GPU: kernels run in its interpreter, in a process of their own, and compile to cubins here."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import timm_snn
+from timm_snn.ops.surrogate import Sigmoid
+
+triton = pytest.importorskip('triton', reason='triton is not installed; it is for Linux only')
+
+from timm_snn.ops import bn_lif_triton, lif_triton, mssa_triton  # noqa: E402
+
+HERE = Path(__file__).parent
+NEURON = dict(tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True)
+TRAINING = dict(surrogate=Sigmoid(), detach_reset=True)
+
+
+@pytest.mark.skipif(triton.__version__ < '3.6', reason="Triton 3.5's interpreter cannot loop with numpy 2.4")
+def test_in_the_interpreter():
+    """The interpreter must be chosen before triton is imported, and excludes compiling in the same process."""
+    result = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *sorted(HERE.glob('interpreted_*.py'))],
+        env={**os.environ, 'TRITON_INTERPRET': '1'},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0 and ' passed' in result.stdout, result.stdout + result.stderr
+
+
+class NoGpu:
+    """A driver that names a GPU to compile for and has none."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability  # kernels are cached by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self):
+        return triton.backends.compiler.GPUTarget('cuda', self.capability, 32)
+
+
+@pytest.fixture(params=[80, 90], ids=lambda capability: f'sm_{capability}')
+def compiled(request, monkeypatch, tmp_path):
+    """Launches compile what they would run; returns what was compiled, so far."""
+    kernels: list = []
+    run = triton.runtime.JITFunction.run
+    monkeypatch.setattr(
+        triton.runtime.JITFunction,
+        'run',
+        lambda self, *args, **kwargs: kernels.append(run(self, *args, **{**kwargs, 'warmup': True})),
+    )
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))  # compile anew
+    triton.runtime.driver.set_active(NoGpu(request.param))
+    yield kernels
+    with contextlib.suppress(RuntimeError):  # where there is no driver to go back to
+        triton.runtime.driver.reset_active()
+
+
+def check(kernels: list, expected: list[str], fused_in_float64: bool = False) -> None:
+    assert [kernel.name for kernel in kernels] == expected
+    for kernel in kernels:
+        assert kernel.asm['cubin'].startswith(b'\x7fELF')
+        assert not kernel.metadata.enable_fp_fusion
+        assert fused_in_float64 or 'fma' not in kernel.asm['ptx']  # exp in float64 is made of them
+
+
+@pytest.mark.parametrize(
+    ('num_steps', 'dtype'),
+    [(4, torch.float32), (4, torch.bfloat16), (4, torch.float16), (4, torch.float64), (20, torch.float32)],
+)
+def test_the_neuron_compiles(compiled, dtype, num_steps):
+    x = torch.zeros(num_steps, 2, 512, dtype=dtype, requires_grad=True)
+    spikes, _ = lif_triton.lif(x, None, **NEURON, **TRAINING, needs_v=False)
+    spikes.sum().backward()
+    check(compiled, ['_forward_kernel', '_backward_kernel'], dtype == torch.float64)
+    for kernel in compiled:  # 16 bytes at a time
+        loads = [line for line in kernel.asm['ptx'].splitlines() if 'ld.global' in line]
+        assert loads and all('.v4.b32' in line or '.v2.b64' in line for line in loads)
+
+
+def test_the_neuron_compiles_with_all_options(compiled):
+    x, v = torch.zeros(3, 5, requires_grad=True), torch.zeros(5, requires_grad=True)
+    settings = dict(v_threshold=1.0, v_reset=None, decay_input=False, detach_reset=False)
+    tau = torch.tensor(2.0, requires_grad=True)
+    for surrogate in (timm_snn.ops.ATan(), timm_snn.ops.PiecewiseQuadratic(), timm_snn.ops.Erf()):
+        spikes, v_last = lif_triton.lif(x, v, tau=tau, surrogate=surrogate, needs_v=True, **settings)
+        (spikes.sum() + v_last.sum()).backward()
+    check(compiled, ['_forward_kernel', '_backward_kernel'] * 3)
+    assert 'div.rn.f32' in compiled[0].asm['ptx']
+
+
+@pytest.mark.parametrize(('channels_last', 'dtype'), [(False, torch.float32), (True, torch.bfloat16)])
+@pytest.mark.parametrize('pool', [False, True])
+def test_batch_norm_compiles(compiled, channels_last, pool, dtype):
+    x = torch.zeros(4, 2, 64, 8, 8, dtype=dtype)
+    x = (x.movedim(2, -1).contiguous().movedim(-1, 2) if channels_last else x).requires_grad_()
+    weight, bias = torch.ones(64, requires_grad=True), torch.zeros(64, requires_grad=True)
+    bn_lif_triton.bn_lif(x, weight, bias, eps=1e-5, pool=pool, **NEURON, **TRAINING)[0].sum().backward()
+    bn_lif_triton.affine_lif(x.detach(), weight.detach(), bias.detach(), pool=pool, **NEURON)
+    last = '_unpool_kernel' if pool else '_grad_x_kernel'
+    check(
+        compiled,
+        ['_statistics_kernel', '_combine_kernel', '_fire_kernel', '_gradient_sums_kernel', last, '_fire_kernel'],
+    )
+
+
+def test_batch_norm_of_long_sequences_compiles(compiled):
+    x, weight = torch.zeros(20, 2, 4, 8, 8, requires_grad=True), torch.ones(4)
+    bn_lif_triton.bn_lif(x, weight, weight, eps=1e-5, pool=False, **NEURON, **TRAINING)[0].sum().backward()
+    check(
+        compiled, ['_statistics_kernel', '_combine_kernel', '_fire_kernel', '_gradient_sums_kernel', '_grad_x_kernel']
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_mssa_compiles(compiled, dtype):
+    x = torch.zeros(4, 2, 3, 64, 49, dtype=dtype, requires_grad=True)
+    mssa_triton.mssa([x, x], x, **NEURON, **TRAINING).sum().backward()
+    check(compiled, ['_mssa_kernel', '_forward_kernel', '_mask_backward_kernel', '_backward_kernel'])
+
+
+def test_what_triton_cannot_run_is_refused_with_a_reason():
+    with pytest.raises(
+        timm_snn.BackendUnavailable, match=r"'triton'.* needs a tensor on a CUDA device, got one on cpu"
+    ):
+        timm_snn.lif(torch.ones(2, 3), backend='triton')
+    if not torch.cuda.is_available():
+        assert 'triton   it needs a CUDA device' in timm_snn.backend_report()
+
+
+def test_a_surrogate_of_ones_own_is_for_torch():
+    class Mine(Sigmoid):
+        pass
+
+    with pytest.raises(timm_snn.BackendUnavailable, match=r"knows the surrogates .* got Mine: use backend='torch'"):
+        lif_triton.lif(torch.ones(2, 3), None, **NEURON, surrogate=Mine(), detach_reset=True, needs_v=False)
