@@ -22,7 +22,7 @@ NEURON = dict(tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True)
 TRAINING = dict(surrogate=Sigmoid(), detach_reset=True)
 
 
-@pytest.mark.skipif(VERSION < (3, 6), reason="Triton 3.5's interpreter cannot loop with numpy 2.4")
+@pytest.mark.skipif(VERSION < (3, 8), reason='the interpreter of older versions cannot loop with new numpy')
 def test_in_the_interpreter():
     """The interpreter must be chosen before triton is imported, and excludes compiling in the same process."""
     result = subprocess.run(
