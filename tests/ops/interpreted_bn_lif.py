@@ -121,7 +121,7 @@ def test_the_variance_survives_a_large_mean(layout):
 @pytest.mark.parametrize('pool', [False, True])
 @pytest.mark.parametrize('layout', LAYOUTS[:4])
 def test_inference(layout, pool):
-    x = convolved(layout, 9).detach()
+    x = convolved(layout, 3).detach()
     scale, shift = torch.randn(3), torch.randn(3)
     settings = dict(tau=1.7, v_threshold=1.0, v_reset=None, decay_input=True)
     training = dict(surrogate=Sigmoid(), detach_reset=True)

@@ -11,7 +11,7 @@ from timm_snn.ops.mssa_triton import mssa
 
 pytestmark = pytest.mark.usefixtures('poisoned')
 
-CASES = list(itertools.product(('contiguous', 'tokens', 'static', 'mixed'), (1, 2, 3), (2, 9)))
+CASES = list(itertools.product(('contiguous', 'tokens', 'static', 'mixed'), (1, 2, 3)))
 
 
 def spikes(layout: str, num_steps: int, dtype: torch.dtype = torch.float32, D: int = 5, N: int = 7) -> Tensor:
@@ -49,7 +49,8 @@ def agree(queries: list[Tensor], k: Tensor, case: int) -> None:
 
 @pytest.mark.parametrize('case', range(len(CASES)), ids=lambda i: '-'.join(map(str, CASES[i])))
 def test_output_and_gradients_are_those_of_plain_ops(case):
-    layout, num_queries, num_steps = CASES[case]
+    layout, num_queries = CASES[case]
+    num_steps = (2, 9)[case % 2]
     queries = [spikes('contiguous' if layout == 'mixed' else layout, num_steps) for _ in range(num_queries)]
     agree(queries, spikes('tokens' if layout == 'mixed' else layout, num_steps), case)
 
@@ -61,7 +62,7 @@ def test_dtypes(dtype):
 
 @pytest.mark.parametrize('layout', ['contiguous', 'tokens'])
 def test_heads_and_images_larger_than_a_tile(layout):
-    agree([spikes(layout, 2, D=150, N=35)], spikes(layout, 2, D=150, N=35), 0)
+    agree([spikes(layout, 2, D=130, N=18)], spikes(layout, 2, D=130, N=18), 0)
 
 
 def test_an_empty_batch():
