@@ -191,13 +191,14 @@ def measure(neurons: dict[str, Neuron], clock: Clock, shape: list[int], dtype: t
             row = {'variant': variant, 'pass': name, 'differing spikes': differing[variant], 'ms': None}
             if variant in equal:
                 seconds = times[variant].median
-                row |= {'ms': 1e3 * seconds, 'spread': times[variant].spread}
-                row |= {'speedup': times[base].median / seconds if base in times else None}
                 row |= {
+                    'ms': 1e3 * seconds,
+                    'spread': times[variant].spread,
+                    'speedup': times[base].median / seconds if base in times else None,
                     'of copy speed': times['copy'].median / seconds,
+                    'saved bytes': saved_bytes(equal[variant], x) / x.numel() if backward else None,
                     'peak MB': peak_megabytes(runs[variant], x.device),
                 }
-                row |= {'saved bytes': saved_bytes(equal[variant], x) / x.numel() if backward else None}
             rows.append(row)
     return rows
 

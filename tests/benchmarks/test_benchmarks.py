@@ -1,0 +1,43 @@
+"""The benchmarks run, and leave the tables that they promise."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('rich')
+pytest.importorskip('matplotlib')
+BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
+
+
+def run(script: str, *args: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, BENCHMARKS / script, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Of a table whose head is in lines that begin with #."""
+    with open(path, newline='') as file:
+        return list(csv.DictReader(line for line in file if not line.startswith('#')))
+
+
+def test_the_neurons_are_timed_and_saved(tmp_path):
+    args = ['--device', 'cpu', '--quick', '--sweep', '--skip', 'compile', '--dtype', 'float32', '--out', tmp_path]
+    result = run('lif.py', *args)
+    assert result.returncode == 0, result.stderr
+    assert 'without timm_snn cupy' in result.stdout and 'load average' in result.stdout
+    table = rows(tmp_path / 'lif-float32.csv')
+    ours = [row for row in table if row['variant'] == 'timm_snn torch']
+    assert [row['pass'] for row in ours] == ['forward', 'forward + backward']
+    assert all(float(row['ms']) > 0 and float(row['differing spikes']) == 0 for row in table)
+    assert float(ours[1]['saved bytes']) > 0
+    for axis in ('steps', 'batch', 'resolution'):
+        assert len({row[axis] for row in rows(tmp_path / f'lif-sweep-{axis}.csv')}) == 2
+        assert (tmp_path / f'lif-sweep-{axis}.png').stat().st_size > 0
+
+
+def test_a_folder_without_the_old_spikingjelly_is_refused(tmp_path):
+    result = run('lif.py', '--device', 'cpu', '--quick', '--skip', 'compile', '--spikingjelly-14', tmp_path)
+    assert result.returncode == 1 and 'spikingjelly' in result.stderr and str(tmp_path) in result.stderr
