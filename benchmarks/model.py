@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     clock = Clock(args.device, args.threads if args.device == 'cpu' else None, args.rounds)
     out = args.out or Path(__file__).parent / 'results' / args.device
     head = {'shape': f'batch {args.batch}, {args.size} x {args.size}, T={args.steps}', 'model': args.model}
-    table = Table(f'model-{args.model}', clock.environment() | head, COLUMNS)
+    table = Table(f'model-{args.model}{"-torch-compile" * args.compile}', clock.environment() | head, COLUMNS)
     for kind in args.kind:
         for dtype in args.dtype:
             for row in measure(args, clock, kind, dtype):

@@ -103,6 +103,16 @@ def test_an_unknown_name_is_refused_at_once(ask):
         ask()
 
 
+def test_auto_passes_kernels_by_that_do_not_know_a_surrogate(fakes, monkeypatch):
+    class Own(timm_snn.ops.ATan):
+        pass
+
+    assert used_fake(fakes, lambda: timm_snn.lif(X, surrogate=Own()))
+    monkeypatch.setattr(backend, '_KERNELS', ('fake',))
+    assert not used_fake(fakes, lambda: timm_snn.lif(X, surrogate=Own()))
+    assert used_fake(fakes, lambda: timm_snn.lif(X, surrogate='atan'))
+
+
 def test_a_backend_whose_library_is_not_installed_is_unavailable(monkeypatch, tmp_path):
     (tmp_path / 'lacking_backend.py').write_text('import a_library_that_is_not_here')
     monkeypatch.syspath_prepend(tmp_path)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import lif_torch
+from .surrogate import Surrogate, is_known
 
 __all__ = ['BackendUnavailable', 'backend_report', 'set_backend', 'use_backend']
 
@@ -39,6 +40,7 @@ _MODULES: dict[str, str] = {
     'torch': 'timm_snn.ops.lif_torch',
 }
 # Module that a backend lacks -> what to install, where that is not the module.
+_KERNELS = ('triton', 'cupy')  # they know the surrogates of our table only, the others take any
 _PACKAGES = {'cupy': "'timm-snn[cupy]', or 'timm-snn[cupy13]' beside a torch for CUDA 13"}
 _loaded: dict[str, ModuleType] = {'torch': lif_torch}
 # Backend -> its fused ops and the modules that hold them. What a backend does not have is composed of its neuron and
@@ -122,7 +124,7 @@ def backend_report() -> str:
     return '\n'.join([*lines, f'in use: {name} (by {asked_by}){known}'])
 
 
-def resolve_backend(argument: str | None, x: Tensor) -> ModuleType:
+def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> ModuleType:
     """The module that runs x. Raises ValueError or BackendUnavailable as the module docstring says."""
     name, asked_by = _asked_for(argument)
     check_backend(name, asked_by)
@@ -138,7 +140,7 @@ def resolve_backend(argument: str | None, x: Tensor) -> ModuleType:
         if name == 'compile' and not torch.compiler.is_compiling():
             continue
         _import(name)
-        if _loaded[name].why_not(x) is None:
+        if _loaded[name].why_not(x) is None and (name not in _KERNELS or is_known(surrogate)):
             # in this order, so that torch.compile does not guard on the set and compile anew when a name is added
             if not torch.compiler.is_compiling() and name not in _logged:
                 _logged.add(name)

@@ -51,9 +51,10 @@ def bn_lif(
     """
     check_input(x)
     check_settings(tau, v_threshold, v_reset)
-    module = resolve_backend(backend, x)
+    surrogate = get_surrogate(surrogate)
+    module = resolve_backend(backend, x, surrogate)
     neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
-    gradient = dict(surrogate=get_surrogate(surrogate), detach_reset=detach_reset)
+    gradient = dict(surrogate=surrogate, detach_reset=detach_reset)
     count = x.numel() // max(x.shape[2], 1)
     if training and count > 1 and (op := _fused('bn', x, pool, module)):
         spikes, mean, var = op.bn_lif(x, weight, bias, eps=eps, pool=pool, **neuron, **gradient)
@@ -85,14 +86,13 @@ def pool_lif(
     """`bn_lif` without the batch norm, for a convolution that it has been folded into (`timm_snn.fuse`)."""
     check_input(x)
     check_settings(tau, v_threshold, v_reset)
-    module = resolve_backend(backend, x)
+    surrogate = get_surrogate(surrogate)
+    module = resolve_backend(backend, x, surrogate)
     neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
     if pool and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
         return op.affine_lif(x, None, None, pool=True, **neuron)
     y = _pooled(x.flatten(0, 1), pool).unflatten(0, [len(x), -1])
-    return module.lif(y, None, needs_v=False, surrogate=get_surrogate(surrogate), detach_reset=detach_reset, **neuron)[
-        0
-    ]
+    return module.lif(y, None, needs_v=False, surrogate=surrogate, detach_reset=detach_reset, **neuron)[0]
 
 
 def _fused(what: str, x: Tensor, pool: bool, backend: ModuleType) -> ModuleType | None:

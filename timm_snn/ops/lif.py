@@ -50,14 +50,15 @@ def lif(
     """
     check_input(x)
     check_settings(tau, v_threshold, v_reset)
-    return resolve_backend(backend, x).lif(
+    surrogate = get_surrogate(surrogate)
+    return resolve_backend(backend, x, surrogate).lif(
         x,
         None,
         tau=tau,
         v_threshold=v_threshold,
         v_reset=v_reset,
         decay_input=decay_input,
-        surrogate=get_surrogate(surrogate),
+        surrogate=surrogate,
         detach_reset=detach_reset,
         needs_v=False,
     )[0]
@@ -90,14 +91,15 @@ def lif_stream(
             f'lif_stream needs v {tuple(x.shape[1:])} of {membrane_dtype(x.dtype)}, got {tuple(v.shape)} of {v.dtype}: '
             'pass the v that the last call returned'
         )
-    return resolve_backend(backend, x).lif(
+    surrogate = get_surrogate(surrogate)
+    return resolve_backend(backend, x, surrogate).lif(
         x,
         v,
         tau=tau,
         v_threshold=v_threshold,
         v_reset=v_reset,
         decay_input=decay_input,
-        surrogate=get_surrogate(surrogate),
+        surrogate=surrogate,
         detach_reset=detach_reset,
         needs_v=True,
     )

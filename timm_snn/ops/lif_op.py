@@ -31,7 +31,7 @@ from torch import Tensor
 from .backend import BackendUnavailable
 from .layout import empty_steps, step_strides
 from .lif_torch import membrane_dtype
-from .surrogate import SURROGATES, Surrogate
+from .surrogate import SURROGATES, Surrogate, constant, is_known
 
 __all__ = ['constant_alpha', 'empty_membrane', 'lif', 'one_step', 'split_tau']
 
@@ -64,14 +64,12 @@ def lif(
 
 def constant_alpha(surrogate: Surrogate, backend: str) -> float:
     """The alpha of a surrogate that kernels know. Raises BackendUnavailable for another one."""
-    if SURROGATES.get(surrogate.name) is not type(surrogate):
+    if not is_known(surrogate):
         raise BackendUnavailable(
             f'LIF backend {backend!r} knows the surrogates {sorted(SURROGATES)}, got {type(surrogate).__name__}: '
             "use backend='torch', which takes any"
         )
-    if torch.compiler.is_compiling():  # a number, not a symbol: see surrogate.spike
-        return float.fromhex(float(surrogate.alpha).hex())
-    return float(surrogate.alpha)
+    return constant(float(surrogate.alpha))
 
 
 def split_tau(tau: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:

@@ -30,9 +30,10 @@ def mssa(
     """
     check_input(k)
     check_settings(tau, v_threshold, v_reset)
-    module = resolve_backend(backend, k)
+    surrogate = get_surrogate(surrogate)
+    module = resolve_backend(backend, k, surrogate)
     neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
-    gradient = dict(surrogate=get_surrogate(surrogate), detach_reset=detach_reset)
+    gradient = dict(surrogate=surrogate, detach_reset=detach_reset)
     if op := fused('mssa', module):
         return op.mssa(list(queries), k, **neuron, **gradient)
     current = queries[0].sum(3, keepdim=True)

@@ -119,6 +119,11 @@ def get_surrogate(surrogate: str | Surrogate) -> Surrogate:
     return SURROGATES[surrogate]()  # type: ignore[call-arg]  # every shape in the table has a default alpha
 
 
+def is_known(surrogate: Surrogate) -> bool:
+    """Whether it is of the table above, and not a user's own."""
+    return SURROGATES.get(surrogate.name) is type(surrogate)
+
+
 class _Spike(torch.autograd.Function):
     generate_vmap_rule = True
 
