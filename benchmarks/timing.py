@@ -97,13 +97,19 @@ class Clock:
         load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
         return {
             'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
-            'command': shlex.join(['python', *sys.argv]),
+            'command': ' '.join([*_settings(), shlex.join(['python', *sys.argv])]),
             'device': torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else _cpu_name(),
             'threads': f'{torch.get_num_threads()} of {os.cpu_count()}',
             'load average': f'{load:.2f}',
             'versions': f'torch {torch.__version__}, Python {platform.python_version()}',
             'times': f'median of {self.rounds} interleaved rounds, spread (max - min) / median',
         }
+
+
+def _settings() -> list[str]:
+    """Of the memory allocator, which decides whether large tensors cost page faults every time."""
+    names = ('MALLOC_', 'GLIBC_TUNABLES', 'LD_PRELOAD', 'THP_MEM', 'PYTORCH_CUDA_ALLOC')
+    return sorted(f'{name}={value}' for name, value in os.environ.items() if name.startswith(names))
 
 
 def _cpu_name() -> str:

@@ -177,12 +177,14 @@ def unroll_backward(
     grad_currents, by_tau = [], torch.zeros_like(currents[0])
     for grad, x, v_before, h in reversed(list(zip(grads, currents, before, charged, strict=True))):
         derivative = s.surrogate.derivative(h - s.v_threshold)
-        keeps = (h < s.v_threshold).to(h.dtype)
+        fired = h >= s.v_threshold
         if s.v_reset is None:
-            through_reset = 1.0 if s.detach_reset else 1 - s.v_threshold * derivative
+            through_reset = c if s.detach_reset else c - c * (s.v_threshold * derivative)
         else:
-            through_reset = keeps if s.detach_reset else keeps + (v_rest - h) * derivative
-        grad_h = grad * derivative + c * through_reset
+            through_reset = torch.where(fired, 0.0, c)
+            if not s.detach_reset:
+                through_reset = through_reset + c * ((v_rest - h) * derivative)
+        grad_h = grad * derivative + through_reset
         grad_currents.append(grad_h * rate if s.decay_input else grad_h)
         c = grad_h * (1 - rate)
         if tau is not None:
@@ -207,8 +209,10 @@ def run_compiled(body: Callable, num_outputs: int, s: Settings, *args: Tensor | 
     """
     tensors = [arg.data for arg in args if arg is not None]
     sizes = [size for x in tensors for size in x.shape]
+    device = tensors[0].device.type
     key = (
         len(tensors[0]),
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         *(size if size == 1 else sizes.index(size) for size in sizes),
         *((x.dtype, x.device, x.stride()[:1] == (0,), x.is_contiguous(), x.is_inference()) for x in tensors),
         *(arg is None for arg in args),
