@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip('rich')
 pytest.importorskip('matplotlib')
+pytest.importorskip('spikingjelly')
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 
 
@@ -41,3 +42,19 @@ def test_the_neurons_are_timed_and_saved(tmp_path):
 def test_a_folder_without_the_old_spikingjelly_is_refused(tmp_path):
     result = run('lif.py', '--device', 'cpu', '--quick', '--skip', 'compile', '--spikingjelly-14', tmp_path)
     assert result.returncode == 1 and 'spikingjelly' in result.stderr and str(tmp_path) in result.stderr
+
+
+def test_models_are_timed_and_saved(tmp_path):
+    size = ['--model', 'msvit_4_96', '--size', 28, '--batch', 2, '--steps', 2, '--rounds', 1, '--dtype', 'float32']
+    result = run('model.py', '--device', 'cpu', *size, '--skip', 'compile', '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = rows(tmp_path / 'model-msvit_4_96.csv')
+    assert [(row['variant'], row['pass']) for row in table] == [
+        ('spikingjelly 2', 'inference'),
+        ('timm_snn fused, torch', 'inference'),
+        ('spikingjelly 2', 'training'),
+        ('timm_snn torch', 'training'),
+    ]
+    assert all(0 < float(row['convolutions ms']) for row in table)
+    assert float(table[3]['saved MB']) < float(table[2]['saved MB'])
+    assert (tmp_path / 'model-msvit_4_96.png').stat().st_size > 0
