@@ -618,7 +618,11 @@ def test_compiled_models_run_eagerly_and_keep_their_names(small):
     plain = profile(small, images)
     same_counts(plain, profile(torch.compile(small), images))
     small.stages[1] = torch.compile(small.stages[1])  # as regional compilation does
-    same_counts(plain, profile(small, images))
+    small.head.fc = torch.compile(small.head.fc)
+    report = profile(small, images)
+    same_counts(plain, report)
+    assert [row.parameters for row in report.layers] == [row.parameters for row in plain.layers]
+    assert report.stages == plain.stages and not report.not_counted
 
 
 def test_weights_that_nothing_is_known_of_are_named():

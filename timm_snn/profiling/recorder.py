@@ -29,7 +29,7 @@ from .counts import (
     steps_and_samples,
 )
 
-__all__ = ['Recorder', 'Site', 'is_neuron', 'num_steps_of']
+__all__ = ['Recorder', 'Site', 'is_neuron', 'num_steps_of', 'plain_name']
 
 
 def num_steps_of(model: nn.Module, images: Tensor) -> int:
@@ -40,6 +40,11 @@ def num_steps_of(model: nn.Module, images: Tensor) -> int:
         if isinstance(steps := getattr(module, 'num_steps', None), int):
             return steps
     return 1
+
+
+def plain_name(name: str) -> str:
+    """Of a module or parameter, without the wrappers that `torch.compile` puts around parts of a model."""
+    return '.'.join(part for part in name.split('.') if part != '_orig_mod')
 
 
 def is_neuron(module: nn.Module) -> bool:
@@ -125,11 +130,11 @@ class Recorder:
         self.batch_sizes: list[int] = []
         self.num_steps = 1
         self.static = True  # images; False for frames
+        self.names: dict[nn.Module, str] = {}
         self.kept: dict[Any, dict[str, Tensor]] = {}  # of attention layers: spikes of their units, for the rule
         self._batch_size = 1
         self._tallies: list[Any] = []
         self._measured: list[tuple[Tensor, Measured]] = []  # of the last tensors, which often enter several layers
-        self._names: dict[nn.Module, str] = {}
         self._owners: dict[nn.Module, list[nn.Module]] = {}  # the modules that stand for one, if they run
         self._feeds: dict[nn.Module, str] = {}  # the site whose spikes are the input of this unit
         self._attention_of: dict[nn.Module, tuple[nn.Module, str]] = {}  # of a unit, and its name in there
@@ -211,7 +216,7 @@ class Recorder:
     def _survey(self) -> None:
         """Which modules stand for others."""
         for name, module in self.model.named_modules():
-            name = self._names[module] = name.replace('_orig_mod.', '')
+            name = self.names[module] = plain_name(name)
             if isinstance(module, ConvBnLif):
                 for part in module.modules():
                     if part is not module:
@@ -230,7 +235,7 @@ class Recorder:
                         self._owners.setdefault(part, []).append(module)
 
     def _attach(self, module: nn.Module, stack: ExitStack) -> None:
-        name = self._names[module]
+        name = self.names[module]
         on_input: Any = None
         on_output: Any = None
         if isinstance(module, SpikingStem):
@@ -321,7 +326,7 @@ class Recorder:
             counts = count_convolution(rows, layer.weight, out_size, geometry, self._zeros_in(layer), has_bias)
             counts.effective = counts.effective.reshape(lead)
         counts.effective = self.sort(counts.effective, 0)
-        site = self.site(self._names[unit] if unit else name, kind)
+        site = self.site(self.names[unit] if unit else name, kind)
         self._note_first(site.operate('connection', [self.sort(x, feature_dims)], counts))
 
     def _neuron_ends(self, name: str, neuron: nn.Module, x: Tensor, output: Any) -> None:
@@ -329,7 +334,7 @@ class Recorder:
         unit = next((owner for owner in self._owners.get(neuron, ()) if isinstance(owner, ConvBnLif)), None)
         if not isinstance(neuron, LIF):
             spikes = self.sort(spikes, max(0, spikes.ndim - 2))
-        self.site(self._names[unit] if unit else name, 'neuron').fire(spikes)
+        self.site(self.names[unit] if unit else name, 'neuron').fire(spikes)
 
     def _product(self, name: str, args: Any) -> None:
         """A product that a module computes by itself, as torch dispatches it."""
