@@ -502,7 +502,8 @@ class TestWhatUsersBring:
                 return super().forward(x)
 
         model = lively(timm.create_model('msvit_4_96', attn=('bare', Variant, 'mssa'), lif_layer='round', num_steps=3))
-        report = profile(model, torch.rand(2, 1, 28, 28))
+        images = torch.rand(2, 1, 28, 28)
+        report = profile(model, images)
         bare, variant = layer(report, 'stages.0.blocks.0.attn'), layer(report, 'stages.1.blocks.0.attn')
         assert bare.kind == variant.kind == 'product'
         assert bare.matmul_ops == 3 * 2 * 49 * 48 * 48 and bare.dense == 3 * 49 * 48 * 48
@@ -511,6 +512,9 @@ class TestWhatUsersBring:
         assert qk.dense_macs == 3 * 49 * 48 * 96 and lif.neurons == 49 * 96
         assert layer(report, 'stages.0.embed.units.0').largest > 1
         assert not report.not_counted
+
+        with torch.inference_mode():
+            same_counts(report, profile(model, images.clone()))
 
     def test_single_step_networks_of_other_libraries(self):
         """A layer that is called once per step is one layer at T steps, and only its first input is the image."""

@@ -167,14 +167,14 @@ class Recorder:
         self._measured.clear()
         self._exit.close()
 
-    @torch.no_grad()
     def run(self, images: Tensor) -> Any:
         """The model's output for images [B, C, H, W] or frames [B, T, C, H, W]."""
         self.num_steps = num_steps_of(self.model, images)
         self.static = images.ndim == 4
         self._batch_size = len(images)
-        with _Products(self):
-            output = self.model(images)
+        # in inference mode products reach no dispatch mode, as functions of torch that are not taken apart yet
+        with torch.inference_mode(False), torch.no_grad(), _Products(self):
+            output = self.model(images.clone() if images.is_inference() else images)
         self._measured.clear()
         for tally in self._tallies:
             tally.end_batch(len(images))
