@@ -135,6 +135,20 @@ def test_integer_spikes_tell_the_conventions_apart():
     assert (row.effective_acs, row.effective_macs) == (0, dense * 3 / 4)
 
 
+def test_a_stream_that_changes_in_place_is_measured_again():
+    class Residual(Net):
+        def forward(self, x):
+            x = self.stem(to_time_first(x, self.num_steps, self.in_chans), self.num_steps)
+            for unit in self.units:
+                unit(x)
+                x += 1
+            return self.head(x.mean((0, 3, 4)))
+
+    net = Residual(ConvBnLif(2, 3), ConvBnLif(2, 3), head=(2, 2)).double().eval()
+    report = profile(net, torch.zeros(1, 1, 4, 4))
+    assert [layer(report, f'units.{i}').input_rate for i in (0, 1)] == [0, 1]
+
+
 def test_event_frames_cost_what_is_not_dark():
     net = Net(ConvBnLif(2, 3), num_steps=3).double().eval()
     frames = torch.zeros(2, 3, 1, 4, 6).double()

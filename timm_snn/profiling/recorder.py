@@ -134,7 +134,8 @@ class Recorder:
         self.kept: dict[Any, dict[str, Tensor]] = {}  # of attention layers: spikes of their units, for the rule
         self._batch_size = 1
         self._tallies: list[Any] = []
-        self._measured: list[tuple[Tensor, Measured]] = []  # of the last tensors, which often enter several layers
+        # of the last tensors, which often enter several layers, and their versions
+        self._measured: list[tuple[Tensor, int, Measured]] = []
         self._owners: dict[nn.Module, list[nn.Module]] = {}  # the modules that stand for one, if they run
         self._feeds: dict[nn.Module, str] = {}  # the site whose spikes are the input of this unit
         self._attention_of: dict[nn.Module, tuple[nn.Module, str]] = {}  # of a unit, and its name in there
@@ -201,11 +202,13 @@ class Recorder:
         return self.tally(Activity())
 
     def measure(self, x: Tensor) -> Measured:
-        for known, measured in self._measured:
-            if known is x:
+        if x.is_inference():  # of a model that enters that mode by itself; such tensors have no version
+            return Measured(x)
+        for known, version, measured in self._measured:
+            if known is x and version == x._version:
                 return measured
         measured = Measured(x)
-        self._measured = [*self._measured[-3:], (x, measured)]
+        self._measured = [*self._measured[-3:], (x, x._version, measured)]
         return measured
 
     def sort(self, x: Tensor, feature_dims: int) -> Tensor:
