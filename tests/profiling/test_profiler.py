@@ -551,6 +551,31 @@ class TestWhatUsersBring:
         )
         assert len(layer(report, 'lif').rate_by_step) == 3 and layer(report, 'lif').neurons == 24
 
+    def test_neurons_that_return_their_membrane_too(self):
+        snntorch = pytest.importorskip('snntorch')
+
+        class Loop(nn.Module):
+            num_steps = 3
+
+            def __init__(self):
+                super().__init__()
+                self.conv, self.lif, self.fc = nn.Conv2d(1, 2, 3), snntorch.Leaky(0.9, threshold=0.2), nn.Linear(24, 4)
+                self.spikes = 0.0
+
+            def forward(self, x):
+                membrane, logits, self.spikes = self.lif.init_leaky(), 0.0, 0.0
+                for _ in range(3):
+                    spikes, membrane = self.lif(self.conv(x), membrane)
+                    logits, self.spikes = logits + self.fc(spikes.flatten(1)), self.spikes + spikes.sum().item()
+                return logits
+
+        net = Loop()
+        net.conv.weight.data.abs_()
+        report = profile(net, torch.rand(2, 1, 6, 5))
+        lif = layer(report, 'lif')
+        assert lif.neurons == 24 and 0 < lif.firing_rate == pytest.approx(net.spikes / (2 * 3 * 24))
+        assert report.total.neuron_updates == 72 and layer(report, 'fc').input == 'binary'
+
 
 def state_of(model):
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

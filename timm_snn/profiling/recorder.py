@@ -48,9 +48,16 @@ def plain_name(name: str) -> str:
 
 
 def is_neuron(module: nn.Module) -> bool:
-    """Ours, one that a user registered, or one of another library: they all have a `v_threshold`."""
+    """Ours, one that a user registered, or one of another library.
+
+    SpikingJelly's have a `v_threshold`, snnTorch's a `threshold` and a `reset_mechanism`.
+    """
     registered = tuple(layer for name in neurons.names() if isinstance(layer := neurons.get(name), type))
-    return isinstance(module, (LIF, *registered)) or isinstance(getattr(module, 'v_threshold', None), (float, Tensor))
+    return (
+        isinstance(module, (LIF, *registered))
+        or isinstance(getattr(module, 'v_threshold', None), (float, Tensor))
+        or (hasattr(module, 'threshold') and hasattr(module, 'reset_mechanism'))
+    )
 
 
 class Site:
