@@ -15,7 +15,7 @@ from ..ops import lif_stream
 from .attention import gates
 from .page import COLORS, STYLE
 from .profiler import eager, profile
-from .recorder import Recorder
+from .recorder import Recorder, evaluating
 from .report import NOTICE, Report, require
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: in
     if layer not in sites or not isinstance(sites[layer].unit[0].lif, LIF):
         raise ValueError(f'expected a unit with LIF neurons, got {layer!r}; there are {", ".join(sites) or "none"}')
     unit, x, repeats = sites[layer].unit
-    potential, spikes = membrane(unit.lif, current_of(unit, x).repeat_interleave(repeats, 0))
+    with evaluating(unit), torch.no_grad():
+        potential, spikes = membrane(unit.lif, unit.current(x).repeat_interleave(repeats, 0))
     potential, spikes = potential[:, 0].flatten(1).float().cpu(), spikes[:, 0].flatten(1).float().cpu()  # [T, neurons]
     order = (spikes.sum(0) + potential.amax(0).clamp(-9, 9) * 1e-3).argsort(descending=True)
     active = order[: max(num_neurons, int((spikes.sum(0) > 0).sum()))]
@@ -136,16 +137,6 @@ def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: in
         figure.suptitle(f'{layer}\nmembrane before the reset, spikes in red, threshold dashed', fontsize=9.5)
         grid.flat[-1].set_xlabel('time step')
     return figure
-
-
-@torch.no_grad()
-def current_of(unit: Any, x: Tensor) -> Tensor:
-    was_training = unit.training
-    unit.eval()
-    try:
-        return unit.current(x)
-    finally:
-        unit.train(was_training)
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ stem by its input. Convolutions, linear layers and neurons anywhere else are hoo
 computes by itself are seen when torch dispatches them.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from .counts import (
     steps_and_samples,
 )
 
-__all__ = ['Recorder', 'Site', 'is_neuron', 'num_steps_of', 'plain_name']
+__all__ = ['Recorder', 'Site', 'evaluating', 'is_neuron', 'num_steps_of', 'plain_name']
 
 
 def num_steps_of(model: nn.Module, images: Tensor) -> int:
@@ -58,6 +58,18 @@ def is_neuron(module: nn.Module) -> bool:
         or isinstance(getattr(module, 'v_threshold', None), (float, Tensor))
         or (hasattr(module, 'threshold') and hasattr(module, 'reset_mechanism'))
     )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In eval mode inside; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Site:
@@ -156,9 +168,7 @@ class Recorder:
 
     def __enter__(self) -> 'Recorder':
         with ExitStack() as stack:
-            for module in self.model.modules():
-                stack.callback(setattr, module, 'training', module.training)
-            self.model.eval()
+            stack.enter_context(evaluating(self.model))
             stack.enter_context(torch.compiler.set_stance('force_eager'))  # what is compiled runs without hooks
             # torch's fast path of nn.MultiheadAttention is one op with no products in it
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
