@@ -27,6 +27,10 @@ def test_the_raster_has_a_panel_per_layer_and_a_mark_per_spike(small):
     assert len(few.axes) == 1 and len(few.axes[0].collections[0].get_offsets()) <= 5 * 4
     with pytest.raises(ValueError, match="no neurons called 'stem'; there are stem"):
         pictures.spike_raster(small, IMAGE, ['stem'])
+    with pytest.raises(ValueError, match='no layer is named'):
+        pictures.spike_raster(small, IMAGE, [])
+    with pytest.raises(ValueError, match='no neurons ran'):
+        pictures.spike_raster(torch.nn.Conv2d(1, 1, 1), IMAGE)
 
 
 def test_attention_maps_are_the_means_of_q_p_and_a(small):

@@ -34,12 +34,14 @@ def spike_raster(
     """Which neurons fire at which step: a panel per layer, a row per neuron, evenly spaced over channels and positions.
 
     `image` is [C, H, W] or frames [T, C, H, W]; `layers` are names from a report, all that fire by default.
-    Raises: ValueError for names that do not exist.
+    Raises: ValueError for names that do not exist, and for none.
     """
     fired = {name: site.spikes for name, site in _watch(model, image).sites.items() if site.spikes is not None}
     shown = list(fired) if layers is None else list(layers)
     if missing := [name for name in shown if name not in fired]:
-        raise ValueError(f'no neurons called {missing[0]!r}; there are {", ".join(fired)}')
+        raise ValueError(f'no neurons called {missing[0]!r}; there are {", ".join(fired) or "none"}')
+    if not shown:
+        raise ValueError('there is nothing to show: ' + ('no layer is named' if fired else 'no neurons ran in this model'))
     columns = min(8, len(shown))
     rows = -(-len(shown) // columns)
     with _style():
