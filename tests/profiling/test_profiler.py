@@ -635,6 +635,7 @@ class TestRefusals:
             ('cifar10', 'got str'),
             ([torch.rand(3, 28)], r'got shape \(3, 28\)'),
             ([{'pixels': 1}], 'got NoneType'),
+            ([torch.rand(1, 1, 28, 28), torch.rand(1, 4, 1, 28, 28)], r'T=4.* got shape \(1, 4, 1, 28, 28\)'),
         ],
     )
     def test_data(self, small, data, message):

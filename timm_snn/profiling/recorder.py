@@ -187,8 +187,13 @@ class Recorder:
 
     def run(self, images: Tensor) -> Any:
         """The model's output for images [B, C, H, W] or frames [B, T, C, H, W]."""
-        self.num_steps = num_steps_of(self.model, images)
-        self.static = images.ndim == 4
+        time = num_steps_of(self.model, images), images.ndim == 4
+        if self.batch_sizes and time != (self.num_steps, self.static):
+            raise ValueError(
+                f'expected batches with the time steps of the first, T={self.num_steps}, and all of images or all of '
+                f'frames; got shape {tuple(images.shape)}: profile what differs by itself'
+            )
+        self.num_steps, self.static = time
         self._batch_size = len(images)
         # in inference mode products reach no dispatch mode, as functions of torch that are not taken apart yet
         with torch.inference_mode(False), torch.no_grad(), _Products(self):
