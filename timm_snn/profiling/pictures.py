@@ -41,7 +41,8 @@ def spike_raster(
     if missing := [name for name in shown if name not in fired]:
         raise ValueError(f'no neurons called {missing[0]!r}; there are {", ".join(fired) or "none"}')
     if not shown:
-        raise ValueError('there is nothing to show: ' + ('no layer is named' if fired else 'no neurons ran in this model'))
+        reason = 'no layer is named' if fired else 'no neurons ran in this model'
+        raise ValueError(f'there is nothing to show: {reason}')
     columns = min(8, len(shown))
     rows = -(-len(shown) // columns)
     with _style():
