@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -23,6 +24,8 @@ from timm_snn.layers import (
     neurons,
     to_time_first,
 )
+from timm_snn.ops.lif_compile import why_not
+from timm_snn.profiling.attention import rule_of
 
 
 def profile(model, data, **kwargs) -> timm_snn.profiling.Report:
@@ -349,17 +352,14 @@ def folded(model: nn.Module) -> nn.Module:
     return model
 
 
-def same_counts(a, b) -> None:
-    rows = [sorted([*report.layers, report.total], key=lambda row: row.name) for report in (a, b)]
-    for one, other in zip(*rows, strict=True):
-        assert one.name == other.name
-        for name in ('firing_rate', 'dense_macs', 'dense', 'effective_acs', 'effective_macs', 'effective_matmul_ops'):
-            assert getattr(one, name) == getattr(other, name), (one.name, name)
-        assert (
-            one.energy_mj == pytest.approx(other.energy_mj, rel=1e-12)
-            and one.effective_mask_ops == other.effective_mask_ops
-        )
-        assert (one.input, one.rate_by_step, one.state_bytes) == (other.input, other.rate_by_step, other.state_bytes)
+def same_counts(a, b, rel: float = 1e-12) -> None:
+    """The same numbers in every layer and stage, up to a share of `rel`; a folded model has fewer parameters."""
+    for one, other in zip([*a.layers, *a.stages, a.total], [*b.layers, *b.stages, b.total], strict=True):
+        for name, value in asdict(one).items():
+            expected = getattr(other, name)
+            if isinstance(value, (float, list, dict)):
+                expected = pytest.approx(expected, rel=rel)
+            assert value == expected or name == 'parameters', (one.name, name)
 
 
 class TestFusion:
@@ -370,9 +370,19 @@ class TestFusion:
         assert plain.total.firing_rate > 0.05 and plain.total.effective_mask_ops > 0
         same_counts(plain, profile(folded(small), self.IMAGES))
 
-    @pytest.mark.skipif(not hasattr(timm_snn, 'fuse'), reason='timm_snn.fuse is not there yet')
-    def test_so_has_timm_snn_fuse(self, small):
-        same_counts(profile(small, self.IMAGES), profile(timm_snn.fuse(small), self.IMAGES))
+    @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+    def test_so_has_timm_snn_fuse_with_any_backend(self, small, dtype):
+        small.to(dtype)
+        # in float32 a membrane may lie so near to its threshold that the rounding of folded weights decides
+        rel = 1e-12 if dtype == torch.float64 else 1e-2
+        plain, fused = profile(small, self.IMAGES), timm_snn.fuse(small)
+        assert plain.total.firing_rate > 0.05
+        same_counts(plain, profile(fused, self.IMAGES), rel)
+        same_counts(plain, profile(torch.compile(fused), self.IMAGES), rel)
+        if why_not() is None:
+            with timm_snn.use_backend('compile'):
+                same_counts(plain, profile(small, self.IMAGES), rel)
+                same_counts(plain, profile(fused, self.IMAGES), rel)
 
     def test_units_that_run_as_one_kernel_have_the_same_numbers(self, small, monkeypatch):
         """No part of a unit or of attention is called as a module."""
@@ -387,8 +397,8 @@ class TestFusion:
 
         def mssa(attn, x):
             tokens = x.flatten(3)
-            q = attn.q(tokens).unflatten(2, [-1, attn.head_dim])
             k = attn.k(tokens).unflatten(2, [-1, attn.head_dim])
+            q = attn.q(tokens).unflatten(2, [-1, attn.head_dim])
             gates = attn.attn_lif.forward(q.sum(3, keepdim=True))
             return attn.proj((gates * k).flatten(2, 3)).unflatten(3, x.shape[3:])
 
@@ -455,18 +465,19 @@ class TestWhatUsersBring:
     @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
     def test_half_precision(self, dtype):
         model = lively(timm.create_model('msvit_4_96')).to(dtype)
-        report, same = (profile(model, torch.rand(2, 1, 28, 28)) for _ in range(2))
-        reference = profile(model.float(), torch.rand(2, 1, 28, 28))
+        images = torch.rand(2, 1, 28, 28)
+        report, reference = profile(model, images), profile(model.float(), images)
         assert report.total.dense_macs == reference.total.dense_macs
         assert report.state_bytes == reference.state_bytes  # membranes are float32 in all of them
-        assert 0 < report.total.firing_rate < 1 and same.total.firing_rate > 0
+        assert report.total.firing_rate == pytest.approx(reference.total.firing_rate, rel=0.05)
+        assert report.energy['C'].mj == pytest.approx(reference.energy['C'].mj, rel=0.05)
+        assert 2 * report.footprint_bytes < 1.01 * reference.footprint_bytes
 
     def test_models_without_neurons(self):
         model = timm.create_model('resnet18', num_classes=5)
         report = profile(model, torch.rand(2, 3, 33, 47))
         assert report.total.firing_rate is None and report.total.neurons == 0 and report.state_bytes == 0
         assert report.energy['B'].acs == 0 and report.energy['ANN twin'].mj == pytest.approx(report.energy['B'].mj)
-        assert 'ReLU' not in str(report) and 'rate' in str(report)
 
     def test_features_only(self):
         model = timm.create_model('msvit_4_96', features_only=True)
@@ -657,6 +668,17 @@ class TestRefusals:
             profile('msvit_4_96', torch.rand(1, 1, 2, 2))
 
 
+def test_what_is_compiled_is_compiled_again_afterwards():
+    graphs = []
+    compiled = torch.compile(nn.Conv2d(1, 1, 1), backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    images = torch.rand(1, 1, 2, 2)
+    profile(compiled, images)
+    profile(nn.Sequential(compiled), images)
+    assert not graphs
+    compiled(images)
+    assert len(graphs) == 1
+
+
 def test_compiled_models_run_eagerly_and_keep_their_names(small):
     images = torch.rand(2, 1, 20, 28)
     plain = profile(small, images)
@@ -666,7 +688,7 @@ def test_compiled_models_run_eagerly_and_keep_their_names(small):
     report = profile(small, images)
     same_counts(plain, report)
     assert [row.parameters for row in report.layers] == [row.parameters for row in plain.layers]
-    assert report.stages == plain.stages and not report.not_counted
+    assert not report.not_counted
 
 
 def test_weights_that_nothing_is_known_of_are_named():
@@ -682,7 +704,5 @@ def test_weights_that_nothing_is_known_of_are_named():
 
 
 def test_layers_of_ours_all_have_rules():
-    from timm_snn.profiling.attention import rule_of
-
-    for cls in (MultiScaleSpikingAttention, SpikingSelfAttention):
-        assert rule_of(cls(6, 2))
+    for name in attentions.names():
+        assert rule_of(attentions.get(name)(6, 2)), name
