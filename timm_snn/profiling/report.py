@@ -165,13 +165,16 @@ class Report:
         )
 
     def to_html(self, others: Sequence['Report'] = ()) -> str:
-        """One page with plots, without anything to fetch; `others` are models to compare with. Needs matplotlib."""
+        """One page with plots, without anything to fetch; `others` are models to compare with. Needs matplotlib.
+
+        Raises: ValueError for others with other prices.
+        """
         from .page import make_page
 
         return make_page(self, others)
 
     def save(self, folder: str | Path, others: Sequence['Report'] = ()) -> list[Path]:
-        """Write report.json, .csv, .md and .html, the last with `others` to compare with."""
+        """Write report.json, .csv, .md and .html, the last with `others` to compare with. Raises: as `to_html`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         texts = {'json': self.to_json(), 'csv': self.to_csv(), 'md': self.to_markdown(), 'html': self.to_html(others)}
