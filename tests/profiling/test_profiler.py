@@ -85,6 +85,7 @@ class TestTwoLayersByHand:
     def test_spikes(self, report):
         stem, unit = layer(report, 'stem.units.0'), layer(report, 'units.0')
         assert (stem.firing_rate, stem.spike_count, stem.largest) == (4 / 12, 4 / 12, 1)
+        assert (stem.input, stem.input_rate, stem.input_mean, stem.input_largest) == ('integer', 2 / 3, 5 / 3, 4)
         assert stem.rate_by_step == [2 / 6, 2 / 6] and unit.rate_by_step == [2 / 9, 2 / 9]
         assert (unit.firing_rate, unit.input, unit.input_rate) == (4 / 18, 'binary', 4 / 12)
         assert report.total.firing_rate == 8 / 30
