@@ -1,9 +1,10 @@
 """Watches a model from outside while it runs: hooks that are there as long as the `with` block, and nothing in it.
 
-What is hooked are the units that a model is built from, not their parts, because a backend may run a whole unit in one
+What is counted are the units that a model is built from, not their parts, so it does not matter how much of a unit is one
 kernel: a `ConvBnLif` is known by its input and its spikes, attention by the spikes of its units (`attention.py`), the
-stem by its input. Convolutions, linear layers and neurons anywhere else are hooked as such, and products that a module
-computes by itself are seen when torch dispatches them.
+stem by its input. Convolutions, linear layers and neurons anywhere else are counted as such, and products that a module
+computes by itself are seen when torch dispatches them. Every module has hooks, since a user's may call the parts of a
+unit; ours notice them and run part by part, without fused kernels, until the hooks are gone.
 """
 
 from collections.abc import Iterator, Sequence
