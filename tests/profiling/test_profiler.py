@@ -542,6 +542,23 @@ class TestWhatUsersBring:
         with torch.inference_mode():
             same_counts(report, profile(model, images.clone()))
 
+    def test_variants_of_our_units_are_counted_as_they_run(self):
+        class NeuronFirst(ConvBnLif):
+            def forward(self, x):
+                return self.current(self.lif(x))
+
+        class Stem(SpikingStem):
+            def forward(self, x, num_steps):
+                return self.units(x.expand(num_steps, -1, -1, -1, -1))
+
+        net = Net(NeuronFirst(2, 3)).eval()
+        net.stem = Stem(1, (2,), (False,))
+        report = profile(net, 9 * torch.rand(2, 1, 3, 5))
+        names = ['stem.units.0', 'units.0.lif', 'units.0.conv', 'head']
+        assert [row.name for row in report.layers] == names and not report.not_counted
+        assert [row.dense_macs for row in report.layers] == [2 * 15 * 9 * 2, 0, 2 * 15 * 2 * 3, 6]
+        assert [row.neurons for row in report.layers] == [30, 30, 0, 0]
+
     def test_single_step_networks_of_other_libraries(self):
         """A layer that is called once per step is one layer at T steps, and only its first input is the image."""
 

@@ -1,10 +1,10 @@
 """Watches a model from outside while it runs: hooks that are there as long as the `with` block, and nothing in it.
 
-What is counted are the units that a model is built from, not their parts, so it does not matter how much of a unit is one
-kernel: a `ConvBnLif` is known by its input and its spikes, attention by the spikes of its units (`attention.py`), the
-stem by its input. Convolutions, linear layers and neurons anywhere else are counted as such, and products that a module
-computes by itself are seen when torch dispatches them. Every module has hooks, since a user's may call the parts of a
-unit; ours notice them and run part by part, without fused kernels, until the hooks are gone.
+What is counted are the units that a model is built from, not their parts, so it does not matter how much of a unit is
+one kernel: a `ConvBnLif` is known by its input and its spikes, attention by the spikes of its units (`attention.py`),
+the stem by its input. Convolutions, linear layers and neurons anywhere else are counted as such, and products that a
+module computes by itself are seen when torch dispatches them. Every module has hooks, since a user's may call the parts
+of a unit; ours notice them and run part by part, without fused kernels, until the hooks are gone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers import LIF, ConvBnLif, SpikingStem, neurons
-from .attention import rule_of
+from .attention import rule_of, runs_as
 from .counts import (
     CONVOLUTIONS,
     Activity,
@@ -243,15 +243,16 @@ class Recorder:
         """Which modules stand for others."""
         for name, module in self.model.named_modules():
             name = self.names[module] = plain_name(name)
-            if isinstance(module, ConvBnLif):
+            if runs_as(module, ConvBnLif):
                 for part in module.modules():
                     if part is not module:
                         self._owners.setdefault(part, []).append(module)
-            elif isinstance(module, SpikingStem):
-                for part in module.units[0].modules():
+            elif runs_as(module, SpikingStem):
+                stem: Any = module
+                for part in stem.units[0].modules():
                     self._owners.setdefault(part, []).append(module)
-                if len(module.units) > 1:
-                    self._feeds[module.units[1]] = f'{name}.units.0'
+                if len(stem.units) > 1:
+                    self._feeds[stem.units[1]] = f'{name}.units.0'
             elif rule_of(module):
                 for part_name, part in module.named_modules():
                     if isinstance(part, ConvBnLif):
@@ -264,9 +265,9 @@ class Recorder:
         name = self.names[module]
         on_input: Any = None
         on_output: Any = None
-        if isinstance(module, SpikingStem):
+        if runs_as(module, SpikingStem):
             on_input, on_output = self._stem_begins, self._stem_ends
-        elif isinstance(module, ConvBnLif):
+        elif runs_as(module, ConvBnLif):
             on_input, on_output = self._unit_begins, self._unit_ends
         elif rule_of(module):
             on_output = self._attention_ends
