@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 import timm_snn
 from timm_snn.profiling import AC_PJ, MAC_PJ, NOTICE, Report
+from timm_snn.profiling.page import check_prices
 
 
 def main() -> None:
@@ -49,15 +50,15 @@ def main() -> None:
                 model_name=None if is_trained(args, name) else f'{name} (random weights)',
             )
 
-    report = report_of(args.model, **args.model_kwargs)
-    others = []
+    earlier = {}
     for name in args.compare:
         if name.endswith('.json'):
-            with one_line_errors(f'read the report {name}'):
-                others.append(Report.from_json(Path(name).read_text(encoding='utf-8')))
-        else:
-            args.checkpoint = None  # which is that of --model
-            others.append(report_of(name, in_chans=report.input_shape[-3]))
+            with one_line_errors(f'compare with the report {name}'):
+                earlier[name] = Report.from_json(Path(name).read_text(encoding='utf-8'))
+                check_prices(args.mac_pj, args.ac_pj, [earlier[name]])
+    report = report_of(args.model, **args.model_kwargs)
+    args.checkpoint = None  # which is that of --model
+    others = [earlier.get(name) or report_of(name, in_chans=report.input_shape[-3]) for name in args.compare]
     with one_line_errors(f'write to --output {args.output}'):
         files = report.save(args.output, others)
     console = Console()

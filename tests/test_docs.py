@@ -63,6 +63,22 @@ def test_the_energy_table_shows_the_measured_report():
     assert rows and table('See inside') == rows
 
 
+def test_the_speed_table_shows_the_measured_times():
+    lines = (ROOT / 'benchmarks' / 'results' / 'cpu' / 'model-msvit_10_384.csv').read_text().splitlines()
+    measured = list(csv.DictReader(line for line in lines if not line.startswith('#')))
+    rows = []
+    for kind, dtype in [(row['pass'], row['dtype']) for row in measured if row['variant'] == 'spikingjelly 2']:
+        mine = [row for row in measured if (row['pass'], row['dtype']) == (kind, dtype)]
+        peer = next(row for row in mine if row['variant'] == 'spikingjelly 2')
+        ours = next(row for row in mine if row['variant'] in ('timm_snn compile', 'timm_snn fused, compile'))
+        saved = [f'{float(row["saved MB"]):.0f}' for row in (peer, ours) if row['saved MB']]
+        times = [f'{float(row["ms"]):.0f} ms' for row in (peer, ours)]
+        convolutions = f'{float(ours["convolutions ms"]):.0f} ms'
+        memory = ' -> '.join(saved) + ' MB' if saved else ''
+        rows.append([kind, dtype, *times, f'**{float(ours["speedup"]):.2f}**', convolutions, memory])
+    assert rows and table('Speed') == rows
+
+
 @pytest.mark.parametrize('target', re.findall(r'\]\(([^)#]+?)(?:#\w+)?\)', README))
 def test_links_lead_somewhere(target):
     assert target.startswith('https://') or (ROOT / target).exists()

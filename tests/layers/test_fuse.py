@@ -170,7 +170,8 @@ def test_a_training_step_of_a_model_with_the_compiled_backend(channels_last):
         model.zero_grad()
         with timm_snn.use_backend(backend), torch._dynamo.config.patch(error_on_recompile=True):
             for size in (28, 21):
-                loss = model(torch.linspace(0, 1, 3 * size**2, dtype=torch.float64).view(3, 1, size, size)).square().sum()
+                x = torch.linspace(0, 1, 3 * size**2, dtype=torch.float64)
+                loss = model(x.view(3, 1, size, size)).square().sum()
                 loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters()), *model.state_dict().values()])
     torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)

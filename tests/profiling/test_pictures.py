@@ -27,6 +27,10 @@ def test_the_raster_has_a_panel_per_layer_and_a_mark_per_spike(small):
     assert len(few.axes) == 1 and len(few.axes[0].collections[0].get_offsets()) <= 5 * 4
     with pytest.raises(ValueError, match="no neurons called 'stem'; there are stem"):
         pictures.spike_raster(small, IMAGE, ['stem'])
+    with pytest.raises(ValueError, match='no layer is named'):
+        pictures.spike_raster(small, IMAGE, [])
+    with pytest.raises(ValueError, match='no neurons ran'):
+        pictures.spike_raster(torch.nn.Conv2d(1, 1, 1), IMAGE)
 
 
 def test_attention_maps_are_the_means_of_q_p_and_a(small):
@@ -72,12 +76,14 @@ def test_traces_mark_the_spikes_of_the_layer(small):
 
 def test_the_model_stays_as_it_was(small):
     small.train()
+    frozen = small.stages[0].embed.units[0].bn.eval()
     before = copy.deepcopy(small.state_dict())
     for make in (pictures.spike_raster, pictures.attention_maps):
         make(small, IMAGE)
     pictures.membrane_traces(small, IMAGE, 'stages.0.embed.units.0')
     assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
-    assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in small.modules())
+    assert [m for m in small.modules() if not m.training] == [frozen]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in small.modules())
     with pytest.raises(ValueError, match='expected one image'):
         pictures.spike_raster(small, IMAGE.unsqueeze(0).unsqueeze(0))
 

@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+from dataclasses import asdict
 
 import pytest
 import timm
@@ -23,6 +24,8 @@ from timm_snn.layers import (
     neurons,
     to_time_first,
 )
+from timm_snn.ops.lif_compile import why_not
+from timm_snn.profiling.attention import rule_of
 
 
 def profile(model, data, **kwargs) -> timm_snn.profiling.Report:
@@ -82,6 +85,7 @@ class TestTwoLayersByHand:
     def test_spikes(self, report):
         stem, unit = layer(report, 'stem.units.0'), layer(report, 'units.0')
         assert (stem.firing_rate, stem.spike_count, stem.largest) == (4 / 12, 4 / 12, 1)
+        assert (stem.input, stem.input_rate, stem.input_mean, stem.input_largest) == ('integer', 2 / 3, 5 / 3, 4)
         assert stem.rate_by_step == [2 / 6, 2 / 6] and unit.rate_by_step == [2 / 9, 2 / 9]
         assert (unit.firing_rate, unit.input, unit.input_rate) == (4 / 18, 'binary', 4 / 12)
         assert report.total.firing_rate == 8 / 30
@@ -133,6 +137,20 @@ def test_integer_spikes_tell_the_conventions_apart():
     priced = {'A': 4.6 * dense, 'B': 0.9 * dense * 3 / 4, 'C': 0.9 * dense * 5 / 4, 'ANN twin': 4.6 * dense / 2}
     assert row.energy_mj == pytest.approx({name: pj * 1e-9 for name, pj in priced.items()})
     assert (row.effective_acs, row.effective_macs) == (0, dense * 3 / 4)
+
+
+def test_a_stream_that_changes_in_place_is_measured_again():
+    class Residual(Net):
+        def forward(self, x):
+            x = self.stem(to_time_first(x, self.num_steps, self.in_chans), self.num_steps)
+            for unit in self.units:
+                unit(x)
+                x += 1
+            return self.head(x.mean((0, 3, 4)))
+
+    net = Residual(ConvBnLif(2, 3), ConvBnLif(2, 3), head=(2, 2)).double().eval()
+    report = profile(net, torch.zeros(1, 1, 4, 4))
+    assert [layer(report, f'units.{i}').input_rate for i in (0, 1)] == [0, 1]
 
 
 def test_event_frames_cost_what_is_not_dark():
@@ -335,17 +353,14 @@ def folded(model: nn.Module) -> nn.Module:
     return model
 
 
-def same_counts(a, b) -> None:
-    rows = [sorted([*report.layers, report.total], key=lambda row: row.name) for report in (a, b)]
-    for one, other in zip(*rows, strict=True):
-        assert one.name == other.name
-        for name in ('firing_rate', 'dense_macs', 'dense', 'effective_acs', 'effective_macs', 'effective_matmul_ops'):
-            assert getattr(one, name) == getattr(other, name), (one.name, name)
-        assert (
-            one.energy_mj == pytest.approx(other.energy_mj, rel=1e-12)
-            and one.effective_mask_ops == other.effective_mask_ops
-        )
-        assert (one.input, one.rate_by_step, one.state_bytes) == (other.input, other.rate_by_step, other.state_bytes)
+def same_counts(a, b, rel: float = 1e-12) -> None:
+    """The same numbers in every layer and stage, up to a share of `rel`; a folded model has fewer parameters."""
+    for one, other in zip([*a.layers, *a.stages, a.total], [*b.layers, *b.stages, b.total], strict=True):
+        for name, value in asdict(one).items():
+            expected = getattr(other, name)
+            if isinstance(value, (float, list, dict)):
+                expected = pytest.approx(expected, rel=rel)
+            assert value == expected or name == 'parameters', (one.name, name)
 
 
 class TestFusion:
@@ -356,9 +371,19 @@ class TestFusion:
         assert plain.total.firing_rate > 0.05 and plain.total.effective_mask_ops > 0
         same_counts(plain, profile(folded(small), self.IMAGES))
 
-    @pytest.mark.skipif(not hasattr(timm_snn, 'fuse'), reason='timm_snn.fuse is not there yet')
-    def test_so_has_timm_snn_fuse(self, small):
-        same_counts(profile(small, self.IMAGES), profile(timm_snn.fuse(small), self.IMAGES))
+    @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+    def test_so_has_timm_snn_fuse_with_any_backend(self, small, dtype):
+        small.to(dtype)
+        # in float32 a membrane may lie so near to its threshold that the rounding of folded weights decides
+        rel = 1e-12 if dtype == torch.float64 else 1e-2
+        plain, fused = profile(small, self.IMAGES), timm_snn.fuse(small)
+        assert plain.total.firing_rate > 0.05
+        same_counts(plain, profile(fused, self.IMAGES), rel)
+        same_counts(plain, profile(torch.compile(fused), self.IMAGES), rel)
+        if why_not() is None:
+            with timm_snn.use_backend('compile'):
+                same_counts(plain, profile(small, self.IMAGES), rel)
+                same_counts(plain, profile(fused, self.IMAGES), rel)
 
     def test_units_that_run_as_one_kernel_have_the_same_numbers(self, small, monkeypatch):
         """No part of a unit or of attention is called as a module."""
@@ -373,8 +398,8 @@ class TestFusion:
 
         def mssa(attn, x):
             tokens = x.flatten(3)
-            q = attn.q(tokens).unflatten(2, [-1, attn.head_dim])
             k = attn.k(tokens).unflatten(2, [-1, attn.head_dim])
+            q = attn.q(tokens).unflatten(2, [-1, attn.head_dim])
             gates = attn.attn_lif.forward(q.sum(3, keepdim=True))
             return attn.proj((gates * k).flatten(2, 3)).unflatten(3, x.shape[3:])
 
@@ -441,18 +466,19 @@ class TestWhatUsersBring:
     @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
     def test_half_precision(self, dtype):
         model = lively(timm.create_model('msvit_4_96')).to(dtype)
-        report, same = (profile(model, torch.rand(2, 1, 28, 28)) for _ in range(2))
-        reference = profile(model.float(), torch.rand(2, 1, 28, 28))
+        images = torch.rand(2, 1, 28, 28)
+        report, reference = profile(model, images), profile(model.float(), images)
         assert report.total.dense_macs == reference.total.dense_macs
         assert report.state_bytes == reference.state_bytes  # membranes are float32 in all of them
-        assert 0 < report.total.firing_rate < 1 and same.total.firing_rate > 0
+        assert report.total.firing_rate == pytest.approx(reference.total.firing_rate, rel=0.05)
+        assert report.energy['C'].mj == pytest.approx(reference.energy['C'].mj, rel=0.05)
+        assert 2 * report.footprint_bytes < 1.01 * reference.footprint_bytes
 
     def test_models_without_neurons(self):
         model = timm.create_model('resnet18', num_classes=5)
         report = profile(model, torch.rand(2, 3, 33, 47))
         assert report.total.firing_rate is None and report.total.neurons == 0 and report.state_bytes == 0
         assert report.energy['B'].acs == 0 and report.energy['ANN twin'].mj == pytest.approx(report.energy['B'].mj)
-        assert 'ReLU' not in str(report) and 'rate' in str(report)
 
     def test_features_only(self):
         model = timm.create_model('msvit_4_96', features_only=True)
@@ -502,7 +528,8 @@ class TestWhatUsersBring:
                 return super().forward(x)
 
         model = lively(timm.create_model('msvit_4_96', attn=('bare', Variant, 'mssa'), lif_layer='round', num_steps=3))
-        report = profile(model, torch.rand(2, 1, 28, 28))
+        images = torch.rand(2, 1, 28, 28)
+        report = profile(model, images)
         bare, variant = layer(report, 'stages.0.blocks.0.attn'), layer(report, 'stages.1.blocks.0.attn')
         assert bare.kind == variant.kind == 'product'
         assert bare.matmul_ops == 3 * 2 * 49 * 48 * 48 and bare.dense == 3 * 49 * 48 * 48
@@ -511,6 +538,26 @@ class TestWhatUsersBring:
         assert qk.dense_macs == 3 * 49 * 48 * 96 and lif.neurons == 49 * 96
         assert layer(report, 'stages.0.embed.units.0').largest > 1
         assert not report.not_counted
+
+        with torch.inference_mode():
+            same_counts(report, profile(model, images.clone()))
+
+    def test_variants_of_our_units_are_counted_as_they_run(self):
+        class NeuronFirst(ConvBnLif):
+            def forward(self, x):
+                return self.current(self.lif(x))
+
+        class Stem(SpikingStem):
+            def forward(self, x, num_steps):
+                return self.units(x.expand(num_steps, -1, -1, -1, -1))
+
+        net = Net(NeuronFirst(2, 3)).eval()
+        net.stem = Stem(1, (2,), (False,))
+        report = profile(net, 9 * torch.rand(2, 1, 3, 5))
+        names = ['stem.units.0', 'units.0.lif', 'units.0.conv', 'head']
+        assert [row.name for row in report.layers] == names and not report.not_counted
+        assert [row.dense_macs for row in report.layers] == [2 * 15 * 9 * 2, 0, 2 * 15 * 2 * 3, 6]
+        assert [row.neurons for row in report.layers] == [30, 30, 0, 0]
 
     def test_single_step_networks_of_other_libraries(self):
         """A layer that is called once per step is one layer at T steps, and only its first input is the image."""
@@ -532,6 +579,31 @@ class TestWhatUsersBring:
             report.energy['B'].mj_first_once + 2 * 4.6e-9 * 12 * 9 * 2
         )
         assert len(layer(report, 'lif').rate_by_step) == 3 and layer(report, 'lif').neurons == 24
+
+    def test_neurons_that_return_their_membrane_too(self):
+        snntorch = pytest.importorskip('snntorch')
+
+        class Loop(nn.Module):
+            num_steps = 3
+
+            def __init__(self):
+                super().__init__()
+                self.conv, self.lif, self.fc = nn.Conv2d(1, 2, 3), snntorch.Leaky(0.9, threshold=0.2), nn.Linear(24, 4)
+                self.spikes = 0.0
+
+            def forward(self, x):
+                membrane, logits, self.spikes = self.lif.init_leaky(), 0.0, 0.0
+                for _ in range(3):
+                    spikes, membrane = self.lif(self.conv(x), membrane)
+                    logits, self.spikes = logits + self.fc(spikes.flatten(1)), self.spikes + spikes.sum().item()
+                return logits
+
+        net = Loop()
+        net.conv.weight.data.abs_()
+        report = profile(net, torch.rand(2, 1, 6, 5))
+        lif = layer(report, 'lif')
+        assert lif.neurons == 24 and 0 < lif.firing_rate == pytest.approx(net.spikes / (2 * 3 * 24))
+        assert report.total.neuron_updates == 72 and layer(report, 'fc').input == 'binary'
 
 
 def state_of(model):
@@ -592,6 +664,7 @@ class TestRefusals:
             ('cifar10', 'got str'),
             ([torch.rand(3, 28)], r'got shape \(3, 28\)'),
             ([{'pixels': 1}], 'got NoneType'),
+            ([torch.rand(1, 1, 28, 28), torch.rand(1, 4, 1, 28, 28)], r'T=4.* got shape \(1, 4, 1, 28, 28\)'),
         ],
     )
     def test_data(self, small, data, message):
@@ -613,12 +686,27 @@ class TestRefusals:
             profile('msvit_4_96', torch.rand(1, 1, 2, 2))
 
 
+def test_what_is_compiled_is_compiled_again_afterwards():
+    graphs = []
+    compiled = torch.compile(nn.Conv2d(1, 1, 1), backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    images = torch.rand(1, 1, 2, 2)
+    profile(compiled, images)
+    profile(nn.Sequential(compiled), images)
+    assert not graphs
+    compiled(images)
+    assert len(graphs) == 1
+
+
 def test_compiled_models_run_eagerly_and_keep_their_names(small):
     images = torch.rand(2, 1, 20, 28)
     plain = profile(small, images)
     same_counts(plain, profile(torch.compile(small), images))
     small.stages[1] = torch.compile(small.stages[1])  # as regional compilation does
-    same_counts(plain, profile(small, images))
+    small.head.fc = torch.compile(small.head.fc)
+    report = profile(small, images)
+    same_counts(plain, report)
+    assert [row.parameters for row in report.layers] == [row.parameters for row in plain.layers]
+    assert not report.not_counted
 
 
 def test_weights_that_nothing_is_known_of_are_named():
@@ -634,7 +722,5 @@ def test_weights_that_nothing_is_known_of_are_named():
 
 
 def test_layers_of_ours_all_have_rules():
-    from timm_snn.profiling.attention import rule_of
-
-    for cls in (MultiScaleSpikingAttention, SpikingSelfAttention):
-        assert rule_of(cls(6, 2))
+    for name in attentions.names():
+        assert rule_of(attentions.get(name)(6, 2)), name

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import timm
@@ -115,6 +116,11 @@ class TestPage:
 
     def test_models_without_spikes_have_one_too(self, reports):
         assert 'This model has no spiking neurons.' in reports[1].to_html()
+
+
+def test_other_prices_are_not_compared(reports):
+    with pytest.raises(ValueError, match=r'resnet18 was priced at 1\.5 and 0\.9 pJ .* here they are 4\.6'):
+        reports[0].to_html([replace(reports[1], mac_pj=1.5)])
 
 
 def test_a_missing_library_says_what_to_install(reports, monkeypatch):

@@ -53,13 +53,15 @@ def test_a_report_of_a_saved_model_and_of_others(run, saved, tmp_path):
     assert report['data'] == 'digits, validation split, 40 of 360, evenly spread'
 
     others = [tmp_path / 'a' / 'report.json', 'resnet10t']
-    arguments = ['--num-steps', 2, '-n', 9, '--compare', *others, '--output', tmp_path / 'b', '--mac-pj', 1.5]
+    arguments = ['--num-steps', 2, '-n', 9, '--compare', *others, '--output', tmp_path / 'b']
     run('energy.py', '--model', saved, *arguments)
     report = json.loads((tmp_path / 'b' / 'report.json').read_text())
-    assert (report['num_steps'], report['mac_pj'], report['num_samples']) == (2, 1.5, 9)
+    assert (report['num_steps'], report['num_samples']) == (2, 9)
     page = (tmp_path / 'b' / 'report.html').read_text()
     assert 'Against other models' in page and 'resnet10t (random weights)' in page
     assert sorted(path.suffix for path in (tmp_path / 'b').iterdir()) == ['.csv', '.html', '.json', '.md']
+    with pytest.raises(SystemExit, match=r'cannot compare with the report .* was priced at 4\.6 and 0\.9 pJ'):
+        run('energy.py', '--model', saved, *arguments, '--mac-pj', 1.5)
 
 
 def test_weights_by_name_and_checkpoint(run, saved, tmp_path, capsys):
@@ -68,8 +70,9 @@ def test_weights_by_name_and_checkpoint(run, saved, tmp_path, capsys):
     run('energy.py', '--model', saved, '-n', 4, '--output', tmp_path / 'b')
     one, other = (json.loads((tmp_path / name / 'report.json').read_text()) for name in 'ab')
     assert one['layers'] == other['layers']
-    run('energy.py', '--model', 'msvit_4_96', '-n', 2, '--output', tmp_path / 'c')
-    assert one['layers'] != json.loads((tmp_path / 'c' / 'report.json').read_text())['layers']
+    run('energy.py', '--model', 'msvit_4_96', '-n', 2, '--mac-pj', 1.5, '--output', tmp_path / 'c')
+    random = json.loads((tmp_path / 'c' / 'report.json').read_text())
+    assert one['layers'] != random['layers'] and (random['mac_pj'], random['ac_pj']) == (1.5, 0.9)
 
 
 def test_four_pictures(run, saved, tmp_path):
@@ -106,7 +109,7 @@ def test_four_pictures(run, saved, tmp_path):
         (
             'energy.py',
             ['--model', 'msvit_4_96', '--compare', 'none.json', '-n', '1'],
-            'cannot read the report none.json',
+            'cannot compare with the report none.json',
         ),
         ('energy.py', ['--model', 'msvit_4_96', '-n', '0'], r'0 is less than 1; see recipes/energy.py --help'),
         ('pictures.py', [*SMALL, '--sample', '2'], 'not one of the 2 samples'),

@@ -25,7 +25,7 @@ from .counts import count_elements, count_matmul
 if TYPE_CHECKING:
     from .recorder import Site
 
-__all__ = ['gates', 'register', 'rule_of']
+__all__ = ['gates', 'register', 'rule_of', 'runs_as']
 
 Rule = Callable[[Any, Mapping[str, Tensor], Any], None]
 
@@ -48,11 +48,14 @@ def register(layer: type[nn.Module], kind: str) -> Callable[[Rule], Rule]:
 def rule_of(module: nn.Module) -> tuple[str, Rule] | None:
     for cls in type(module).__mro__:
         if cls in _RULES:
-            forward: Any = type(module).forward
-            known: Any = cls
-            is_ours = forward.__module__.startswith('timm_snn.')
-            return _RULES[cls] if is_ours or forward is known.forward else None
+            return _RULES[cls] if runs_as(module, cls) else None
     return None
+
+
+def runs_as(module: nn.Module, cls: Any) -> bool:
+    """Whether it computes what `cls` does: a subclass of a user with its own `forward` may compute anything."""
+    forward: Any = type(module).forward
+    return isinstance(module, cls) and (forward is cls.forward or forward.__module__.startswith('timm_snn.'))
 
 
 @register(MultiScaleSpikingAttention, 'MSSA')

@@ -14,7 +14,7 @@ from .report import ANN, ENERGY_HEADER, NOTICE, STAGE_HEADER, Report, readable_b
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['COLORS', 'STYLE', 'make_page']
+__all__ = ['COLORS', 'STYLE', 'check_prices', 'make_page']
 
 COLORS = {'A': '#3b5b92', 'B': '#5f9ea0', 'C': '#d98c3f', ANN: '#9aa3af'}
 STYLE: dict[str, Any] = {
@@ -34,6 +34,8 @@ STYLE: dict[str, Any] = {
 
 
 def make_page(report: Report, others: Sequence[Report] = ()) -> str:
+    """Raises: ValueError for others with other prices."""
+    check_prices(report.mac_pj, report.ac_pj, others)
     require('matplotlib')
     import matplotlib as mpl
 
@@ -60,6 +62,15 @@ def make_page(report: Report, others: Sequence[Report] = ()) -> str:
         footer=escape(f'{report.uncounted if report.not_counted else ""} Made with {versions}.'),
         **plots,
     )
+
+
+def check_prices(mac_pj: float, ac_pj: float, others: Sequence[Report]) -> None:
+    for other in others:
+        if (other.mac_pj, other.ac_pj) != (mac_pj, ac_pj):
+            raise ValueError(
+                f'{other.model} was priced at {other.mac_pj:g} and {other.ac_pj:g} pJ per MAC and AC, here they are '
+                f'{mac_pj:g} and {ac_pj:g}: only energies at the same prices can be compared'
+            )
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

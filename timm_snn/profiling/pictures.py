@@ -15,7 +15,7 @@ from ..ops import lif_stream
 from .attention import gates
 from .page import COLORS, STYLE
 from .profiler import eager, profile
-from .recorder import Recorder
+from .recorder import Recorder, evaluating
 from .report import NOTICE, Report, require
 
 if TYPE_CHECKING:
@@ -34,12 +34,15 @@ def spike_raster(
     """Which neurons fire at which step: a panel per layer, a row per neuron, evenly spaced over channels and positions.
 
     `image` is [C, H, W] or frames [T, C, H, W]; `layers` are names from a report, all that fire by default.
-    Raises: ValueError for names that do not exist.
+    Raises: ValueError for names that do not exist, and for none.
     """
     fired = {name: site.spikes for name, site in _watch(model, image).sites.items() if site.spikes is not None}
     shown = list(fired) if layers is None else list(layers)
     if missing := [name for name in shown if name not in fired]:
-        raise ValueError(f'no neurons called {missing[0]!r}; there are {", ".join(fired)}')
+        raise ValueError(f'no neurons called {missing[0]!r}; there are {", ".join(fired) or "none"}')
+    if not shown:
+        reason = 'no layer is named' if fired else 'no neurons ran in this model'
+        raise ValueError(f'there is nothing to show: {reason}')
     columns = min(8, len(shown))
     rows = -(-len(shown) // columns)
     with _style():
@@ -118,7 +121,8 @@ def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: in
     if layer not in sites or not isinstance(sites[layer].unit[0].lif, LIF):
         raise ValueError(f'expected a unit with LIF neurons, got {layer!r}; there are {", ".join(sites) or "none"}')
     unit, x, repeats = sites[layer].unit
-    potential, spikes = membrane(unit.lif, current_of(unit, x).repeat_interleave(repeats, 0))
+    with evaluating(unit), torch.no_grad():
+        potential, spikes = membrane(unit.lif, unit.current(x).repeat_interleave(repeats, 0))
     potential, spikes = potential[:, 0].flatten(1).float().cpu(), spikes[:, 0].flatten(1).float().cpu()  # [T, neurons]
     order = (spikes.sum(0) + potential.amax(0).clamp(-9, 9) * 1e-3).argsort(descending=True)
     active = order[: max(num_neurons, int((spikes.sum(0) > 0).sum()))]
@@ -136,16 +140,6 @@ def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: in
         figure.suptitle(f'{layer}\nmembrane before the reset, spikes in red, threshold dashed', fontsize=9.5)
         grid.flat[-1].set_xlabel('time step')
     return figure
-
-
-@torch.no_grad()
-def current_of(unit: Any, x: Tensor) -> Tensor:
-    was_training = unit.training
-    unit.eval()
-    try:
-        return unit.current(x)
-    finally:
-        unit.train(was_training)
 
 
 @torch.no_grad()

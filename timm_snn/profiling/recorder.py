@@ -1,13 +1,14 @@
 """Watches a model from outside while it runs: hooks that are there as long as the `with` block, and nothing in it.
 
-What is hooked are the units that a model is built from, not their parts, because a backend may run a whole unit in one
-kernel: a `ConvBnLif` is known by its input and its spikes, attention by the spikes of its units (`attention.py`), the
-stem by its input. Convolutions, linear layers and neurons anywhere else are hooked as such, and products that a module
-computes by itself are seen when torch dispatches them.
+What is counted are the units that a model is built from, not their parts, so it does not matter how much of a unit is
+one kernel: a `ConvBnLif` is known by its input and its spikes, attention by the spikes of its units (`attention.py`),
+the stem by its input. Convolutions, linear layers and neurons anywhere else are counted as such, and products that a
+module computes by itself are seen when torch dispatches them. Every module has hooks, since a user's may call the parts
+of a unit; ours notice them and run part by part, without fused kernels, until the hooks are gone.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers import LIF, ConvBnLif, SpikingStem, neurons
-from .attention import rule_of
+from .attention import rule_of, runs_as
 from .counts import (
     CONVOLUTIONS,
     Activity,
@@ -29,7 +30,7 @@ from .counts import (
     steps_and_samples,
 )
 
-__all__ = ['Recorder', 'Site', 'is_neuron', 'num_steps_of']
+__all__ = ['Recorder', 'Site', 'evaluating', 'is_neuron', 'num_steps_of', 'plain_name']
 
 
 def num_steps_of(model: nn.Module, images: Tensor) -> int:
@@ -42,10 +43,34 @@ def num_steps_of(model: nn.Module, images: Tensor) -> int:
     return 1
 
 
+def plain_name(name: str) -> str:
+    """Of a module or parameter, without the wrappers that `torch.compile` puts around parts of a model."""
+    return '.'.join(part for part in name.split('.') if part != '_orig_mod')
+
+
 def is_neuron(module: nn.Module) -> bool:
-    """Ours, one that a user registered, or one of another library: they all have a `v_threshold`."""
+    """Ours, one that a user registered, or one of another library.
+
+    SpikingJelly's have a `v_threshold`, snnTorch's a `threshold` and a `reset_mechanism`.
+    """
     registered = tuple(layer for name in neurons.names() if isinstance(layer := neurons.get(name), type))
-    return isinstance(module, (LIF, *registered)) or isinstance(getattr(module, 'v_threshold', None), (float, Tensor))
+    return (
+        isinstance(module, (LIF, *registered))
+        or isinstance(getattr(module, 'v_threshold', None), (float, Tensor))
+        or (hasattr(module, 'threshold') and hasattr(module, 'reset_mechanism'))
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In eval mode inside; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Site:
@@ -125,11 +150,12 @@ class Recorder:
         self.batch_sizes: list[int] = []
         self.num_steps = 1
         self.static = True  # images; False for frames
+        self.names: dict[nn.Module, str] = {}
         self.kept: dict[Any, dict[str, Tensor]] = {}  # of attention layers: spikes of their units, for the rule
         self._batch_size = 1
         self._tallies: list[Any] = []
-        self._measured: list[tuple[Tensor, Measured]] = []  # of the last tensors, which often enter several layers
-        self._names: dict[nn.Module, str] = {}
+        # of the last tensors, which often enter several layers, and their versions
+        self._measured: list[tuple[Tensor, int, Measured]] = []
         self._owners: dict[nn.Module, list[nn.Module]] = {}  # the modules that stand for one, if they run
         self._feeds: dict[nn.Module, str] = {}  # the site whose spikes are the input of this unit
         self._attention_of: dict[nn.Module, tuple[nn.Module, str]] = {}  # of a unit, and its name in there
@@ -143,9 +169,7 @@ class Recorder:
 
     def __enter__(self) -> 'Recorder':
         with ExitStack() as stack:
-            for module in self.model.modules():
-                stack.callback(setattr, module, 'training', module.training)
-            self.model.eval()
+            stack.enter_context(evaluating(self.model))
             stack.enter_context(torch.compiler.set_stance('force_eager'))  # what is compiled runs without hooks
             # torch's fast path of nn.MultiheadAttention is one op with no products in it
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
@@ -162,14 +186,19 @@ class Recorder:
         self._measured.clear()
         self._exit.close()
 
-    @torch.no_grad()
     def run(self, images: Tensor) -> Any:
         """The model's output for images [B, C, H, W] or frames [B, T, C, H, W]."""
-        self.num_steps = num_steps_of(self.model, images)
-        self.static = images.ndim == 4
+        time = num_steps_of(self.model, images), images.ndim == 4
+        if self.batch_sizes and time != (self.num_steps, self.static):
+            raise ValueError(
+                f'expected batches with the time steps of the first, T={self.num_steps}, and all of images or all of '
+                f'frames; got shape {tuple(images.shape)}: profile what differs by itself'
+            )
+        self.num_steps, self.static = time
         self._batch_size = len(images)
-        with _Products(self):
-            output = self.model(images)
+        # in inference mode products reach no dispatch mode, as functions of torch that are not taken apart yet
+        with torch.inference_mode(False), torch.no_grad(), _Products(self):
+            output = self.model(images.clone() if images.is_inference() else images)
         self._measured.clear()
         for tally in self._tallies:
             tally.end_batch(len(images))
@@ -196,11 +225,13 @@ class Recorder:
         return self.tally(Activity())
 
     def measure(self, x: Tensor) -> Measured:
-        for known, measured in self._measured:
-            if known is x:
+        if x.is_inference():  # of a model that enters that mode by itself; such tensors have no version
+            return Measured(x)
+        for known, version, measured in self._measured:
+            if known is x and version == x._version:
                 return measured
         measured = Measured(x)
-        self._measured = [*self._measured[-3:], (x, measured)]
+        self._measured = [*self._measured[-3:], (x, x._version, measured)]
         return measured
 
     def sort(self, x: Tensor, feature_dims: int) -> Tensor:
@@ -211,16 +242,17 @@ class Recorder:
     def _survey(self) -> None:
         """Which modules stand for others."""
         for name, module in self.model.named_modules():
-            name = self._names[module] = name.replace('_orig_mod.', '')
-            if isinstance(module, ConvBnLif):
+            name = self.names[module] = plain_name(name)
+            if runs_as(module, ConvBnLif):
                 for part in module.modules():
                     if part is not module:
                         self._owners.setdefault(part, []).append(module)
-            elif isinstance(module, SpikingStem):
-                for part in module.units[0].modules():
+            elif runs_as(module, SpikingStem):
+                stem: Any = module
+                for part in stem.units[0].modules():
                     self._owners.setdefault(part, []).append(module)
-                if len(module.units) > 1:
-                    self._feeds[module.units[1]] = f'{name}.units.0'
+                if len(stem.units) > 1:
+                    self._feeds[stem.units[1]] = f'{name}.units.0'
             elif rule_of(module):
                 for part_name, part in module.named_modules():
                     if isinstance(part, ConvBnLif):
@@ -230,12 +262,12 @@ class Recorder:
                         self._owners.setdefault(part, []).append(module)
 
     def _attach(self, module: nn.Module, stack: ExitStack) -> None:
-        name = self._names[module]
+        name = self.names[module]
         on_input: Any = None
         on_output: Any = None
-        if isinstance(module, SpikingStem):
+        if runs_as(module, SpikingStem):
             on_input, on_output = self._stem_begins, self._stem_ends
-        elif isinstance(module, ConvBnLif):
+        elif runs_as(module, ConvBnLif):
             on_input, on_output = self._unit_begins, self._unit_ends
         elif rule_of(module):
             on_output = self._attention_ends
@@ -321,7 +353,7 @@ class Recorder:
             counts = count_convolution(rows, layer.weight, out_size, geometry, self._zeros_in(layer), has_bias)
             counts.effective = counts.effective.reshape(lead)
         counts.effective = self.sort(counts.effective, 0)
-        site = self.site(self._names[unit] if unit else name, kind)
+        site = self.site(self.names[unit] if unit else name, kind)
         self._note_first(site.operate('connection', [self.sort(x, feature_dims)], counts))
 
     def _neuron_ends(self, name: str, neuron: nn.Module, x: Tensor, output: Any) -> None:
@@ -329,7 +361,7 @@ class Recorder:
         unit = next((owner for owner in self._owners.get(neuron, ()) if isinstance(owner, ConvBnLif)), None)
         if not isinstance(neuron, LIF):
             spikes = self.sort(spikes, max(0, spikes.ndim - 2))
-        self.site(self._names[unit] if unit else name, 'neuron').fire(spikes)
+        self.site(self.names[unit] if unit else name, 'neuron').fire(spikes)
 
     def _product(self, name: str, args: Any) -> None:
         """A product that a module computes by itself, as torch dispatches it."""

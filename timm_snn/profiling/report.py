@@ -8,15 +8,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .energy import CONVENTIONS, energy_mj, first_layer
-
-if TYPE_CHECKING:
-    from .recorder import Recorder, Site
+from .recorder import Recorder, Site, plain_name
 
 __all__ = ['NOTICE', 'Energy', 'Layer', 'Report', 'make_report']
 
@@ -167,13 +165,16 @@ class Report:
         )
 
     def to_html(self, others: Sequence['Report'] = ()) -> str:
-        """One page with plots, without anything to fetch; `others` are models to compare with. Needs matplotlib."""
+        """One page with plots, without anything to fetch; `others` are models to compare with. Needs matplotlib.
+
+        Raises: ValueError for others with other prices.
+        """
         from .page import make_page
 
         return make_page(self, others)
 
     def save(self, folder: str | Path, others: Sequence['Report'] = ()) -> list[Path]:
-        """Write report.json, .csv, .md and .html, the last with `others` to compare with."""
+        """Write report.json, .csv, .md and .html, the last with `others` to compare with. Raises: as `to_html`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         texts = {'json': self.to_json(), 'csv': self.to_csv(), 'md': self.to_markdown(), 'html': self.to_html(others)}
@@ -244,7 +245,7 @@ STAGE_HEADER = [
 
 
 def make_report(
-    recorder: 'Recorder', *, mac_pj: float, ac_pj: float, input_shape: tuple[int, ...], top1: float | None, **names: str
+    recorder: Recorder, *, mac_pj: float, ac_pj: float, input_shape: tuple[int, ...], top1: float | None, **names: str
 ) -> Report:
     """Sum up what the recorder has seen."""
     import timm
@@ -260,11 +261,11 @@ def make_report(
         stages.setdefault(stage_of(site.name, in_model), []).append(site)
     parameters: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        stage = stage_of(name.replace('_orig_mod.', ''), in_model)
+        stage = stage_of(plain_name(name), in_model)
         parameters[stage] = parameters.get(stage, 0) + parameter.numel()
-    modules = dict(model.named_modules())
+    modules = {name: module for module, name in recorder.names.items()}
 
-    def own(site: 'Site') -> int:
+    def own(site: Site) -> int:
         module = modules.get(site.name)
         recurse = site.kind != 'product'
         return 0 if module is None else sum(p.numel() for p in module.parameters(recurse))
@@ -299,7 +300,7 @@ def make_report(
             for stage, members in stages.items()
         ],
         layers=layers,
-        not_counted=_not_counted(model, recorder),
+        not_counted=_not_counted(recorder),
         versions={'timm_snn': __version__, 'torch': torch.__version__, 'timm': timm.__version__},
     )
 
@@ -314,8 +315,8 @@ def _layer(
     name: str,
     stage: str,
     kind: str,
-    sites: 'Sequence[Site]',
-    recorder: 'Recorder',
+    sites: Sequence[Site],
+    recorder: Recorder,
     prices: tuple[float, float],
     parameters: int,
 ) -> Layer:
@@ -383,7 +384,7 @@ def _steps(calls: int, num_steps: int) -> int:
     return num_steps if calls and calls % num_steps == 0 else 1
 
 
-def _effective(sites: 'Sequence[Site]', n: int) -> tuple[Tensor, Tensor]:
+def _effective(sites: Sequence[Site], n: int) -> tuple[Tensor, Tensor]:
     """NeuroBench's Effective_ACs and Effective_MACs of every sample."""
     acs, macs = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     for site in sites:
@@ -394,7 +395,7 @@ def _effective(sites: 'Sequence[Site]', n: int) -> tuple[Tensor, Tensor]:
     return acs, macs
 
 
-def _energies(sites: 'Sequence[Site]', n: int, num_steps: int, prices: tuple[float, float]) -> dict[str, Energy]:
+def _energies(sites: Sequence[Site], n: int, num_steps: int, prices: tuple[float, float]) -> dict[str, Energy]:
     operations = [op for site in sites for op in site.operations.values()]
     energies = {}
     for name, convention in CONVENTIONS.items():
@@ -432,11 +433,11 @@ def _ci95(samples: Tensor) -> float | None:
     return None if len(samples) < 2 else 1.96 * samples.std().item() / math.sqrt(len(samples))
 
 
-def _not_counted(model: torch.nn.Module, recorder: 'Recorder') -> list[str]:
+def _not_counted(recorder: Recorder) -> list[str]:
     """Weights of two axes or more that no site covers: of unknown layers, embeddings, layers that did not run."""
     return [
         f'{name}.{parameter_name}'.lstrip('.')
-        for name, module in model.named_modules()
+        for module, name in recorder.names.items()
         for parameter_name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim > 1 and name not in recorder.sites and name.rpartition('.')[0] not in recorder.sites
     ]
