@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--kind', nargs='+', choices=['inference', 'training'], default=['inference', 'training'])
     parser.add_argument('--compile', action='store_true', help='also whole models under torch.compile')
     parser.add_argument('--sweep', action='store_true', help='training in the first dtype over steps, batch and size')
-    parser.add_argument('--skip', nargs='+', default=[], metavar='BACKEND', help='leave out these backends')
+    parser.add_argument('--skip', nargs='+', default=[], metavar='WORD', help='leave out variants with it in the name')
     parser.add_argument('--spikingjelly-14', type=Path, metavar='DIR', help='where spikingjelly 0.0.0.0.14 lies')
     parser.add_argument('--out', type=Path, help='default: results/<device> beside this file')
     return parser.parse_args(argv)
@@ -149,7 +149,7 @@ def contenders(args: argparse.Namespace, kind: str) -> dict[str, nn.Module]:
         old = load_spikingjelly(args.spikingjelly_14)
         models[f'spikingjelly 0.14 {backend}'] = peer(args, ours, old, backend=backend)
     how = 'fused, ' if kind == 'inference' else ''
-    for name in (name for name in backends._MODULES if name not in args.skip):
+    for name in backends._MODULES:
         model = WithBackend(fast, name)
         try:
             model.eval()(torch.zeros(1, ours.in_chans, 32, 32, device=args.device))
@@ -158,9 +158,12 @@ def contenders(args: argparse.Namespace, kind: str) -> dict[str, nn.Module]:
         else:
             models[f'timm_snn {how}{name}'] = model
     if args.compile:
-        models['spikingjelly 2, torch.compile'] = torch.compile(peer(args, ours, load_spikingjelly()))  # type: ignore
-        models[f'timm_snn {how}torch.compile'] = torch.compile(fast)  # type: ignore[assignment]
-    return {name: model.train(kind == 'training') for name, model in models.items()}
+        options: dict[str, Any] = {'freezing': True} if kind == 'inference' else {}  # weights as constants, laid out
+        compiled: Any = functools.partial(torch.compile, options=options)
+        models['spikingjelly 2, torch.compile'] = compiled(peer(args, ours, load_spikingjelly()))
+        models[f'timm_snn {how}torch.compile'] = compiled(fast)
+    chosen = {name: model for name, model in models.items() if not any(word in name for word in args.skip)}
+    return {name: model.train(kind == 'training') for name, model in chosen.items()}
 
 
 class WithBackend(nn.Module):
