@@ -279,7 +279,7 @@ def test_multi_scale_attention_costs_its_spikes(small):
 
 
 class TestOtherTools:
-    @pytest.mark.parametrize('kind', ['binary', 'real', 'integer', 'pruned'])
+    @pytest.mark.parametrize('kind', ['binary', 'ternary', 'real', 'integer', 'pruned'])
     def test_neurobench(self, kind):
         """Its names, its numbers; where a batch is binary and another is not, it decides by batch and we by data."""
         pytest.importorskip('neurobench')
@@ -296,7 +296,7 @@ class TestOtherTools:
             nn.Linear(72, 5),
         ).eval()
         x = torch.rand(6, 2, 7, 5)
-        x = {'binary': (x > 0.6).float(), 'integer': (3 * x).floor()}.get(kind, x)
+        x = {'binary': (x > 0.6).float(), 'ternary': (4 * x - 2).trunc(), 'integer': (3 * x).floor()}.get(kind, x)
         if kind == 'pruned':
             net[2].weight.data[:, 0, 1] = 0
             net[4].weight.data[1:3] = 0
