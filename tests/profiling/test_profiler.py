@@ -279,7 +279,7 @@ def test_multi_scale_attention_costs_its_spikes(small):
 
 
 class TestOtherTools:
-    @pytest.mark.parametrize('kind', ['binary', 'real', 'integer', 'pruned'])
+    @pytest.mark.parametrize('kind', ['binary', 'ternary', 'real', 'integer', 'pruned'])
     def test_neurobench(self, kind):
         """Its names, its numbers; where a batch is binary and another is not, it decides by batch and we by data."""
         pytest.importorskip('neurobench')
@@ -296,7 +296,7 @@ class TestOtherTools:
             nn.Linear(72, 5),
         ).eval()
         x = torch.rand(6, 2, 7, 5)
-        x = {'binary': (x > 0.6).float(), 'integer': (3 * x).floor()}.get(kind, x)
+        x = {'binary': (x > 0.6).float(), 'ternary': (4 * x - 2).trunc(), 'integer': (3 * x).floor()}.get(kind, x)
         if kind == 'pruned':
             net[2].weight.data[:, 0, 1] = 0
             net[4].weight.data[1:3] = 0
@@ -541,6 +541,21 @@ class TestWhatUsersBring:
 
         with torch.inference_mode():
             same_counts(report, profile(model, images.clone()))
+
+    def test_layers_that_run_for_some_batches_only(self):
+        class Either(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.dark, self.bright = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 3, 1)
+
+            def forward(self, x):
+                return (self.bright if x.mean() > 0.5 else self.dark)(x).sum((1, 2, 3))
+
+        report = profile(Either(), [torch.zeros(1, 1, 2, 2), torch.ones(3, 1, 2, 2)])
+        assert [row.dense_macs for row in report.layers] == [8 / 4, 12 * 3 / 4]
+        assert [row.dense_macs_per_step for row in report.layers] == [8 / 4, 12 * 3 / 4]
+        assert report.energy['C'].macs == 2  # of the first layer; the other one is fed 0 and 1
+        assert report.energy['A'].ci95 > 0
 
     def test_variants_of_our_units_are_counted_as_they_run(self):
         class NeuronFirst(ConvBnLif):

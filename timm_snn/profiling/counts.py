@@ -162,7 +162,7 @@ class Operation:
     def end_batch(self, batch_size: int) -> None:
         for tally in (self.dense, self.bias, self.reached, self.effective):
             tally.end_batch(batch_size)
-        self.calls, self._calls = self._calls, 0
+        self.calls, self._calls = self._calls or self.calls, 0  # it may not run for every batch
 
 
 def steps_and_samples(x: Tensor, num_steps: int, batch_size: int, feature_dims: int) -> Tensor:
