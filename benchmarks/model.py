@@ -51,14 +51,14 @@ def main(argv: list[str] | None = None) -> None:
         for dtype in args.dtype:
             for row in measure(args, clock, kind, dtype):
                 table.add(**row)
-    table.save(out, x='variant', y='ms', by='pass')
+    table.save(out, 'variant', 'ms', 'pass', 'dtype')
     for axis, sizes in SWEEPS.items() if args.sweep else ():
         sweep = Table(f'model-sweep-{axis}', clock.environment() | head, ['variant', axis, 'ms', 'speedup'])
         for size in sizes:
             changed = argparse.Namespace(**{**vars(args), axis: size, 'compile': False})
             for row in measure(changed, clock, 'training', args.dtype[0]):
                 sweep.add(**{axis: size}, **{key: row[key] for key in ('variant', 'ms', 'speedup')})
-        sweep.save(out, x=axis, y='ms', by='variant')
+        sweep.save(out, axis, 'ms', 'variant')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

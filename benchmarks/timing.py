@@ -4,7 +4,7 @@ clock = Clock('cuda', threads=1, rounds=9)
 times = clock.compare({'ours': run_ours, 'theirs': run_theirs})   # name -> Timing
 table = Table('lif', clock.environment(), columns=['variant', 'milliseconds'])
 table.add(variant='ours', milliseconds=1e3 * times['ours'].median)
-table.save(directory, x='variant', y='milliseconds')              # terminal, lif.csv, lif.png
+table.save(directory, 'variant', 'milliseconds')                  # terminal, lif.csv, lif.png
 """
 
 import csv
@@ -132,8 +132,8 @@ class Table:
             raise ValueError(f'table {self.name!r} has no columns {sorted(unknown)}: it has {self.columns}')
         self.rows.append(row)
 
-    def save(self, directory: Path, x: str, y: str, by: str | None = None) -> None:
-        """Print it, and write <directory>/<name>.csv and .png: y over x, one line or set of bars for each value of by.
+    def save(self, directory: Path, x: str, y: str, *by: str) -> None:
+        """Print it, and write <directory>/<name>.csv and .png: y over x, lines or bars for each value of `by`.
 
         A column of numbers as x gives lines on logarithmic axes, any other one bars.
         """
@@ -154,24 +154,25 @@ class Table:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        self._plot(directory / f'{self.name}.png', x, y, by)
+        self._plot(directory / f'{self.name}.png', x, y, *by)
 
-    def _plot(self, path: Path, x: str, y: str, by: str | None) -> None:
+    def _plot(self, path: Path, x: str, y: str, *by: str) -> None:
         figure = Figure(figsize=(10, 6), layout='constrained')
         axes = figure.subplots()
         rows = [row for row in self.rows if row.get(y) is not None]
-        groups = list(dict.fromkeys(str(row[by]) if by else '' for row in rows))
+        labels = [', '.join(str(row[column]) for column in by) for row in rows]
+        groups = list(dict.fromkeys(labels))
         places = list(dict.fromkeys(row[x] for row in rows))
         numeric = all(isinstance(place, int | float) for place in places)
         for i, group in enumerate(groups):
-            mine = [row for row in rows if not by or str(row[by]) == group]
+            mine = [row for row, label in zip(rows, labels, strict=True) if label == group]
             heights: list = [row[y] for row in mine]
             if numeric:
                 axes.loglog([row[x] for row in mine], heights, marker='o', label=group)
             else:
                 height = 0.8 / len(groups)
                 bars = axes.barh([places.index(row[x]) + i * height for row in mine], heights, height, label=group)
-                axes.bar_label(bars, fmt='%.3g', padding=2)
+                axes.bar_label(bars, fmt='%.4g', padding=2)
         if numeric:
             axes.set(xlabel=x, ylabel=y)
         else:
@@ -179,7 +180,7 @@ class Table:
             axes.invert_yaxis()
             axes.set_xlabel(y)
         if by:
-            axes.legend(title=by)
+            axes.legend(title=', '.join(by))
         axes.set_title(f'{self.name}: {self.head["device"]}, {self.head["date"]}', fontsize='medium')
         figure.savefig(path, dpi=120)
 
