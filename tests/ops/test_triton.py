@@ -99,7 +99,7 @@ def test_the_neuron_compiles_with_all_options(compiled):
         spikes, v_last = lif_triton.lif(x, v, tau=tau, surrogate=surrogate, needs_v=True, **settings)
         (spikes.sum() + v_last.sum()).backward()
     check(compiled, ['_forward_kernel', '_backward_kernel'] * 3)
-    assert 'div.rn.f32' in compiled[0].asm['ptx']
+    assert 'div.rn.' in compiled[0].asm['ptx']  # Triton 3.5 flushes subnormal numbers as well, div.rn.ftz
 
 
 @pytest.mark.parametrize(('channels_last', 'dtype'), [(False, torch.float32), (True, torch.bfloat16)])
