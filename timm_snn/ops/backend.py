@@ -39,12 +39,12 @@ _MODULES: dict[str, str] = {
     'cupy': 'timm_snn.ops.lif_cupy',
     'torch': 'timm_snn.ops.lif_torch',
 }
-# Module that a backend lacks -> what to install, where that is not the module.
 _KERNELS = ('triton', 'cupy')  # they know the surrogates of our table only, the others take any
+# Module that a backend lacks -> what to install, where that is not the module.
 _PACKAGES = {'cupy': "'timm-snn[cupy]', or 'timm-snn[cupy13]' beside a torch for CUDA 13"}
 _loaded: dict[str, ModuleType] = {'torch': lif_torch}
-# Backend -> its fused ops and the modules that hold them. What a backend does not have is composed of its neuron and
-# plain torch.
+# Backend's module -> its fused ops and the modules that hold them. What a backend does not have is composed of its
+# neuron and plain torch.
 _FUSED: dict[str, dict[str, str]] = {
     'timm_snn.ops.lif_compile': {
         'bn_lif': 'timm_snn.ops.bn_lif_compile',

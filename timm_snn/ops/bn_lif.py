@@ -64,8 +64,8 @@ def bn_lif(
         return spikes
     if not training and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
         dtype = membrane_dtype(x.dtype)
-        scale = weight.to(dtype) * (running_var.to(dtype) + eps).rsqrt()
-        return op.affine_lif(x, scale, bias.to(dtype) - running_mean.to(dtype) * scale, pool=pool, **neuron)
+        scale, shift = scale_and_shift(weight, bias, running_mean.to(dtype), running_var.to(dtype), eps)
+        return op.affine_lif(x, scale, shift, pool=pool, **neuron)
     # a view of T * B, which keeps channels_last
     y = F.batch_norm(x.flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps)
     return module.lif(_pooled(y, pool).unflatten(0, [len(x), -1]), None, needs_v=False, **neuron, **gradient)[0]
@@ -93,6 +93,12 @@ def pool_lif(
         return op.affine_lif(x, None, None, pool=True, **neuron)
     y = _pooled(x.flatten(0, 1), pool).unflatten(0, [len(x), -1])
     return module.lif(y, None, needs_v=False, surrogate=surrogate, detach_reset=detach_reset, **neuron)[0]
+
+
+def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """A batch norm with these statistics as x * scale + shift, in the dtype of the statistics."""
+    scale = weight.to(mean.dtype) * (var + eps).rsqrt()
+    return scale, bias.to(mean.dtype) - mean * scale
 
 
 def _fused(what: str, x: Tensor, pool: bool, backend: ModuleType) -> ModuleType | None:

@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor
 
+from .bn_lif import scale_and_shift
 from .layout import as_steps, from_steps, step_strides
-from .lif_compile import Settings, fire, fire_backward, run_compiled
+from .lif_compile import Settings, fire, fire_backward, run_compiled, split_tau
 from .lif_torch import membrane_dtype
 from .surrogate import Sigmoid, Surrogate
 
@@ -32,8 +33,7 @@ def bn_lif(
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [T, B, C, *spatial] -> spikes, and the batch's mean and biased variance [C] without a gradient. No pooling."""
-    learned = tau.reshape(()).to(x.device, membrane_dtype(x.dtype)) if isinstance(tau, Tensor) else None
-    number = None if isinstance(tau, Tensor) else tau
+    number, learned = split_tau(tau, x)
     s = Settings(number, v_threshold, v_reset, decay_input, surrogate, detach_reset)
     return _BnLif.apply(x, weight, bias, learned, s, eps)
 
@@ -50,8 +50,7 @@ def affine_lif(
     decay_input: bool,
 ) -> Tensor:
     """The neuron of x * scale + shift, [C] each, without a gradient. No pooling."""
-    learned = tau.reshape(()).to(x.device, membrane_dtype(x.dtype)) if isinstance(tau, Tensor) else None
-    number = None if isinstance(tau, Tensor) else tau
+    number, learned = split_tau(tau, x)
     s = Settings(number, v_threshold, v_reset, decay_input, Sigmoid(), detach_reset=True)
     return _fire(x, scale, shift, learned, s)
 
@@ -61,7 +60,7 @@ class _BnLif(torch.autograd.Function):
     def forward(x, weight, bias, tau, s, eps):
         running = torch.zeros(2, x.shape[2], dtype=membrane_dtype(x.dtype), device=x.device)  # sets the results' dtype
         mean, var = torch.batch_norm_update_stats(x.flatten(0, 1), running[0], running[1], 0.0)
-        scale, shift = _scale_and_shift(weight, bias, mean, (var + eps).rsqrt())
+        scale, shift = scale_and_shift(weight, bias, mean, var, eps)
         return _fire(x, scale, shift, tau, s), mean, var
 
     @staticmethod
@@ -74,14 +73,22 @@ class _BnLif(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, *_):
         x, weight, bias, tau, mean, var = ctx.saved_tensors
-        inverse_std = (var + ctx.eps).rsqrt()
-        scale, shift = _scale_and_shift(weight, bias, mean, inverse_std)
+        scale, shift = scale_and_shift(weight, bias, mean, var, ctx.eps)
         strides = _channel_strides(x)
         args = (_by_channel(grad, x, strides), _by_channel(x, x, strides), scale, shift, tau)
         grad_y, *grad_tau = run_compiled(_affine_fire_backward, 1 if tau is None else 2, ctx.s, *args)
         grad_y = from_steps(grad_y.flatten(1), x, strides)
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad_y.flatten(0, 1), x.flatten(0, 1), weight, None, None, mean, inverse_std, True, ctx.eps, [True] * 3
+            grad_y.flatten(0, 1),
+            x.flatten(0, 1),
+            weight,
+            None,
+            None,
+            mean,
+            (var + ctx.eps).rsqrt(),
+            True,
+            ctx.eps,
+            [True] * 3,
         )
         return grad_x.unflatten(0, x.shape[:2]), grad_weight, grad_bias, *(grad_tau or (None,)), None, None
 
@@ -106,11 +113,6 @@ def _affine_fire_backward(
 def _normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [T, ..., C, S] -> the current, in the membrane's dtype."""
     return x.to(membrane_dtype(x.dtype)) * scale[:, None] + shift[:, None]
-
-
-def _scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, inverse_std: Tensor) -> tuple[Tensor, Tensor]:
-    scale = weight.to(mean.dtype) * inverse_std
-    return scale, bias.to(mean.dtype) - mean * scale
 
 
 def _channel_strides(x: Tensor) -> tuple[int, ...]:

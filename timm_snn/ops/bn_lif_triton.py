@@ -26,6 +26,7 @@ from .lif_op import constant_alpha, empty_membrane, split_tau
 from .lif_torch import membrane_dtype
 from .neuron_triton import (
     MAX_UNROLL,
+    block_size,
     charge_and_reset,
     chunk_backward,
     gradient_settings,
@@ -332,7 +333,7 @@ def _fire(
     num_neurons = math.prod(grid.shape_out[1:])
     # a window is nine loads, enough to keep in flight: unrolled as well they would take seconds to compile
     unroll = dict(num_steps=grid.x.shape[0], UNROLL=1) if grid.pool else step_settings(grid.x.shape[0])
-    block = _block(spikes.dtype)
+    block = block_size(spikes.dtype)
     launch(
         _fire_kernel,
         triton.cdiv(num_neurons, block),
@@ -402,7 +403,7 @@ def _gradients(
     sums = parts.sum(0)
 
     grad_x = grid.empty_in(x.dtype)
-    num_inputs, block = math.prod(grid.shape_in[1:]), _block(x.dtype)
+    num_inputs, block = math.prod(grid.shape_in[1:]), block_size(x.dtype)
     num_blocks = triton.cdiv(num_inputs, block)
     count = num_steps * grid.num_positions(grid.shape_in)
     if grad_y is None:
@@ -450,11 +451,6 @@ def _gradients(
             BLOCK=block,
         )
     return grad_x, sums, grad_tau.sum() if learned else grad_tau
-
-
-def _block(dtype: torch.dtype) -> int:
-    """16 bytes for each of the 128 threads."""
-    return 128 * 16 // dtype.itemsize
 
 
 @triton.jit

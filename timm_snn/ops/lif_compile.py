@@ -70,8 +70,7 @@ def lif(
     needs_v: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """As `lif_torch.lif`."""
-    learned = tau.reshape(()).to(x.device, membrane_dtype(x.dtype)) if isinstance(tau, Tensor) else None
-    number = None if isinstance(tau, Tensor) else tau
+    number, learned = split_tau(tau, x)
     s = Settings(number, v_threshold, v_reset, decay_input, surrogate, detach_reset)
     if torch.compiler.is_compiling():
         return _Lif.apply(x, v, learned, s.as_constants(), needs_v)
@@ -82,6 +81,13 @@ def lif(
         fired, v_last = _Lif.apply(piece, v_last, learned, s, True)
         spikes.append(fired)
     return torch.cat(spikes), v_last  # type: ignore[return-value]
+
+
+def split_tau(tau: float | Tensor, x: Tensor) -> tuple[float | None, Tensor | None]:
+    """tau as a number that a body is compiled for, or as an input of it in the membrane's dtype."""
+    if isinstance(tau, Tensor):
+        return None, tau.reshape(()).to(x.device, membrane_dtype(x.dtype))
+    return tau, None
 
 
 class _Lif(torch.autograd.Function):
@@ -177,11 +183,10 @@ def unroll_backward(
     grad_currents, by_tau = [], torch.zeros_like(currents[0])
     for grad, x, v_before, h in reversed(list(zip(grads, currents, before, charged, strict=True))):
         derivative = s.surrogate.derivative(h - s.v_threshold)
-        fired = h >= s.v_threshold
         if s.v_reset is None:
             through_reset = c if s.detach_reset else c - c * (s.v_threshold * derivative)
         else:
-            through_reset = torch.where(fired, 0.0, c)
+            through_reset = torch.where(h >= s.v_threshold, 0.0, c)
             if not s.detach_reset:
                 through_reset = through_reset + c * ((v_rest - h) * derivative)
         grad_h = grad * derivative + through_reset

@@ -7,7 +7,6 @@ it first goes through x once more and stores the membrane at the start of each c
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,6 +15,7 @@ from . import lif_op
 from .layout import as_steps, empty_steps, step_strides
 from .neuron_triton import (
     MAX_UNROLL,
+    block_size,
     charge,
     charge_and_reset,
     chunk_backward,
@@ -56,7 +56,7 @@ def forward(
     steps = as_steps(x, strides)
     spikes = empty_steps(x)
     v_last = lif_op.one_step(x) if needs_v else lif_op.empty_membrane(x)
-    block = _block(x.dtype)
+    block = block_size(x.dtype)
     launch(
         _forward_kernel,
         triton.cdiv(steps.shape[1], block),
@@ -92,7 +92,7 @@ def backward(
     grad_x = empty_steps(x)
     grad_v0 = lif_op.empty_membrane(x) if v is None else lif_op.one_step(x)
     num_steps, num_neurons = steps.shape
-    block = _block(x.dtype)
+    block = block_size(x.dtype)
     num_programs = triton.cdiv(num_neurons, block)
     learned = isinstance(tau, Tensor)
     chunks = triton.cdiv(num_steps, MAX_UNROLL)
@@ -118,11 +118,6 @@ def backward(
         BLOCK=block,
     )
     return grad_x, grad_v0, grad_tau.sum() if learned else grad_tau
-
-
-def _block(dtype: torch.dtype) -> int:
-    """16 bytes for each of the 128 threads."""
-    return 128 * 16 // dtype.itemsize
 
 
 @triton.jit

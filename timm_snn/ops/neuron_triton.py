@@ -17,6 +17,7 @@ from torch import Tensor
 
 __all__ = [
     'MAX_UNROLL',
+    'block_size',
     'charge',
     'gradient_settings',
     'is_interpreted',
@@ -65,6 +66,11 @@ def launch(kernel: Any, num_programs: int | tuple[int, ...], x: Tensor, *args: A
     if math.prod(grid) > 0:  # CUDA refuses an empty grid
         with torch.cuda.device_of(x):  # Triton launches on the current device
             kernel[grid](x, *args, **kwargs, enable_fp_fusion=False, num_warps=4)
+
+
+def block_size(dtype: torch.dtype) -> int:
+    """16 bytes for each of the 128 threads."""
+    return 128 * 16 // dtype.itemsize
 
 
 def triton_membrane(dtype: torch.dtype) -> tl.dtype:
