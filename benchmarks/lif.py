@@ -196,7 +196,7 @@ def measure(neurons: dict[str, Neuron], clock: Clock, shape: list[int], dtype: t
                     'spread': times[variant].spread,
                     'speedup': times[base].median / seconds if base in times else None,
                     'of copy speed': times['copy'].median / seconds,
-                    'saved bytes': saved_bytes(equal[variant], x) / x.numel() if backward else None,
+                    'saved bytes': saved_bytes(runs[variant]) / x.numel() if backward else None,
                     'peak MB': peak_megabytes(runs[variant], x.device),
                 }
             rows.append(row)
@@ -221,17 +221,17 @@ def peak_megabytes(run: Callable[[], object], device: torch.device) -> float | N
     return (torch.cuda.max_memory_allocated(device) - before) / 1e6
 
 
-def saved_bytes(neuron: Neuron, x: Tensor) -> int:
-    """Of the memory behind the tensors that autograd keeps; one that several of them share counts once."""
+def saved_bytes(run: Callable[[], object]) -> int:
+    """Of the memory behind the tensors that autograd keeps, weights aside; one that several share counts once."""
     sizes = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        if not isinstance(tensor, torch.nn.Parameter):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        spikes = neuron(x.detach().requires_grad_())  # alive until the count is done, and with it what is kept
-    del spikes
+        run()  # forward, so that all that is kept is alive at once, and backward
     return sum(sizes.values())
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import timm
 import torch
-from lif import load_spikingjelly, peak_megabytes
+from lif import load_spikingjelly, peak_megabytes, saved_bytes
 from timing import Clock, Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -131,7 +131,7 @@ def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> li
             'ms': 1e3 * times[name].median,
             'spread': times[name].spread,
             'speedup': base / times[name].median,
-            'saved MB': saved_megabytes(run) if kind == 'training' else None,
+            'saved MB': saved_bytes(run) / 1e6 if kind == 'training' else None,
             'peak MB': peak_megabytes(run, clock.device),
             'convolutions ms': milliseconds_of_convolutions(run, args.device),
         }
@@ -222,20 +222,6 @@ def training(model: nn.Module, images: Tensor, labels: Tensor, autocast: Callabl
         loss = nn.functional.cross_entropy(model(images).float(), labels)
     loss.backward()
     model.zero_grad()
-
-
-def saved_megabytes(run: Run) -> float:
-    """Memory behind the tensors that autograd keeps; one that several share counts once."""
-    sizes = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(sizes.values()) / 1e6
 
 
 def milliseconds_of_convolutions(run: Run, device: str) -> float | None:
