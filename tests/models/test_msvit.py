@@ -136,6 +136,15 @@ class TestTime:
         small.num_steps = 6
         assert small(frames).shape == (2, 10)
 
+    def test_the_first_steps_answer_as_a_model_of_fewer_steps(self, small):
+        images = torch.rand(3, 1, 28, 28, dtype=torch.float64)
+        logits = small.forward_steps(images)
+        assert logits.shape == (3, 4, 10)
+        for t in range(1, 5):
+            small.num_steps = t
+            torch.testing.assert_close(logits[:, :t].mean(1), small(images))
+        assert logits[:, 0].ne(logits[:, 3]).any()
+
     def test_one_step(self, small):
         small.num_steps = 1
         assert small(images(small)).shape == (3, 10)

@@ -35,8 +35,10 @@ from ..layers import (
     SpikingMlp,
     SpikingStem,
     attentions,
+    merge_time,
     neurons,
     patch_embeds,
+    split_time,
     to_time_first,
 )
 from ..ops.backend import keep_backend
@@ -303,6 +305,15 @@ class MSViT(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)
+
+    def forward_steps(self, x: Tensor) -> Tensor:
+        """Logits of every time step [B, T, num_classes], whose mean over T is what `forward` returns, up to rounding.
+
+        The model is causal: the mean of the first t steps is the answer of the same model with `num_steps=t`. That is
+        early exit, and with a loss at every step it is temporal efficient training (arXiv 2202.11946).
+        """
+        x = self.stages(self._forward_stem(x))
+        return split_time(self.forward_head(merge_time(x)), len(x)).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.forward_features(x)
