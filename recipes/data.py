@@ -1,15 +1,21 @@
-"""The data of train.py by name: scikit-learn's digits, or what timm's `create_dataset` opens."""
+"""The data of train.py by name: scikit-learn's digits, or what timm's `create_dataset` opens; and its splits."""
 
 import argparse
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from options import one_line_errors
 from PIL import Image
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from timm.data import create_dataset
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
-__all__ = ['class_names', 'open_datasets']
+__all__ = ['Samples', 'choose_samples', 'class_names', 'open_datasets']
 
 
 class Digits(Dataset):
@@ -22,7 +28,6 @@ class Digits(Dataset):
 
     def __init__(self, train: bool, mode: str = 'L') -> None:
         from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
 
         images, labels = load_digits(return_X_y=True)
         halves = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
@@ -37,6 +42,95 @@ class Digits(Dataset):
         pixels = (self.images[index].reshape(8, 8) * (255 / 16)).astype('uint8')  # values are 0 to 16
         image = Image.fromarray(pixels).convert(self.mode)
         return self.transform(image) if self.transform else image, int(self.labels[index])
+
+
+class Samples(Dataset):
+    """Some samples of a data set that gives raw images, with a transform.
+
+    With a seed, what the transform draws depends on seed, epoch and sample alone: not on the number of processes and
+    workers, nor on the samples before. So a run that goes on in the middle of an epoch repeats what it would have done.
+    """
+
+    def __init__(
+        self, source: Any, indices: Sequence[int], transform: Callable | None = None, seed: int | None = None
+    ) -> None:
+        self.source = source
+        self.indices = indices
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        index = int(self.indices[number])
+        image, label = self.source[index]
+        if self.transform is None:
+            return image, label
+        if self.seed is None:
+            return self.transform(image), label
+        with randomness_of(self.seed, self.epoch, index):
+            return self.transform(image), label
+
+
+@contextmanager
+def randomness_of(*key: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's random numbers are those of the key inside, and go on as before outside."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(seed[0]))
+    np.random.seed(seed[1])
+    torch.default_generator.manual_seed(int(seed[2]))  # torch.manual_seed would reach for the GPUs
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def choose_samples(args: argparse.Namespace, train_set: Any, val_set: Any) -> tuple[Samples, Samples, Samples | None]:
+    """The samples to train on, to validate on after every epoch, and with --val-fraction to test on in the end.
+
+    Splits are per class and the same for every seed of the run, so that accuracies are of the same samples.
+    """
+    source: Any = ConcatDataset([train_set, val_set])
+    train: Any = range(len(train_set))
+    val: Any = range(len(train_set), len(source))
+    test = None
+    with one_line_errors('split the data'):
+        if args.fold:
+            number, count = map(int, args.fold.split('/'))
+            labels = np.concatenate([labels_of(train_set), labels_of(val_set)])
+            folds = StratifiedKFold(count, shuffle=True, random_state=0).split(labels, labels)
+            train, val = list(folds)[number - 1]
+        if args.val_fraction:
+            test = val
+            labels = np.concatenate([labels_of(train_set), labels_of(val_set)])[list(train)]
+            train, val = train_test_split(train, test_size=args.val_fraction, stratify=labels, random_state=0)
+    train, val = evenly(train, args.max_train_samples), evenly(val, args.max_val_samples)
+    return Samples(source, train, seed=args.seed), Samples(source, val), None if test is None else Samples(source, test)
+
+
+def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
+    """At most `number` of them, spread over all since many data sets are sorted by class."""
+    if number is None or number >= len(indices):
+        return indices
+    return [indices[i * len(indices) // number] for i in range(number)]
+
+
+def labels_of(dataset: Any) -> np.ndarray:
+    """Of every sample, without reading the images where the data set knows them."""
+    reader: Any = getattr(dataset, 'reader', None)
+    for labels in (getattr(dataset, 'labels', None), getattr(dataset, 'targets', None)):
+        if labels is not None:
+            return np.asarray(labels)
+    if hasattr(reader, 'iter_targets'):  # timm's of Hugging Face data sets
+        return np.asarray(list(reader.iter_targets()))
+    if hasattr(reader, 'samples'):  # and of folders
+        return np.asarray([label for _, label in reader.samples])
+    return np.asarray([label for _, label in dataset])
 
 
 def open_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:

@@ -40,7 +40,9 @@ def make_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument('--config', '-c', type=Path, help='YAML file with any of the options below')
+    parser.add_argument(
+        '--config', '-c', type=Path, help='YAML file with any of the options below; its key config names a parent'
+    )
     add = parser.add_argument_group('model').add_argument
     add('--model', default='msvit_4_96', help='any timm model, with or without a tag')
     add(
@@ -51,27 +53,51 @@ def make_parser(description: str) -> ArgumentParser:
         help="name=value ..., e.g. num_steps=6 attn=ssa; replaces the config's",
     )
     add('--pretrained', action=flag, default=False, help='start from the pretrained weights of the model')
+    add('--checkpoint', type=Path, help='start from these weights, .safetensors or .pth, but not where they stopped')
     add('--num-classes', type=int, help="default: the model's")
     add('--in-chans', type=int, help="default: the model's")
     add('--drop-path', type=float, help='stochastic depth of the last block')
+    add('--freeze', nargs='*', default=[], metavar='MODULE', help='not trained, e.g. stem stages.0')
+    add('--backend', help="of the neurons, e.g. 'triton'; default: timm_snn's choice")
+    add('--compile', action=flag, default=False, help='torch.compile with Inductor')
+    add('--channels-last', action=flag, default=False, help='memory format of weights and images')
+    add('--grad-checkpointing', action=flag, default=False, help='compute activations twice to save memory')
     add = parser.add_argument_group('data').add_argument
     add(
         '--dataset',
         default='digits',
-        help="'digits' (part of scikit-learn) or as timm says: torch/..., hfds/..., '' for a folder",
+        help="'digits' (part of scikit-learn), event recordings 'nmnist', 'cifar10_dvs', 'dvs128_gesture', or as timm "
+        "says: torch/..., hfds/..., '' for a folder",
     )
     add('--data-dir', type=Path, help='root folder of the data set')
     add('--dataset-download', action=flag, default=False, help='let torch/... data sets download themselves')
     add('--train-split', default='train')
     add('--val-split', default='validation')
+    add(
+        '--val-fraction',
+        type=float,
+        help='hold out that part of the training split, pick the epoch by it, and report that epoch on --val-split; '
+        'default: report the last epoch',
+    )
+    add('--fold', type=fold, metavar='K/N', help='validate on the Kth of N folds of both splits, train on the others')
+    add('--max-train-samples', type=positive_int, help='evenly spread over the split')
+    add('--max-val-samples', type=positive_int)
     add('--input-key', help='column of the images of an hfds/ data set')
     add('--target-key', help='column of its labels')
-    add('--img-size', type=int, help='image size; default: that of the model')
+    add('--img-size', type=positive_int, help='image size; default: that of the model')
     add('--mean', type=float, nargs='+', help='of the normalisation; default: that of the model')
     add('--std', type=float, nargs='+')
     add('--crop-pct', type=float)
     add('--interpolation')
-    add('--batch-size', '-b', type=positive_int, default=64, help='of one process')
+    add('--split-by', choices=('number', 'time'), default='number', help='how event recordings become frames')
+    add('--batch-size', '-b', type=positive_int, default=64, help='of one process and step')
+    add('--grad-accum-steps', type=positive_int, help='batches per update; default: what accelerate launch says, or 1')
+    add(
+        '--find-batch-size',
+        action=flag,
+        default=False,
+        help='halve the batch until it fits into memory, and accumulate as many more',
+    )
     add('--workers', '-j', type=int, default=2, help='processes that load data; 0 loads in the main one')
     add = parser.add_argument_group('augmentation and regularisation').add_argument
     add('--scale', type=float, nargs=2, default=(0.08, 1.0), help='area of random resized crops')
@@ -83,24 +109,62 @@ def make_parser(description: str) -> ArgumentParser:
     add('--remode', default='pixel')
     add('--mixup', type=float, default=0.0)
     add('--cutmix', type=float, default=0.0)
+    add('--mixup-prob', type=float, default=1.0, help='share of the batches that are mixed')
+    add('--mixup-switch-prob', type=float, default=0.5, help='share of CutMix where both are on')
+    add('--mixup-off-epoch', type=int, default=0, help='no mixing from this epoch on; 0 never stops')
     add('--smoothing', type=float, default=0.1, help='label smoothing')
+    add = parser.add_argument_group('loss').add_argument
+    add(
+        '--tet',
+        type=float,
+        metavar='WEIGHT',
+        help='loss at every time step (TET, arXiv 2202.11946), and the weight of its pull of the logits to 1',
+    )
+    add('--kd-model-name', help='distil the logits of this timm model, pretrained')
+    add('--kd-checkpoint', type=Path, help="the teacher's weights, where they are not the pretrained ones")
+    add('--kd-temperature', type=float, default=1.0)
+    add('--kd-task-weight', type=float, default=0.5, help="of the labels' loss; the teacher's has the rest")
     add = parser.add_argument_group('optimisation').add_argument
     add('--epochs', type=positive_int, default=100)
+    add('--cooldown-epochs', type=int, default=0, help='after those, at the lowest learning rate')
     add('--opt', default='adamw')
     add('--lr', type=float, default=1e-3)
+    add('--lr-base', type=float, help='learning rate per --lr-base-size samples of the effective batch; replaces --lr')
+    add('--lr-base-size', type=positive_int, default=256)
     add('--weight-decay', type=float, default=0.05, help='not applied to 1-D parameters')
+    add('--layer-decay', type=float, help='factor of the learning rate from each layer to the one before')
     add('--clip-grad', type=float, help='largest norm of the gradient')
     add('--sched', default='cosine', help='stepped every update')
     add('--warmup-epochs', type=int, default=5)
     add('--warmup-lr', type=float, default=1e-6)
     add('--min-lr', type=float, default=1e-6)
+    add(
+        '--model-ema', action=flag, default=False, help='average the weights; what is reported and saved is the average'
+    )
+    add('--model-ema-decay', type=float, default=0.9998)
+    add('--model-ema-warmup', action=flag, default=False, help='let the decay grow to that')
+    add('--sync-bn', action=flag, default=True, help='batch statistics of all GPUs; without GPUs of each process')
     add = parser.add_argument_group('run').add_argument
     add('--output', type=Path, default=Path('output/train'))
-    add('--resume', help="'auto' for the newest checkpoint of --output, if there is one, or a checkpoint folder")
+    add('--resume', help="'auto' for the newest good checkpoint of --output, if there is one, or a checkpoint folder")
     add('--overwrite', action=flag, default=False, help='start anew although --output holds another run')
+    add('--checkpoint-steps', type=positive_int, help='a checkpoint every so many updates, besides every epoch')
+    add('--checkpoint-hist', type=positive_int, default=2, help='how many to keep, besides the best epoch')
+    add('--max-steps', type=positive_int, help='stop after so many updates, then evaluate and save as usual')
+    add('--log-with', default='tensorboard', help="a tracker of Accelerate's: wandb, trackio, ...; 'none' for none")
+    add('--push-to-hub', metavar='USER/NAME', help='upload the model in the end')
     add('--seed', type=int, default=42)
+    add('--deterministic', action=flag, default=False, help='repeatable on a GPU too, and slower')
     add('--num-threads', type=positive_int, help='on a CPU; default: all cores, shared by the processes')
     return parser
+
+
+def fold(text: str) -> str:
+    """'2/5' is the second of five folds."""
+    number, _, count = text.partition('/')
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) >= 2):
+        raise argparse.ArgumentTypeError(f'{text!r} is not like 2/5, the second of five folds')
+    return text
 
 
 def positive_int(text: str) -> int:
@@ -110,33 +174,62 @@ def positive_int(text: str) -> int:
 
 
 def parse_args(description: str) -> argparse.Namespace:
-    """The command line over the config over the defaults; ends the program in one line if any of it is wrong."""
+    """The command line over the config over its parents over the defaults; ends the program in one line if wrong."""
     parser = make_parser(description)
     args = argparse.Namespace()
     with one_line_errors('read the command line', '--model-kwargs takes name=value ...'):
         config = parser.parse_known_args()[0].config
-    if config is not None:
+    for path in config_and_parents(config):
         try:
-            args = parser.parse_args(config_arguments(config, parser))
+            args = parser.parse_args(config_arguments(path, parser), args)
         except SystemExit as error:
-            raise SystemExit(f'{error} (in {config})') from error
+            raise SystemExit(f'{error} (in {path})') from error
     args = parser.parse_args(namespace=args)
     if args.batch_size % 2 and (args.mixup or args.cutmix):
         parser.error(f'argument --batch-size: mixup and cutmix need an even number, not {args.batch_size}')
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
+        parser.error(f'argument --val-fraction: {args.val_fraction:g} is not between 0 and 1')
+    if args.tet is not None and args.kd_model_name:
+        parser.error('arguments --tet and --kd-model-name: one of them, there is no loss that is both')
+    if args.pretrained and args.checkpoint:
+        parser.error('arguments --pretrained and --checkpoint: start from one of them')
     return args
+
+
+def config_and_parents(config: Path | None) -> list[Path]:
+    """The config and those it inherits from by its key `config`, a path relative to itself; oldest first."""
+    paths: list[Path] = []
+    while config is not None:
+        if config in paths:
+            raise SystemExit(f'error: config {config} is its own parent')
+        paths.insert(0, config)
+        parent = read_config(config).get('config')
+        if parent is not None and not isinstance(parent, str):
+            raise SystemExit(f"error: key 'config': expected the path of a parent, got {parent!r} (in {config})")
+        config = config.parent / parent if parent else None
+    return paths
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():
+            raise SystemExit('error: there is no such config')
+        with one_line_errors('read the config', 'it must be a YAML file'):
+            config = yaml.safe_load(path.read_text(encoding='utf-8'))
+        if not isinstance(config, dict):
+            raise SystemExit('error: a config is a YAML mapping of option names to values')
+    except SystemExit as error:
+        raise SystemExit(f'{error} (in {path})') from error
+    return config
 
 
 def config_arguments(path: Path, parser: ArgumentParser) -> list[str]:
     """A config as the command line that says the same, so that both are checked alike. A null leaves the default."""
-    if not path.is_file():
-        parser.error('there is no such config')
-    with one_line_errors('read the config', 'it must be a YAML file'):
-        config = yaml.safe_load(path.read_text(encoding='utf-8'))
-    if not isinstance(config, dict):
-        parser.error('a config is a YAML mapping of option names to values')
     options = {action.dest: action for action in parser._actions if action.dest not in ('config', 'help')}
     arguments: list[str] = []
-    for key, value in config.items():
+    for key, value in read_config(path).items():
+        if key == 'config':
+            continue  # its parent
         if key not in options:
             close = difflib.get_close_matches(str(key), list(options), n=1)
             parser.error(f'unknown key {key!r}' + (f': did you mean {close[0]!r}?' if close else ''))

@@ -4,67 +4,185 @@
     accelerate launch recipes/train.py --config recipes/configs/msvit/digits.yaml --epochs 5 --lr 1e-3
 
 A config is YAML with the names of the options below, which are those of timm's train.py; an option on the command line
-wins over the config. In `--output` a run leaves: config.yaml with all its options, checkpoints/ (for --resume),
+wins over the config. In `--output` a run leaves: config.yaml with all its options, checkpoints/ (for --resume), logs/,
 summary.csv, curve.png, and model/, a folder in the Hub's format for timm.create_model('local-dir:OUTPUT/model',
 pretrained=True).
 
 The accuracy reported is that of the last epoch on the validation split, on every sample once; no epoch is picked by it.
+With --val-fraction an epoch is picked by held-out training samples, and then tested once on the validation split.
 """
 
 import argparse
+import copy
 import csv
+import math
 import os
-import shutil
+import signal
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import timm
 import torch
-import yaml
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
-from data import class_names, open_datasets
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    find_executable_batch_size,
+    set_seed,
+)
+from checkpoints import Checkpoints, Progress, StopSignal, prepare_output, save_failure
+from data import Samples, choose_samples, class_names, open_datasets
+from huggingface_hub import HfApi
 from options import as_config, one_line_errors, parse_args
-from timm.data import Mixup, create_loader, create_transform, resolve_input_data_config
+from tasks import StepLogits, make_task
+from timm.data import Mixup, create_transform, resolve_input_data_config
 from timm.loss import create_classification_loss
 from timm.models import save_for_hf, split_model_name_tag
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
-import timm_snn  # noqa: F401  registers the models
+import timm_snn
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 
 
-class Progress:
-    """How far the run is; saved with every checkpoint."""
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """Processes, devices and precision are as `accelerate launch` says."""
+    steps = args.grad_accum_steps or int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', 1))
+    with one_line_errors(f'log with {args.log_with!r}', 'install it, or pass --log-with none'):
+        accelerator = Accelerator(
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps),
+            # The order of the images is that of the seed alone: the processes share one order and take turns in it.
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+            step_scheduler_with_optimizer=False,
+            log_with=None if args.log_with == 'none' else args.log_with,
+            project_config=ProjectConfiguration(str(args.output), logging_dir=str(args.output / 'logs')),
+            dynamo_backend='inductor' if args.compile else None,
+        )
+        if args.log_with != 'none' and not accelerator.log_with:  # Accelerate leaves out what is not installed
+            raise ModuleNotFoundError('it is not installed')
+    if accelerator.device.type == 'cpu':
+        # accelerate launch gives every process one thread unless it is told otherwise
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        torch.set_num_threads(args.num_threads or max(1, cores // accelerator.num_processes))
+    return accelerator
 
-    def __init__(self) -> None:
-        self.history: list[dict[str, float]] = []  # a row per finished epoch
 
-    def state_dict(self) -> dict[str, Any]:
-        return {'history': self.history}
+def make_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The model, and how its input is prepared."""
+    with one_line_errors(f'create model {args.model!r}'):
+        if args.backend:
+            timm_snn.set_backend(args.backend)
+        model: Any = timm.create_model(
+            args.model,
+            pretrained=args.pretrained,
+            checkpoint_path=str(args.checkpoint or ''),
+            num_classes=args.num_classes,
+            in_chans=args.in_chans,
+            drop_path_rate=args.drop_path,
+            **args.model_kwargs,
+        )
+        options = {k: v for k, v in vars(args).items() if v is not None}
+        data_config = resolve_input_data_config(model, args=options)
+        if args.grad_checkpointing:
+            model.set_grad_checkpointing()
+        modules = dict(model.named_modules())
+        for name in args.freeze:
+            if name not in modules:
+                raise ValueError(f'it has no module {name!r} to freeze, but {", ".join(dict(model.named_children()))}')
+            modules[name].requires_grad_(False)
+        if args.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+    return model, data_config
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = state['history']
+
+def set_transforms(args: argparse.Namespace, data_config: dict[str, Any], train_set: Samples, *others: Samples) -> None:
+    shared = {key: data_config[key] for key in ('input_size', 'mean', 'std', 'interpolation')}
+    with one_line_errors('set up the augmentation'):
+        train_set.transform = create_transform(
+            is_training=True,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            color_jitter=args.color_jitter,
+            auto_augment=args.aa,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            **shared,
+        )
+        for samples in others:
+            samples.transform = create_transform(crop_pct=data_config['crop_pct'], **shared)
+
+
+def largest_batch_size(args: argparse.Namespace, accelerator: Accelerator, model: Any, image: torch.Tensor) -> int:
+    """--batch-size, or the first of its halves with which a copy of the model makes an update in the memory there is.
+
+    That of the process with the least memory.
+    """
+
+    def update(batch_size: int) -> int:
+        twin = copy.deepcopy(model).to(accelerator.device).train()
+        optimizer = create_optimizer_v2(twin, opt=args.opt, lr=args.lr)
+        with accelerator.autocast():
+            loss = twin(image.to(accelerator.device).expand(batch_size, *image.shape).clone()).float().mean()
+        loss.backward()
+        optimizer.step()
+        return batch_size
+
+    sizes = [args.batch_size >> i for i in range(args.batch_size.bit_length()) if args.batch_size % (1 << i) == 0]
+    if args.mixup or args.cutmix:
+        sizes = [size for size in sizes if size % 2 == 0]
+    smaller = iter([*sizes[1:], 0])
+    with one_line_errors('find a batch size'):
+        fitting = find_executable_batch_size(update, args.batch_size, lambda: next(smaller))()
+    return int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
 
 
 @torch.inference_mode()
-def evaluate(model: torch.nn.Module, loader: Any, accelerator: Accelerator) -> dict[str, float]:
-    """Mean loss and top-1 accuracy in percent over every sample once, however many processes share them."""
-    model.eval()
-    losses, hits = [], []
+def evaluate(learner: torch.nn.Module, loader: Any, accelerator: Accelerator, watched: Any = None) -> dict[str, float]:
+    """Mean loss and top-1 accuracy in percent over every sample once, however many processes share them.
+
+    Of a model to be watched, the firing rates by stage over the first batch besides.
+    """
+    learner.eval()
+    losses: list[torch.Tensor] = []
+    hits: list[torch.Tensor] = []
+    rates: dict[str, float] = {}
     for images, labels in loader:
-        logits = model(images).float()
+        if watched and not losses:
+            report = timm_snn.profile(watched, images, progress=False)
+            rates = {
+                f'rate_{stage.name}': stage.firing_rate for stage in report.stages if stage.firing_rate is not None
+            }
+        logits = learner(images)
+        if logits.ndim == 3:  # of every time step
+            logits = logits.mean(1)
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction='none')
         loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
         losses.append(loss.cpu())
         hits.append(hit.cpu())
-    return {'loss': torch.cat(losses).mean().item(), 'top1': 100 * torch.cat(hits).double().mean().item()}
+    top1 = 100 * torch.cat(hits).double().mean().item()
+    return {'loss': torch.cat(losses).double().mean().item(), 'top1': top1, **rates}
+
+
+@contextmanager
+def averaged(model: torch.nn.Module, ema: ModelEmaV3) -> Iterator[None]:
+    """The model with the averaged weights, in the same tensors: what wraps or compiled it need not know."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(ema.module.state_dict())
+    yield
+    model.load_state_dict(weights)
 
 
 def write_summary(history: list[dict[str, float]], output: Path) -> None:
@@ -75,244 +193,272 @@ def write_summary(history: list[dict[str, float]], output: Path) -> None:
         writer.writerows(history)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout='constrained')
     epochs = [row['epoch'] + 1 for row in history]
+    curves = {'train': 'training', 'eval': 'validation', 'ema': 'validation, averaged weights'}
     for axes, metric, label in ((left, 'loss', 'loss'), (right, 'top1', 'top-1 accuracy (%)')):
-        axes.plot(epochs, [row[f'train_{metric}'] for row in history], label='training')
-        axes.plot(epochs, [row[f'eval_{metric}'] for row in history], label='validation')
+        for split, name in curves.items():
+            if f'{split}_{metric}' in history[0]:
+                axes.plot(epochs, [row[f'{split}_{metric}'] for row in history], label=name)
         axes.set(xlabel='epoch', ylabel=label)
         axes.legend()
     figure.savefig(output / 'curve.png', dpi=120)
     plt.close(figure)
 
 
-def predict_one(folder: Path, dataset: Any) -> str:
-    """What the saved model, loaded as a user would, says of the first validation image."""
+def predict_one(folder: Path, samples: Samples) -> str:
+    """What the saved model, loaded as a user would, says of the first validation sample."""
     model: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    dataset.transform = create_transform(**resolve_input_data_config(model))
-    image, label = dataset[0]
+    image, label = Samples(samples.source, samples.indices, create_transform(**resolve_input_data_config(model)))[0]
     with torch.inference_mode():
         probabilities = model(image.unsqueeze(0)).softmax(1)[0]
-    names = model.pretrained_cfg.get('label_names') or class_names(dataset) or range(model.num_classes)
+    names = model.pretrained_cfg.get('label_names') or range(model.num_classes)
     guess = int(probabilities.argmax())
     return f'validation image 0 is {names[guess]!r} with {probabilities[guess]:.1%}, its label is {names[label]!r}'
 
 
-# What a run leaves in --output.
-RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'model')
-# Options of a run that may differ when it goes on; all others would be mixed with, or lose to, what was saved.
-MAY_CHANGE = ('output', 'resume', 'overwrite', 'epochs', 'data_dir', 'dataset_download', 'workers', 'num_threads')
-
-
-def prepare_output(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
-    """Make --output and find the checkpoint to go on from; ends the program in one line rather than mix two runs."""
-    with one_line_errors(f'write to --output {args.output}'):
-        args.output.mkdir(parents=True, exist_ok=True)
-    old_run = [path for name in RUN if (path := args.output / name).exists()]
-    found = sorted((args.output / 'checkpoints').glob('epoch_*'))
-    checkpoint = None
-    if args.resume == 'auto':
-        checkpoint = found[-1] if found else None
-    elif args.resume:
-        checkpoint = Path(args.resume)
-        if not checkpoint.is_dir():
-            raise SystemExit(f'error: checkpoint {checkpoint} does not exist; --resume auto takes the newest, if any')
-        if found and not checkpoint.samefile(found[-1]):
-            raise SystemExit(f'error: {args.output} holds other checkpoints; pass --resume auto or another --output')
-    elif old_run and not args.overwrite:
-        raise SystemExit(f'error: {args.output} holds another run; pass --resume auto, --overwrite or another --output')
-
-    config = as_config(args)
-    if checkpoint:
-        with one_line_errors('read the options of that run', '--resume takes a folder in OUTPUT/checkpoints'):
-            before = yaml.safe_load((checkpoint.parent.parent / 'config.yaml').read_text(encoding='utf-8'))
-        changed = [key for key in config if key not in MAY_CHANGE and config[key] != before.get(key)]
-        if changed:
-            now = ', '.join(f'{key} {before.get(key)!r} to {config[key]!r}' for key in changed)
-            raise SystemExit(f'error: a run goes on with the options it began with, these changed: {now}')
-    accelerator.wait_for_everyone()  # until all processes have looked
-    if accelerator.is_main_process:
-        with one_line_errors(f'write to --output {args.output}'):
-            for path in old_run if args.overwrite and not args.resume else ():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            (args.output / 'config.yaml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
-    return checkpoint
-
-
-def save_checkpoint(accelerator: Accelerator, folder: Path, epochs: int) -> None:
-    """Keep the last two. Written under another name first, so that a run killed here leaves no torn checkpoint."""
-    unfinished = folder / 'unfinished'
-    if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        unfinished.rename(folder / f'epoch_{epochs:04d}')
-        for old in sorted(folder.glob('epoch_*'))[:-2]:
-            shutil.rmtree(old)
+def ignore_sigterm(_: int) -> None:
+    """For the processes that load data: the main one needs them still when it is told to save and stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def main() -> None:
     args = parse_args(__doc__ or '')
-    accelerator = Accelerator(
-        # The order of the images is that of the seed alone: the processes then share one order and take turns in it.
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-        step_scheduler_with_optimizer=False,
-    )
-    if accelerator.gradient_accumulation_steps > 1:
-        raise SystemExit(
-            'error: gradient accumulation is not supported yet; launch without --gradient_accumulation_steps'
-        )
-    if accelerator.device.type == 'cpu':
-        # accelerate launch gives every process one thread unless it is told otherwise
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        torch.set_num_threads(args.num_threads or max(1, cores // accelerator.num_processes))
-    set_seed(args.seed, device_specific=True)
-
-    with one_line_errors(f'create model {args.model!r}'):
-        model: Any = timm.create_model(
-            args.model,
-            pretrained=args.pretrained,
-            num_classes=args.num_classes,
-            in_chans=args.in_chans,
-            drop_path_rate=args.drop_path,
-            **args.model_kwargs,
-        )
-        options = {k: v for k, v in vars(args).items() if v is not None}
-        data_config = resolve_input_data_config(model, args=options)
+    stop = StopSignal()
+    accelerator = make_accelerator(args)
+    say, num_processes, is_main = accelerator.print, accelerator.num_processes, accelerator.is_main_process
+    set_seed(args.seed, device_specific=True, deterministic=args.deterministic)
     with accelerator.main_process_first():  # one process downloads
-        train_set, val_set = open_datasets(args, data_config['input_size'][0], model.num_classes)
-    names = class_names(train_set)
-    loader_args = dict(
-        input_size=data_config['input_size'],
-        batch_size=args.batch_size,
-        mean=data_config['mean'],
-        std=data_config['std'],
-        interpolation=data_config['interpolation'],
-        num_workers=args.workers,
-        persistent_workers=False,  # their random state would run on, and a resumed run could not repeat it
-        use_prefetcher=False,  # moves batches to a GPU by itself; Accelerate does that here
-    )
-    with one_line_errors('set up the augmentation'):
-        train_loader = create_loader(
-            train_set,
-            is_training=True,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            color_jitter=args.color_jitter,
-            auto_augment=args.aa,
-            re_prob=args.reprob,
-            re_mode=args.remode,
-            **loader_args,
-        )
-        val_loader = create_loader(val_set, crop_pct=data_config['crop_pct'], **loader_args)
-    mixup = None
-    if args.mixup > 0 or args.cutmix > 0:
-        mixup = Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=model.num_classes)
-    criterion = create_classification_loss(smoothing=args.smoothing, soft_targets=mixup is not None)
+        model, data_config = make_model(args)
+        sources = open_datasets(args, data_config['input_size'][0], model.num_classes)
+    train_set, val_set, test_set = choose_samples(args, *sources)
+    set_transforms(args, data_config, train_set, val_set, *([test_set] if test_set else []))
 
-    with one_line_errors('set up the optimizer'):
-        optimizer = create_optimizer_v2(model, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay)
-    model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
-    updates_per_epoch = len(train_loader)
+    batch_size = args.batch_size
+    if args.find_batch_size:
+        batch_size = largest_batch_size(args, accelerator, model, train_set[0][0])
+        accelerator.gradient_accumulation_steps *= args.batch_size // batch_size
+        set_seed(args.seed, device_specific=True, deterministic=args.deterministic)
+    accumulation = accelerator.gradient_accumulation_steps
+    effective_batch = batch_size * accumulation * num_processes
+    updates_per_epoch = len(train_set) // effective_batch
     if updates_per_epoch == 0:
         raise SystemExit(
-            f'error: {len(train_set)} training images do not fill a batch of {args.batch_size} for each of '
-            f'{accelerator.num_processes} processes: pass a smaller --batch-size'
+            f'error: {len(train_set)} training images do not fill a batch of {batch_size} for each of {num_processes} '
+            f'processes and {accumulation} steps of accumulation: pass a smaller --batch-size'
         )
+    loader_args: dict[str, Any] = dict(
+        batch_size=batch_size,
+        num_workers=args.workers,
+        pin_memory=accelerator.device.type == 'cuda',
+        worker_init_fn=ignore_sigterm,
+        generator=torch.Generator(),  # not the global one, which must not see how often a run was stopped
+    )
+    # Only as many samples as fill whole updates; they are others in every epoch.
+    sampler = RandomSampler(train_set, num_samples=updates_per_epoch * effective_batch)
+    train_loader, val_loader = accelerator.prepare(
+        DataLoader(train_set, sampler=sampler, **loader_args), DataLoader(val_set, **loader_args)
+    )
+
+    lr = args.lr if args.lr_base is None else args.lr_base * effective_batch / args.lr_base_size
+    with one_line_errors('set up the optimizer'):
+        optimizer = create_optimizer_v2(
+            model, opt=args.opt, lr=lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay
+        )
+    with one_line_errors('set up the loss at every time step'):
+        plain = StepLogits(model) if args.tet is not None else model
+    if args.sync_bn and accelerator.device.type == 'cuda' and num_processes > 1:
+        plain = torch.nn.SyncBatchNorm.convert_sync_batchnorm(plain)
+    learner, optimizer = accelerator.prepare(plain, optimizer)
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    if args.model_ema and is_sharded:
+        raise SystemExit('error: --model-ema needs all weights in one place, and FSDP spreads them: use DDP')
+    ema = ModelEmaV3(plain, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
+    mixup = None
+    if args.mixup > 0 or args.cutmix > 0:
+        mixup = Mixup(
+            args.mixup,
+            args.cutmix,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            label_smoothing=args.smoothing,
+            num_classes=model.num_classes,
+        )
+    criterion = create_classification_loss(smoothing=args.smoothing, soft_targets=mixup is not None)
+    task = make_task(args, learner, criterion, accelerator.device)
     with one_line_errors('set up the schedule'):
-        scheduler, _ = create_scheduler_v2(
+        scheduler, epochs = create_scheduler_v2(
             optimizer,
             sched=args.sched,
             num_epochs=args.epochs,
+            cooldown_epochs=args.cooldown_epochs,
             warmup_epochs=args.warmup_epochs,
             warmup_lr=args.warmup_lr,
             min_lr=args.min_lr,
             step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
         )
-    progress = Progress()
-    accelerator.register_for_checkpointing(progress)
-    checkpoint = prepare_output(args, accelerator)
-    if checkpoint:
-        with one_line_errors(f'read checkpoint {checkpoint}', 'remove it, and --resume auto takes the one before'):
-            accelerator.load_state(str(checkpoint))
-    first_epoch = len(progress.history)
+    total_updates = min(epochs * updates_per_epoch, args.max_steps or math.inf)
 
-    say = accelerator.print
-    parameters = sum(p.numel() for p in model.parameters())
+    progress = Progress()
+    reported = 'ema' if ema else 'eval'
+    checkpoints = Checkpoints(accelerator, args.output, progress, ema, args.checkpoint_hist, f'{reported}_top1')
+    if checkpoint := prepare_output(args, accelerator):
+        checkpoints.load(checkpoint)
+    if args.push_to_hub and is_main:
+        with one_line_errors(f'make the repository {args.push_to_hub!r}', 'log in with `hf auth login`'):
+            HfApi().create_repo(args.push_to_hub, exist_ok=True)  # now: not after weeks of training
+    with one_line_errors(f'log with {args.log_with!r}'):
+        accelerator.init_trackers('timm_snn', {name: str(value) for name, value in as_config(args).items()})
+
+    def updates_done() -> int:
+        return progress.epoch * updates_per_epoch + progress.updates
+
+    nothing_left = updates_done() >= total_updates and progress.updates == 0
     say(
-        f'{args.model}: {parameters:,} parameters, input {data_config["input_size"]}; {args.dataset}: {len(train_set)} '
-        f'training and {len(val_set)} validation images; '
-        f'effective batch {args.batch_size * accelerator.num_processes}, lr {args.lr:g}, '
-        f'epochs {first_epoch + 1} to {args.epochs}, seed {args.seed}, {accelerator.device}'
-        + (' (nothing left to train)' if first_epoch >= args.epochs else '')
+        f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, input {data_config["input_size"]}; '
+        f'{args.dataset}: {len(train_set)} training and {len(val_set)} validation images; effective batch '
+        f'{effective_batch} ({batch_size} x {num_processes} processes x {accumulation} accumulated), lr {lr:g}, epochs '
+        f'{progress.epoch + 1} to {epochs}, seed {args.seed}, {accelerator.device}'
+        + (' (nothing left to train)' if nothing_left else '')
     )
-    start = time.perf_counter()
-    for epoch in range(first_epoch, args.epochs):
-        model.train()
+    start, updates_before = time.perf_counter(), updates_done()
+    for epoch in range(progress.epoch, 0 if nothing_left else epochs):
+        task.train()
+        for name in args.freeze:
+            model.get_submodule(name).eval()  # batch norms keep their statistics
+        train_set.epoch = epoch
         train_loader.set_epoch(epoch)
-        loss_sum = hits = seen = torch.zeros((), device=accelerator.device)
-        epoch_start = time.perf_counter()
-        title = f'epoch {epoch + 1}/{args.epochs}'
-        bar = tqdm(train_loader, title, leave=False, disable=not accelerator.is_main_process)
-        for step, (images, labels) in enumerate(bar):
-            scheduler.step_update(epoch * updates_per_epoch + step)
+        batches = train_loader
+        if progress.updates:
+            batches = accelerator.skip_first_batches(train_loader, progress.updates * accumulation)
+        if mixup:
+            mixup.mixup_enabled = args.mixup_off_epoch == 0 or epoch < args.mixup_off_epoch
+        title = f'epoch {epoch + 1}/{epochs}'
+        bar = tqdm(total=updates_per_epoch, initial=progress.updates, desc=title, leave=False, disable=not is_main)
+        epoch_start, seen_before = time.perf_counter(), progress.seen
+        sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # loss, hits, samples, asked to stop
+        for images, labels in batches:
+            if updates_done() >= total_updates:
+                break
+            if args.channels_last and images.ndim == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
             if mixup:
                 images, labels = mixup(images, labels)
-            logits = model(images)
-            loss = criterion(logits.float(), labels)
-            accelerator.backward(loss)
-            if args.clip_grad is not None:
-                accelerator.clip_grad_norm_(model.parameters(), args.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
+            scheduler.step_update(updates_done())
+            with accelerator.accumulate(learner):
+                result = task(images, labels)
+                accelerator.backward(result['loss'])
+                hits = result['output'].argmax(1) == (labels.argmax(1) if mixup else labels)
+                sums[0] += result['loss'].detach() * len(images)
+                sums[1] += hits.sum()
+                sums[2] += len(images)
+                sums[3] += stop.came
+                if accelerator.sync_gradients:
+                    norm = float(accelerator.clip_grad_norm_(learner.parameters(), args.clip_grad or math.inf))
+                    # one exchange an update, so that all processes know, and do, the same
+                    loss_sum, num_hits, seen, stopping = accelerator.reduce(sums).tolist()
+                    # a scaler tries gradients that are too large by itself
+                    if not math.isfinite(loss_sum) or not (math.isfinite(norm) or accelerator.scaler):
+                        where = f'update {progress.updates + 1} of epoch {epoch + 1}'
+                        batch = {'images': images, 'labels': labels, 'logits': result['output']}
+                        facts = {'where': where, 'loss': loss_sum / seen, 'gradient norm': norm}
+                        folder = save_failure(accelerator, args.output, model, batch, facts)
+                        raise SystemExit(
+                            f'error: loss {loss_sum / seen:g}, gradient norm {norm:g} in {where}; {folder} has the state '
+                            'before it and the batch. A lower --lr, --clip-grad or more --warmup-epochs may help'
+                        )
+                optimizer.step()
+                optimizer.zero_grad()
+            if not accelerator.sync_gradients:
+                continue
+            sums.zero_()
+            progress.add_update(loss_sum, num_hits, seen)
+            if ema:
+                ema.update(plain, step=updates_done())
+            bar.update()
+            if progress.updates % 10 == 1:
+                state = {
+                    'loss': loss_sum / seen,
+                    'top1': 100 * progress.hits / progress.seen,
+                    'images_per_s': (progress.seen - seen_before) / (time.perf_counter() - epoch_start),
+                }
+                bar.set_postfix({name: f'{value:.4g}' for name, value in state.items()})
+                accelerator.log({**state, 'gradient': norm, 'lr': optimizer.param_groups[0]['lr']}, updates_done())
+            if stopping or (args.checkpoint_steps and updates_done() % args.checkpoint_steps == 0):
+                saved = checkpoints.save()
+                if stopping:
+                    say(f'stopped by SIGTERM; --resume auto goes on from {saved}')
+                    accelerator.end_training()
+                    sys.exit(128 + signal.SIGTERM)
+        bar.close()
+        images_per_s = (progress.seen - seen_before) / (time.perf_counter() - epoch_start)
+        is_whole = progress.updates == updates_per_epoch
+        if not is_whole:  # --max-steps; with a larger one the run can go on from here
+            checkpoints.save()
 
-            target = labels.argmax(1) if mixup else labels
-            loss_sum = loss_sum + loss.detach() * len(images)
-            hits = hits + (logits.argmax(1) == target).sum()
-            seen = seen + len(images)
-            if step % 10 == 0:  # reading a value waits for the device
-                speed = seen.item() * accelerator.num_processes / (time.perf_counter() - epoch_start)
-                bar.set_postfix(
-                    loss=f'{loss.item():.3f}', top1=f'{100 * (hits / seen).item():.1f}', images_per_s=f'{speed:.0f}'
-                )
-        loss_sum, hits, seen = (accelerator.reduce(value) for value in (loss_sum, hits, seen))
-        images_per_s = seen.item() / (time.perf_counter() - epoch_start)
-
-        metrics = evaluate(model, val_loader, accelerator)
-        progress.history.append(
-            {
-                'epoch': epoch,
-                'lr': optimizer.param_groups[0]['lr'],
-                'train_loss': (loss_sum / seen).item(),
-                'train_top1': 100 * (hits / seen).item(),
-                'eval_loss': metrics['loss'],
-                'eval_top1': metrics['top1'],
-                'images_per_s': images_per_s,
-            }
-        )
-        save_checkpoint(accelerator, args.output / 'checkpoints', epoch + 1)
-        if accelerator.is_main_process:
-            write_summary(progress.history, args.output)
+        watched = model if is_main and not is_sharded else None
+        metrics = {'eval': evaluate(learner, val_loader, accelerator, None if ema else watched)}
+        if ema:
+            with averaged(plain, ema):
+                metrics['ema'] = evaluate(learner, val_loader, accelerator, watched)
+        row = {
+            'epoch': epoch,
+            'lr': optimizer.param_groups[0]['lr'],
+            'train_loss': progress.loss_sum / progress.seen,
+            'train_top1': 100 * progress.hits / progress.seen,
+            **{f'{split}_{name}': value for split in metrics for name, value in metrics[split].items()},
+            'images_per_s': images_per_s,
+        }
+        progress.finish_epoch(row)
+        if is_whole:
+            checkpoints.save()
+        if is_main:
+            with one_line_errors(f'write to --output {args.output}'):
+                write_summary(progress.history, args.output)
+        accelerator.log(row, updates_done())
+        left = total_updates - updates_done()
+        pace = (time.perf_counter() - start) / max(1, updates_done() - updates_before)
         say(
-            f'{title}: training loss {progress.history[-1]["train_loss"]:.3f}, validation loss '
-            f'{metrics["loss"]:.3f}, top-1 {metrics["top1"]:.2f}, {images_per_s:.0f} images/s'
+            f'{title}: training loss {row["train_loss"]:.3f}, validation loss {row[f"{reported}_loss"]:.3f}, '
+            f'top-1 {row[f"{reported}_top1"]:.2f}, {images_per_s:.0f} images/s'
+            + (f', {timedelta(seconds=round(left * pace))} left' if left > 0 else '')
         )
+        if not is_whole:
+            break
 
-    if accelerator.is_main_process:
+    top1 = progress.history[-1][f'{reported}_top1']
+    if test_set:
+        best = checkpoints.best
+        checkpoints.load_weights(best, plain)
+        top1 = evaluate(learner, accelerator.prepare(DataLoader(test_set, **loader_args)), accelerator)['top1']
+        say(f'{best.name} was the best on {len(val_set)} held-out training samples; on {len(test_set)} to test with:')
+    elif ema:
+        plain.load_state_dict(ema.module.state_dict())
+    if is_sharded:
+        weights = accelerator.get_state_dict(learner)
+        model = make_model(args)[0]
+        if is_main:
+            model.load_state_dict(weights)
+    if is_main:
         folder = args.output / 'model'
-        save_for_hf(
-            accelerator.unwrap_model(model, keep_torch_compile=False),
-            folder,
-            # the tag names the training; that of the model is this run's only if it was asked for
-            model_config=dict(label_names=names, pretrained_cfg=dict(tag=split_model_name_tag(args.model)[1] or None)),
-            data_config=data_config,
-            safe_serialization=True,
-        )
+        with one_line_errors(f'write {folder}'):
+            save_for_hf(
+                model,
+                folder,
+                # the tag names the training; that of the model is this run's only if it was asked for
+                model_config=dict(
+                    label_names=class_names(sources[0]),
+                    pretrained_cfg=dict(tag=split_model_name_tag(args.model)[1] or None),
+                ),
+                data_config=data_config,
+                safe_serialization=True,
+            )
         say(f'{time.perf_counter() - start:.0f} s of training; saved in {args.output}')
         say(f'prediction by {folder}: {predict_one(folder, val_set)}')
-    say(f'top-1: {progress.history[-1]["eval_top1"]:.2f}')
+        if args.push_to_hub:
+            with one_line_errors(f'upload to {args.push_to_hub!r}', f'the model is in {folder}'):
+                commit = HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=folder)
+                say(f'uploaded: {commit.commit_url}')
+    say(f'top-1: {top1:.2f}')
     accelerator.end_training()
 
 
