@@ -363,8 +363,8 @@ def main() -> None:
                         facts = {'where': where, 'loss': loss_sum / seen, 'gradient norm': norm}
                         folder = save_failure(accelerator, args.output, model, batch, facts)
                         raise SystemExit(
-                            f'error: loss {loss_sum / seen:g}, gradient norm {norm:g} in {where}; {folder} has the state '
-                            'before it and the batch. A lower --lr, --clip-grad or more --warmup-epochs may help'
+                            f'error: loss {loss_sum / seen:g}, gradient norm {norm:g} in {where}; the state before it '
+                            f'and its batch are in {folder}; a lower --lr, --clip-grad or more warm-up may help'
                         )
                 optimizer.step()
                 optimizer.zero_grad()

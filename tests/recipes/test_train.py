@@ -149,7 +149,7 @@ def test_a_run_is_not_written_over_unless_asked(train, output):
     assert [path.name for path in (output / 'checkpoints').iterdir()] == ['epoch_0001']
 
 
-RUN = ['checkpoints', 'config.yaml', 'curve.png', 'model', 'summary.csv']
+RUN = ['checkpoints', 'config.yaml', 'curve.png', 'logs', 'model', 'summary.csv']
 
 
 def test_a_finished_run_says_so(train, output):
