@@ -113,7 +113,10 @@ def _prepare_output(args: argparse.Namespace, say: Any) -> Path | None:
         if found and not checkpoint.samefile(found[0]):
             raise SystemExit(f'error: {args.output} holds other checkpoints; pass --resume auto or another --output')
         if reason := damage(checkpoint):
-            raise SystemExit(f'error: checkpoint {checkpoint} is damaged: {reason}; --resume auto takes the one before')
+            raise SystemExit(
+                f'error: cannot read checkpoint {checkpoint}: {reason}; --resume takes a folder in OUTPUT/checkpoints, '
+                'or auto for the newest that is whole'
+            )
     elif old_run and not args.overwrite:
         raise SystemExit(f'error: {args.output} holds another run; pass --resume auto, --overwrite or another --output')
 
@@ -213,6 +216,8 @@ def write_manifest(folder: Path) -> None:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None: it is whole."""
+    if not (folder / 'manifest.json').is_file():
+        return 'it has no manifest.json'
     try:
         entries = json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))
         for name, (size, checksum) in entries.items():

@@ -3,51 +3,21 @@
 import csv
 import importlib
 import os
-import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
 import torch
 import yaml
 from PIL import Image
+from running import QUICK, ROOT, TRAIN, weights
 from timm.data import create_transform, resolve_input_data_config
 
-ROOT = Path(__file__).parents[2]
-TRAIN = ROOT / 'recipes' / 'train.py'
-DIGITS = ROOT / 'recipes' / 'configs' / 'msvit' / 'digits.yaml'
 CONFIGS = sorted((ROOT / 'recipes' / 'configs').rglob('*.yaml'))
-QUICK = ['--config', str(DIGITS), '--img-size', '16', '--batch-size', '64', '--epochs', '2', '--num-threads', '1']
-
-
-@pytest.fixture(autouse=True)
-def _beside_the_script(monkeypatch):
-    """Python puts a script's own folder on its path, runpy does not."""
-    monkeypatch.syspath_prepend(TRAIN.parent)
-
-
-@pytest.fixture
-def train(monkeypatch, capsys):
-    """Run the script in this process, which saves the imports; returns what it printed."""
-    train_path = str(TRAIN)
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, 'argv', [train_path, *map(str, arguments)])
-        threads = torch.get_num_threads()
-        try:
-            runpy.run_path(train_path, run_name='__main__')
-        finally:
-            torch.set_num_threads(threads)
-        return capsys.readouterr().out
-
-    return run
 
 
 def test_the_main_job(tmp_path):
@@ -89,50 +59,6 @@ def test_the_held_out_fifth_is_fixed_and_disjoint():
     assert not any(image.tobytes() in pixels for image in held_out.images)
 
 
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(output / 'model' / 'model.safetensors')
-
-
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    arguments = [sys.executable, str(TRAIN), *QUICK, '--mixup', '0.2', '--workers', '2', '--output']
-    whole = subprocess.run([*arguments, str(tmp_path / 'whole')], capture_output=True, text=True, check=True).stdout
-
-    command = [*arguments, str(tmp_path / 'killed')]
-    unbuffered = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=unbuffered)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith('epoch 1/2:'):
-            time.sleep(0.5)  # into the second epoch
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    assert not (tmp_path / 'killed' / 'model').exists()
-
-    resumed = subprocess.run([*command, '--resume', 'auto'], capture_output=True, text=True, check=True).stdout
-    assert 'epochs 2 to 2' in resumed and 'epoch 1/2:' not in resumed
-    assert resumed.splitlines()[-1] == whole.splitlines()[-1]
-    one, two = weights(tmp_path / 'whole'), weights(tmp_path / 'killed')
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    columns = ('epoch', 'train_loss', 'eval_top1')
-    summaries = [list(csv.DictReader((tmp_path / run / 'summary.csv').open())) for run in ('whole', 'killed')]
-    assert len(summaries[1]) == 2
-    assert [[row[c] for c in columns] for row in summaries[0]] == [[row[c] for c in columns] for row in summaries[1]]
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory) -> Path:
-    """The output of a run of one epoch; tests copy it."""
-    output = tmp_path_factory.mktemp('finished')
-    subprocess.run([sys.executable, str(TRAIN), *QUICK, '--epochs', '1', '--output', str(output)], check=True)
-    return output
-
-
-@pytest.fixture
-def output(finished, tmp_path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / 'output'))
-
-
 def test_a_run_is_not_written_over_unless_asked(train, output):
     arguments = [*QUICK[2:], '--output', output]  # digits.yaml says overwrite
     with pytest.raises(SystemExit, match=r'holds another run; pass --resume auto, --overwrite or another --output'):
@@ -150,36 +76,6 @@ def test_a_run_is_not_written_over_unless_asked(train, output):
 
 
 RUN = ['checkpoints', 'config.yaml', 'curve.png', 'logs', 'model', 'summary.csv']
-
-
-def test_a_finished_run_says_so(train, output):
-    printed = train(*QUICK, '--epochs', '1', '--output', output, '--resume', 'auto')
-    assert 'nothing left to train' in printed and printed.splitlines()[-1].startswith('top-1: ')
-
-
-def test_a_checkpoint_that_was_not_finished_is_not_used(train, output):
-    unfinished = output / 'checkpoints' / 'unfinished'
-    unfinished.mkdir()
-    (unfinished / 'model.safetensors').write_bytes(b'torn')
-    assert 'epochs 2 to 2' in train(*QUICK, '--output', output, '--resume', 'auto')
-    assert sorted(path.name for path in (output / 'checkpoints').iterdir()) == ['epoch_0001', 'epoch_0002']
-
-
-def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_path):
-    newest = output / 'checkpoints' / 'epoch_0001'
-
-    def refused(*arguments, match: str) -> None:
-        with pytest.raises(SystemExit, match=match) as stop:
-            train(*QUICK, '--output', output, '--resume', 'auto', *arguments)
-        assert '\n' not in str(stop.value)
-
-    refused('--weight-decay', '0.5', '--seed', '7', match='these changed: weight_decay 0.05 to 0.5, seed 42 to 7')
-    refused('--model-kwargs', 'depths=(1,1,1)', match=r'changed: model_kwargs \{\} to .*depths')
-    refused('--resume', output / 'model', match='holds other checkpoints')
-    refused('--resume', output / 'model', '--output', tmp_path / 'new', match=r'--resume takes a folder in OUTPUT')
-    (newest / 'model.safetensors').write_bytes(b'junk')
-    refused(match=f'cannot read checkpoint {newest}: .*--resume auto takes the one before')
-    assert newest.is_dir()
 
 
 def test_the_options_of_a_run_are_a_config_that_says_the_same(finished, monkeypatch):
@@ -328,7 +224,7 @@ def test_every_config_has_known_keys_and_says_what_was_measured(train):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--config', 'nowhere.yaml'], 'error: there is no such config; see recipes/train.py --help (in nowhere.yaml)'),
+        (['--config', 'nowhere.yaml'], 'error: there is no such config (in nowhere.yaml)'),
         (['--model', 'msvit_11'], "error: cannot create model 'msvit_11': Unknown model (msvit_11)"),
         (['--pretrained'], 'No pretrained weights exist for msvit_4_96'),
         (['--model-kwargs', 'attn=sssa'], "unknown attention 'sssa': use one of"),

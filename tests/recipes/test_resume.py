@@ -1,0 +1,210 @@
+"""What happens to long runs, done to short ones: killed, told to stop, out of disk, damaged, diverged."""
+
+import csv
+import importlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from running import QUICK, TRAIN, weights
+
+# All that has a state: augmentation, mixing, stochastic depth, averaging, accumulation. 10 updates an epoch.
+STATEFUL = [
+    *('--mixup', '0.2', '--reprob', '0.2', '--aa', 'rand-m3-inc1', '--drop-path', '0.1', '--model-ema'),
+    *('--model-ema-decay', '0.9', '--batch-size', '32', '--grad-accum-steps', '2', '--max-train-samples', '640'),
+]
+COMMAND = [sys.executable, str(TRAIN), *QUICK, *STATEFUL, '--checkpoint-steps', '2']
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> Path:
+    """The output of a run that nobody stopped."""
+    output = tmp_path_factory.mktemp('whole')
+    subprocess.run([*COMMAND, '--workers', '0', '--output', str(output)], check=True)
+    return output
+
+
+def start(output: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*COMMAND, '--workers', '2', '--output', str(output), '--resume', 'auto', *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_another_checkpoint(process: subprocess.Popen, output: Path) -> None:
+    before = set((output / 'checkpoints').glob('epoch_*'))
+    while process.poll() is None and set((output / 'checkpoints').glob('epoch_*')) <= before:
+        time.sleep(0.01)
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    summaries = [list(csv.DictReader((output / 'summary.csv').open())) for output in (one, two)]
+    for rows in summaries:
+        assert len(rows) == 2
+        for row in rows:
+            del row['images_per_s']
+    assert summaries[0] == summaries[1]
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_path):
+    """Also with other numbers of data loading processes."""
+    choose = random.Random(int(os.environ.get('KILLS_SEED', 0)))
+    for _ in range(3):
+        process = start(tmp_path)
+        wait_for_another_checkpoint(process, tmp_path)
+        time.sleep(choose.random())
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert not (tmp_path / 'model').exists(), 'it finished before it was killed'
+    printed, _ = start(tmp_path).communicate()
+    assert 'top-1: ' in printed
+    assert_same_run(whole, tmp_path)
+
+
+def test_sigterm_saves_and_exits(whole, tmp_path):
+    process = start(tmp_path, '--checkpoint-steps', '1000')
+    while not (tmp_path / 'logs').exists():
+        time.sleep(0.05)
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGTERM)  # the data loading processes get it too, as under SLURM
+    printed, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    (saved,) = (tmp_path / 'checkpoints').iterdir()
+    assert f'stopped by SIGTERM; --resume auto goes on from {saved}' in printed and '_step_' in saved.name
+    start(tmp_path).communicate()
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_finished_run_says_so(train, output):
+    printed = train(*QUICK, '--epochs', '1', '--output', output, '--resume', 'auto')
+    assert 'nothing left to train' in printed and printed.splitlines()[-1].startswith('top-1: ')
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_used(train, output):
+    unfinished = output / 'checkpoints' / 'unfinished'
+    unfinished.mkdir()
+    (unfinished / 'model.safetensors').write_bytes(b'torn')
+    assert 'epochs 2 to 2' in train(*QUICK, '--output', output, '--resume', 'auto')
+    assert sorted(path.name for path in (output / 'checkpoints').iterdir()) == ['epoch_0001', 'epoch_0002']
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'optimizer.bin', 'random_states_0.pkl', 'progress.json'])
+@pytest.mark.parametrize('harm', [cut, flip_a_bit, Path.unlink])
+def test_damage_is_noticed(output, name, harm):
+    damage = importlib.import_module('checkpoints').damage
+    checkpoint = output / 'checkpoints' / 'epoch_0001'
+    assert damage(checkpoint) is None
+    harm(checkpoint / name)
+    assert name in damage(checkpoint)
+    (checkpoint / 'manifest.json').write_text('[]')
+    assert 'AttributeError' in damage(checkpoint)
+
+
+def test_the_one_before_a_damaged_checkpoint_is_used(train, output):
+    newest = shutil.copytree(output / 'checkpoints' / 'epoch_0001', output / 'checkpoints' / 'epoch_0001_step_000007')
+    cut(newest / 'optimizer.bin')
+    printed = train(*QUICK, '--output', output, '--resume', 'auto', '--max-steps', '23')
+    assert f'warning: checkpoint {newest} is damaged and not used: optimizer.bin has' in printed
+    assert 'epochs 2 to 2' in printed
+    names = sorted(path.name for path in (output / 'checkpoints').iterdir())
+    assert names == ['damaged_epoch_0001_step_000007', 'epoch_0001', 'epoch_0001_step_000001']
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(train, output):
+    flip_a_bit(output / 'checkpoints' / 'epoch_0001' / 'model.safetensors')
+    with pytest.raises(SystemExit, match=f'error: no checkpoint in {output} is whole; pass --overwrite without'):
+        train(*QUICK, '--output', output, '--resume', 'auto')
+    assert (output / 'checkpoints' / 'epoch_0001').is_dir()
+
+
+def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_path):
+    newest = output / 'checkpoints' / 'epoch_0001'
+
+    def refused(*arguments, match: str) -> None:
+        with pytest.raises(SystemExit, match=match) as stop:
+            train(*QUICK, '--output', output, '--resume', 'auto', *arguments)
+        assert '\n' not in str(stop.value)
+
+    refused('--weight-decay', '0.5', '--seed', '7', match='these changed: weight_decay 0.05 to 0.5, seed 42 to 7')
+    refused('--model-kwargs', 'depths=(1,1,1)', match=r'changed: model_kwargs \{\} to .*depths')
+    refused('--resume', output / 'model', match='holds other checkpoints')
+    refused('--resume', output / 'model', '--output', tmp_path / 'new', match=r'has no manifest.json; --resume takes')
+    flip_a_bit(newest / 'model.safetensors')
+    refused('--resume', newest, match=f'cannot read checkpoint {newest}: model.safetensors is not what was written')
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(output):
+    """A limit on the size of files stands for it: the system refuses to write, in the same place."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    command = [sys.executable, str(TRAIN), *QUICK, '--max-steps', '23', '--output', str(output), '--resume', 'auto']
+    result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and last.startswith(
+        f'error: cannot write checkpoint {output}/checkpoints/epoch_0001_s'
+    )
+    assert 'File too large' in last and last.endswith('; those before it are kept, for --resume auto')
+    assert [path.name for path in (output / 'checkpoints').iterdir()] == ['epoch_0001']
+    assert importlib.import_module('checkpoints').damage(output / 'checkpoints' / 'epoch_0001') is None
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_what_is_needed(train, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        train(*QUICK, '--lr', '1e30', '--warmup-epochs', '0', '--output', tmp_path)
+    failed = tmp_path / 'failed'
+    facts = json.loads((failed / 'facts.json').read_text())
+    assert f'in {facts["where"]}; the state before it and its batch are in {failed}' in str(stop.value)
+    assert '\n' not in str(stop.value) and 'of epoch 1' in facts['where']
+    batch = safetensors.torch.load_file(failed / 'batch_0.safetensors')
+    assert batch['images'].shape == (64, 1, 16, 16) and batch['labels'].shape == (64,)
+    state = safetensors.torch.load_file(failed / 'state' / 'model.safetensors')
+    assert state['head.fc.weight'].abs().max() < 1e35 and not (tmp_path / 'checkpoints').exists()
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
+    checkpoints = importlib.import_module('checkpoints')
+    progress = checkpoints.Progress([{'eval_top1': top1} for top1 in (1.0, 5.0, 2.0, 5.0, 3.0)])
+    names = [f'epoch_{i:04d}' for i in range(1, 6)]
+    for name in (*names, 'epoch_0005_step_000010'):
+        (tmp_path / 'checkpoints' / name).mkdir(parents=True)
+    keeper = checkpoints.Checkpoints(None, tmp_path, progress, None, 2, 'eval_top1')
+    keeper._prune()
+    kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
+    assert kept == ['epoch_0002', 'epoch_0005', 'epoch_0005_step_000010'] and keeper.best.name == 'epoch_0002'
+
+
+def test_a_run_of_max_steps_goes_on_with_more(train, tmp_path):
+    arguments = [*QUICK, '--max-train-samples', '320', '--output']
+    train(*arguments, tmp_path / 'whole', '--max-steps', '7')
+    train(*arguments, tmp_path / 'parts', '--max-steps', '3')
+    printed = train(*arguments, tmp_path / 'parts', '--max-steps', '7', '--resume', 'auto')
+    assert 'epochs 1 to 2' in printed
+    one, two = weights(tmp_path / 'whole'), weights(tmp_path / 'parts')
+    assert all(torch.equal(one[key], two[key]) for key in one)
