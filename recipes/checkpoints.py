@@ -149,6 +149,7 @@ class Checkpoints:
         self.ema = ema
         self.hist = hist
         self.metric = metric  # column of the history in which the best epoch is highest
+        accelerator.register_save_state_pre_hook(contiguous)
 
     def save(self) -> Path:
         """All processes call it. A disk that is full ends the program in one line; earlier checkpoints stay."""
@@ -165,7 +166,9 @@ class Checkpoints:
                 if main:
                     (unfinished / 'progress.json').write_text(json.dumps(asdict(self.progress)), encoding='utf-8')
                     if self.ema:
-                        save_file(self.ema.module.state_dict(), unfinished / 'ema.safetensors')
+                        average = self.ema.module.state_dict()
+                        contiguous([], [average], '')
+                        save_file(average, unfinished / 'ema.safetensors')
                 self.accelerator.wait_for_everyone()
                 if main:
                     write_manifest(unfinished)
@@ -202,6 +205,12 @@ class Checkpoints:
         """Only the weights that `metric` is about: the average's where there is one."""
         with one_line_errors(f'read checkpoint {checkpoint}'):
             model.load_state_dict(load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors')))
+
+
+def contiguous(_: Any, states: list[dict[str, torch.Tensor]], __: str) -> None:
+    """A hook of Accelerate's: safetensors takes no tensors in another memory format."""
+    for state in states:
+        state.update({name: tensor.contiguous() for name, tensor in state.items()})
 
 
 def write_manifest(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from timm.utils import ParseKwargs
 
@@ -22,7 +23,7 @@ def one_line_errors(doing: str, advice: str = '') -> Iterator[None]:
         yield
     except (
         *(RuntimeError, OSError, ValueError, TypeError, LookupError, AssertionError, EOFError),
-        *(pickle.UnpicklingError, SafetensorError, yaml.YAMLError),
+        *(pickle.UnpicklingError, SafetensorError, yaml.YAMLError, HTTPError),
     ) as error:
         reason = ' '.join(str(error).split()[:60]) or type(error).__name__
         raise SystemExit(f'error: cannot {doing}: {reason}' + (f'; {advice}' if advice else '')) from error

@@ -71,7 +71,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
             dynamo_backend='inductor' if args.compile else None,
         )
         if args.log_with != 'none' and not accelerator.log_with:  # Accelerate leaves out what is not installed
-            raise ModuleNotFoundError('it is not installed')
+            raise ValueError('it is not installed')
     if accelerator.device.type == 'cpu':
         # accelerate launch gives every process one thread unless it is told otherwise
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -440,6 +440,7 @@ def main() -> None:
             model.load_state_dict(weights)
     if is_main:
         folder = args.output / 'model'
+        model.to(memory_format=torch.contiguous_format)  # which safetensors needs
         with one_line_errors(f'write {folder}'):
             save_for_hf(
                 model,

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import accelerate
 import pytest
 import safetensors.torch
 import torch
@@ -194,7 +195,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     names = [f'epoch_{i:04d}' for i in range(1, 6)]
     for name in (*names, 'epoch_0005_step_000010'):
         (tmp_path / 'checkpoints' / name).mkdir(parents=True)
-    keeper = checkpoints.Checkpoints(None, tmp_path, progress, None, 2, 'eval_top1')
+    keeper = checkpoints.Checkpoints(accelerate.Accelerator(), tmp_path, progress, None, 2, 'eval_top1')
     keeper._prune()
     kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
     assert kept == ['epoch_0002', 'epoch_0005', 'epoch_0005_step_000010'] and keeper.best.name == 'epoch_0002'

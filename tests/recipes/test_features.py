@@ -1,0 +1,292 @@
+"""What the options of recipes/train.py promise, one by one, on real digits."""
+
+import base64
+import csv
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from running import QUICK, TRAIN, weights
+from safetensors.torch import load_file
+from torch import nn
+
+SMALL = [*QUICK, '--max-train-samples', '192', '--max-val-samples', '37', '--epochs', '1', '--warmup-epochs', '0']
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((output / 'summary.csv').open()))
+
+
+class TestLoss:
+    def test_tet_is_the_mean_over_steps_and_a_pull_to_the_threshold(self, small):
+        tasks = importlib.import_module('tasks')
+        images, labels = torch.rand(3, 1, 28, 28).double(), torch.tensor([1, 2, 3])
+        task = tasks.StepTask(tasks.StepLogits(small), nn.CrossEntropyLoss(), weight=0.25)
+        steps = small.forward_steps(images)
+        mean = sum(nn.functional.cross_entropy(steps[:, t], labels) for t in range(4)) / 4
+        result = task(images, labels)
+        torch.testing.assert_close(result['loss'], 0.75 * mean + 0.25 * ((steps - 1) ** 2).mean())
+        torch.testing.assert_close(result['output'], small(images))
+        soft = nn.functional.one_hot(labels, 10).double()
+        torch.testing.assert_close(task(images, soft)['loss'], result['loss'])
+
+    def test_tet_trains_and_saves_a_usual_model(self, train, tmp_path):
+        train(*SMALL, '--tet', '0.05', '--output', tmp_path)
+        assert weights(tmp_path).keys() == timm.create_model('msvit_4_96').state_dict().keys()
+
+    def test_tet_needs_a_model_with_steps(self, train, tmp_path):
+        with pytest.raises(SystemExit, match='cannot set up the loss at every time step: ResNet has no forward_steps'):
+            train(*SMALL, '--tet', '0', '--model', 'resnet10t', '--num-classes', '10', '--in-chans', '1')
+
+    def test_a_teacher_changes_what_is_learnt(self, train, finished, tmp_path):
+        teacher = f'local-dir:{finished / "model"}'
+        train(*SMALL, '--output', tmp_path / 'without')
+        train(*SMALL, '--kd-model-name', teacher, '--kd-task-weight', '1', '--output', tmp_path / 'ignored')
+        train(*SMALL, '--kd-model-name', teacher, '--kd-temperature', '2', '--output', tmp_path / 'with')
+        key = 'head.fc.weight'
+        without, ignored, taught = (weights(tmp_path / name)[key] for name in ('without', 'ignored', 'with'))
+        assert torch.equal(without, ignored) and not torch.equal(without, taught)
+
+    def test_a_teacher_that_does_not_exist_is_refused(self, train, tmp_path):
+        with pytest.raises(SystemExit, match="cannot create the teacher 'resnet_of_nobody'"):
+            train(*SMALL, '--kd-model-name', 'resnet_of_nobody', '--output', tmp_path)
+        with pytest.raises(SystemExit, match='--tet and --kd-model-name: one of them'):
+            train(*SMALL, '--kd-model-name', 'resnet10t', '--tet', '0.1')
+
+
+class TestFineTuning:
+    def test_frozen_modules_stay_as_they_were(self, train, finished, tmp_path):
+        before = weights(finished)
+        start = ['--checkpoint', finished / 'model' / 'model.safetensors', '--freeze', 'stem', 'stages.0']
+        train(*SMALL, *start, '--output', tmp_path)
+        for name, tensor in weights(tmp_path).items():
+            if name.startswith(('stem', 'stages.0')):
+                assert torch.equal(tensor, before[name]), name
+            elif name.endswith('weight'):
+                assert not torch.equal(tensor, before[name]), name
+
+    def test_layer_decay_slows_the_first_layers(self, train, finished, tmp_path):
+        start = ['--checkpoint', finished / 'model' / 'model.safetensors', '--weight-decay', '0']
+        train(*SMALL, *start, '--layer-decay', '1e-6', '--output', tmp_path)
+        before, after = weights(finished), weights(tmp_path)
+        change = {key: (after[key] - before[key]).abs().max() for key in ('stem.units.0.conv.weight', 'head.fc.weight')}
+        assert change['stem.units.0.conv.weight'] < 1e-8 < 1e-4 < change['head.fc.weight']
+
+    def test_a_module_that_does_not_exist_cannot_be_frozen(self, train):
+        with pytest.raises(SystemExit, match="it has no module 'stemm' to freeze, but stem, stages, head"):
+            train(*SMALL, '--freeze', 'stemm')
+
+
+class TestOptimisation:
+    def test_the_learning_rate_follows_the_effective_batch(self, train, tmp_path):
+        rate = ['--lr-base', '0.004', '--lr-base-size', '256', '--batch-size', '16', '--grad-accum-steps', '3']
+        printed = train(*SMALL, *rate, '--output', tmp_path)
+        assert 'effective batch 48 (16 x 1 processes x 3 accumulated), lr 0.00075,' in printed
+
+    def test_the_average_is_what_is_reported_and_saved(self, train, tmp_path):
+        printed = train(*SMALL, '--model-ema', '--model-ema-decay', '0.5', '--output', tmp_path)
+        (row,) = rows(tmp_path)
+        assert row['ema_loss'] != row['eval_loss'] and printed.endswith(f'top-1: {float(row["ema_top1"]):.2f}\n')
+        checkpoint = tmp_path / 'checkpoints' / 'epoch_0001'
+        average, trained = (load_file(checkpoint / f'{name}.safetensors') for name in ('ema', 'model'))
+        saved = weights(tmp_path)
+        assert all(torch.equal(average[key], saved[key]) for key in average)
+        assert not torch.equal(trained['head.fc.weight'], saved['head.fc.weight'])
+
+    def test_mixing_stops_at_its_epoch(self, train, tmp_path, monkeypatch):
+        mixed = []
+        call = timm.data.Mixup.__call__
+
+        def spy(self, images, labels):
+            before = images.clone()
+            images, labels = call(self, images, labels)
+            mixed.append(not torch.equal(images, before))
+            return images, labels
+
+        monkeypatch.setattr(timm.data.Mixup, '__call__', spy)
+        mix = ['--mixup', '1.0', '--mixup-off-epoch', '1', '--epochs', '2']
+        train(*SMALL, *mix, '--output', tmp_path)
+        assert mixed == [True, True, True, False, False, False]
+
+    def test_a_batch_that_does_not_fit_is_halved_and_accumulated(self, train, tmp_path, monkeypatch):
+        """A model that says what torch says on a GPU that is full."""
+        MSViT = importlib.import_module('timm_snn').MSViT
+        forward = MSViT.forward
+
+        def limited(self, x):
+            if len(x) > 16 and self.training:
+                raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')
+            return forward(self, x)
+
+        monkeypatch.setattr(MSViT, 'forward', limited)
+        printed = train(*SMALL, '--find-batch-size', '--output', tmp_path)
+        assert 'effective batch 64 (16 x 1 processes x 4 accumulated)' in printed
+        with pytest.raises(SystemExit, match='cannot find a batch size: No executable batch size found'):
+            train(*SMALL, '--batch-size', '51', '--find-batch-size', '--output', tmp_path / 'odd')
+
+    @pytest.mark.parametrize(
+        'option', ['--grad-checkpointing', '--channels-last', '--deterministic', '--backend=torch']
+    )
+    def test_options_that_do_not_change_the_result(self, train, tmp_path, option):
+        """Up to the rounding of float32, in which a spike may flip."""
+        train(*SMALL, '--max-steps', '1', option, '--output', tmp_path)
+        assert abs(float(rows(tmp_path)[0]['train_loss']) - 2.305) < 0.02
+
+    def test_a_backend_that_is_not_there_is_refused(self, train):
+        with pytest.raises(SystemExit, match=r"cannot create model 'msvit_4_96': unknown .*'abacus'"):
+            train(*SMALL, '--backend', 'abacus')
+
+
+class TestSplits:
+    def test_an_epoch_is_picked_by_held_out_samples_and_tested_once(self, train, tmp_path):
+        arguments = ['--val-fraction', '0.25', '--epochs', '3', '--checkpoint-hist', '1', '--max-val-samples', '200']
+        printed = train(*SMALL, *arguments, '--output', tmp_path)
+        accuracies = [float(row['eval_top1']) for row in rows(tmp_path)]
+        best = accuracies.index(max(accuracies)) + 1
+        assert f'epoch_{best:04d} was the best on 200 held-out training samples; on 360 to test with' in printed
+        checkpoint = load_file(tmp_path / 'checkpoints' / f'epoch_{best:04d}' / 'model.safetensors')
+        assert torch.equal(weights(tmp_path)['head.fc.weight'], checkpoint['head.fc.weight'])
+
+    def test_held_out_samples_and_folds_share_none(self, monkeypatch):
+        data, options = importlib.import_module('data'), importlib.import_module('options')
+
+        def choose(*arguments: str) -> list[set[int]]:
+            monkeypatch.setattr(sys, 'argv', ['train.py', *arguments])
+            chosen = data.choose_samples(options.parse_args(''), data.Digits(True), data.Digits(False))
+            return [{int(i) for i in samples.indices} for samples in chosen if samples]
+
+        train, held_out, test = choose('--val-fraction', '0.1')
+        assert [len(train), len(held_out), len(test)] == [1293, 144, 360]
+        assert not train & held_out and not (train | held_out) & test
+        folds = [choose('--fold', f'{i}/5') for i in range(1, 6)]
+        assert all(not train & val and len(train | val) == 1797 for train, val in folds)
+        assert len(set.union(*(val for _, val in folds))) == 1797
+
+    @pytest.mark.parametrize('text', ['0/5', '6/5', '1/1', '2', 'a/b'])
+    def test_folds_that_do_not_exist_are_refused(self, train, text):
+        with pytest.raises(SystemExit, match=f"argument --fold: '{text}' is not like 2/5"):
+            train('--fold', text)
+
+
+class TestLogs:
+    def test_tensorboard_has_curves_and_firing_rates(self, finished):
+        accumulator = importlib.import_module('tensorboard.backend.event_processing.event_accumulator')
+        (events,) = (finished / 'logs' / 'timm_snn').glob('events.out.tfevents*')
+        log = accumulator.EventAccumulator(str(events.parent)).Reload()
+        (row,) = rows(finished)
+        assert {'loss', 'lr', 'gradient', 'eval_top1', 'eval_rate_stem', 'eval_rate_stages.0'} <= set(
+            log.Tags()['scalars']
+        )
+        (top1,) = log.Scalars('eval_top1')
+        assert top1.step == 22 and top1.value == pytest.approx(float(row['eval_top1']))
+
+    def test_firing_rates_are_those_of_the_profiler(self, finished):
+        import timm_snn
+
+        (row,) = rows(finished)
+        model = timm.create_model(f'local-dir:{finished / "model"}', pretrained=True).eval()
+        digits = importlib.import_module('data').Digits(train=False)
+        report = timm_snn.profile(model, digits, num_samples=64, progress=False)
+        for stage in report.stages:
+            if stage.firing_rate is not None:
+                assert float(row[f'eval_rate_{stage.name}']) == pytest.approx(stage.firing_rate, rel=0.05, abs=1e-4)
+
+    @pytest.mark.parametrize('name', ['wandb', 'abacus'])
+    def test_a_tracker_that_is_not_there_is_refused(self, train, tmp_path, monkeypatch, name):
+        monkeypatch.setattr('accelerate.tracking.is_wandb_available', lambda: False)
+        with pytest.raises(SystemExit, match=f"cannot log with '{name}'.*install it, or pass --log-with none"):
+            train(*SMALL, '--log-with', name, '--output', tmp_path)
+
+    def test_none_logs_nothing(self, train, tmp_path):
+        train(*SMALL, '--log-with', 'none', '--max-steps', '1', '--output', tmp_path)
+        assert not (tmp_path / 'logs').exists()
+
+
+class TestConfigs:
+    def test_a_child_inherits_and_overrides(self, monkeypatch, tmp_path):
+        options = importlib.import_module('options')
+        (tmp_path / 'parent.yaml').write_text('epochs: 7\nlr: 0.5\nmodel_kwargs: {num_steps: 2}')
+        (tmp_path / 'sub').mkdir()
+        (tmp_path / 'sub' / 'child.yaml').write_text('config: ../parent.yaml\nlr: 0.25')
+        monkeypatch.setattr(sys, 'argv', ['train.py', '-c', str(tmp_path / 'sub' / 'child.yaml'), '--epochs', '9'])
+        args = options.parse_args('')
+        assert (args.epochs, args.lr, args.model_kwargs) == (9, 0.25, {'num_steps': 2})
+
+    @pytest.mark.parametrize(
+        ('text', 'message'),
+        [
+            ('config: child.yaml', 'is its own parent'),
+            ('config: nobody.yaml', r'there is no such config \(in .*nobody.yaml\)'),
+            ('config: [a]', r"key 'config': expected the path of a parent, got \['a'\]"),
+        ],
+    )
+    def test_parents_that_cannot_be(self, train, tmp_path, text, message):
+        (tmp_path / 'child.yaml').write_text(text)
+        with pytest.raises(SystemExit, match=message):
+            train('--config', tmp_path / 'child.yaml')
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Takes a repository and a commit, as the Hugging Face Hub does."""
+
+    uploaded: dict[str, bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        if self.path == '/api/repos/create':
+            answer = {'url': f'http://{self.headers["Host"]}/lab/digits'}
+        elif self.path.endswith('/preupload/main'):
+            files = json.loads(body)['files']
+            answer = {
+                'files': [{'path': file['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for file in files]
+            }
+        else:
+            for line in map(json.loads, body.splitlines()):
+                if line['key'] == 'file':
+                    self.uploaded[line['value']['path']] = line['value']['content']
+            answer = {'commitUrl': f'http://{self.headers["Host"]}/lab/digits/commit/1', 'commitOid': '1'}
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_model_is_uploaded(finished, tmp_path):
+    Hub.uploaded = {}
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {**os.environ, 'HF_ENDPOINT': f'http://127.0.0.1:{server.server_port}', 'HF_TOKEN': 'hf_test'}
+    command = [sys.executable, str(TRAIN), *SMALL, '--max-steps', '1', '--push-to-hub', 'lab/digits', '--output']
+    result = subprocess.run(
+        [*command, str(tmp_path / 'out')], env=environment, capture_output=True, text=True, check=False
+    )
+    server.shutdown()
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert 'uploaded: http' in result.stdout and sorted(Hub.uploaded) == ['config.json', 'model.safetensors']
+    saved = (tmp_path / 'out' / 'model' / 'model.safetensors').read_bytes()
+    assert base64.b64decode(Hub.uploaded['model.safetensors']) == saved
+
+
+def test_a_hub_that_does_not_answer_is_found_out_before_training(tmp_path):
+    environment = {**os.environ, 'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_TOKEN': 'hf_test'}
+    command = [sys.executable, str(TRAIN), *SMALL, '--push-to-hub', 'lab/digits', '--output', str(tmp_path / 'out')]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and last.startswith("error: cannot make the repository 'lab/digits': ")
+    assert 'epoch' not in result.stdout.replace('epochs', '')
