@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import os
 import shutil
 import subprocess
 import sys
@@ -91,41 +90,6 @@ def test_the_options_of_a_run_are_a_config_that_says_the_same(finished, monkeypa
     monkeypatch.setattr(sys, 'argv', ['train.py', '--config', str(finished / 'other.yaml')])
     assert options.as_config(options.parse_args('')) == config
     assert config['model_kwargs'] == {'query_kernels': [[1, 3], [1], None], 'attn': 'ssa'}
-
-
-SPY = """
-import json, os, runpy, sys
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
-import data
-read = data.Digits.__getitem__
-def spy(self, index):
-    with open(f'{os.environ["SPY"]}.{os.environ["RANK"]}', 'a') as file:
-        print(len(self), index, file=file)
-    return read(self, index)
-data.Digits.__getitem__ = spy
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
-
-
-def test_two_processes_share_the_images_and_count_every_one(tmp_path):
-    (tmp_path / 'spy.py').write_text(SPY)
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    arguments = [*QUICK, '--epochs', '1', '--batch-size', '32', '--output', str(tmp_path / 'out')]
-    environment = {**os.environ, 'ACCELERATE_USE_CPU': '1', 'SPY': str(tmp_path / 'read')}
-    command = [*launcher, str(tmp_path / 'spy.py'), str(TRAIN), *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert 'effective batch 64' in result.stdout and result.stdout.count('top-1: ') == 1
-
-    read = [[line.split() for line in (tmp_path / f'read.{rank}').read_text().splitlines()] for rank in '01']
-    training = [[index for size, index in lines if size == '1437'][1:] for lines in read]  # [0] looks at a sample
-    assert [len(set(indices)) for indices in training] == [704, 704]
-    assert len({*training[0], *training[1]}) == 1408  # all but the last batch, which is not full
-    assert len({index for lines in read for size, index in lines if size == '360'}) == 360
-    (row,) = csv.DictReader((tmp_path / 'out' / 'summary.csv').open())
-    hits = float(row['eval_top1']) * 360 / 100
-    assert hits == pytest.approx(round(hits), abs=1e-6)
 
 
 @pytest.fixture

@@ -1,0 +1,141 @@
+"""recipes/train.py in several processes, over gloo on the CPU."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from running import QUICK, TRAIN, weights
+
+RUN = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+"""
+GO = """
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+READS = """
+import data
+read = data.Digits.__getitem__
+def spy(self, index):
+    with open(f'{os.environ["SPY"]}.{os.environ["RANK"]}', 'a') as file:
+        print(len(self), index, file=file)
+    return read(self, index)
+data.Digits.__getitem__ = spy
+"""
+
+# Float64, and batch norms with fixed statistics with which all neurons fire sometimes.
+FIXED = """
+import timm, torch
+create = timm.create_model
+def fixed(*args, **kwargs):
+    model = create(*args, **kwargs).double()
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    torch.manual_seed(0)
+    for norm in norms:
+        torch.nn.init.uniform_(norm.weight, 0.8, 1.6)
+        torch.nn.init.uniform_(norm.bias, 0.5, 1.2)
+        norm.running_var.fill_(0.5)
+    class Fixed(type(model)):
+        def train(self, mode=True):
+            super().train(mode)
+            for module in self.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+            return self
+        def forward(self, x):
+            return super().forward(x.double())
+    model.__class__ = Fixed
+    return model
+timm.create_model = fixed
+"""
+
+# Accelerate shards over GPUs alone; this makes it do so over processes on the CPU.
+SHARDED = """
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+init = AcceleratorState.__init__
+def sharded(self, *args, **kwargs):
+    first = not self.initialized
+    init(self, *args, **kwargs)
+    if first:
+        self.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy='no_wrap')
+        PartialState._shared_state['distributed_type'] = self.distributed_type = DistributedType.FSDP
+AcceleratorState.__init__ = sharded
+"""
+
+
+def launch(folder: Path, before: str, processes: int, *arguments: object, **environment: str) -> str:
+    """Run the script after some code in every process; returns what was printed."""
+    (folder / 'script.py').write_text(RUN + before + GO)
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
+    result = subprocess.run(
+        [*launcher, str(folder / 'script.py'), str(TRAIN), *map(str, arguments)],
+        env={**os.environ, 'ACCELERATE_USE_CPU': '1', **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_two_processes_share_the_images_and_count_every_one(tmp_path):
+    arguments = [*QUICK, '--epochs', '1', '--batch-size', '32', '--output', tmp_path / 'out']
+    printed = launch(tmp_path, READS, 2, *arguments, SPY=str(tmp_path / 'read'))
+    assert 'effective batch 64' in printed and printed.count('top-1: ') == 1
+
+    read = [[line.split() for line in (tmp_path / f'read.{rank}').read_text().splitlines()] for rank in '01']
+    training = [[index for size, index in lines if size == '1437'][1:] for lines in read]  # [0] looks at a sample
+    assert [len(set(indices)) for indices in training] == [704, 704]
+    assert len({*training[0], *training[1]}) == 1408  # all but the last batch, which is not full
+    assert len({index for lines in read for size, index in lines if size == '360'}) == 360
+    (row,) = csv.DictReader((tmp_path / 'out' / 'summary.csv').open())
+    hits = float(row['eval_top1']) * 360 / 100
+    assert hits == pytest.approx(round(hits), abs=1e-6)
+
+
+@pytest.mark.parametrize(('processes', 'batch_size', 'accumulation'), [(2, 16, 1), (2, 8, 2)])
+def test_processes_and_accumulation_give_the_weights_of_one_process(tmp_path, processes, batch_size, accumulation):
+    """With the same effective batch. The samples of each update are the same, and so is what is drawn for them."""
+    arguments = [*QUICK, '--opt', 'sgd', '--lr', '0.1', '--max-train-samples', '140', '--reprob', '0.3']
+
+    def train(name: str, processes: int, batch_size: int, accumulation: int) -> dict[str, torch.Tensor]:
+        sizes = ['--batch-size', batch_size, '--grad-accum-steps', accumulation, '--output', tmp_path / name]
+        printed = launch(tmp_path, FIXED, processes, *arguments, *sizes)
+        assert 'effective batch 32 ' in printed
+        return weights(tmp_path / name)
+
+    one, several = train('one', 1, 32, 1), train('several', processes, batch_size, accumulation)
+    assert one['head.fc.weight'].dtype == torch.float64
+    for key in one:
+        torch.testing.assert_close(several[key], one[key], rtol=1e-9, atol=1e-11)
+    (row, again) = (list(csv.DictReader((tmp_path / name / 'summary.csv').open()))[-1] for name in ('one', 'several'))
+    assert float(row['train_loss']) == pytest.approx(float(again['train_loss']), rel=1e-9)
+    assert row['eval_top1'] == again['eval_top1'] and row['train_top1'] == again['train_top1']
+
+
+def test_shards_of_uneven_size_count_every_sample_once(tmp_path):
+    arguments = [*QUICK, '--max-steps', '1', '--batch-size', '16', '--max-val-samples', '37', '--warmup-epochs', '0']
+    for processes in (1, 2):
+        launch(tmp_path, FIXED, processes, *arguments, '--lr', '0', '--output', tmp_path / str(processes))
+    one, two = (next(csv.DictReader((tmp_path / name / 'summary.csv').open())) for name in '12')
+    assert float(two['eval_top1']) == float(one['eval_top1']) and float(one['eval_top1']) * 37 % 1 == pytest.approx(0)
+    assert float(two['eval_loss']) == pytest.approx(float(one['eval_loss']), rel=1e-12)
+
+
+def test_sharded_weights_are_saved_whole_and_resumed(tmp_path):
+    arguments = [*QUICK, '--batch-size', '16', '--max-train-samples', '64', '--output', tmp_path / 'out']
+    environment = {'ACCELERATE_USE_FSDP': 'true', 'FSDP_VERSION': '2'}
+    launch(tmp_path, SHARDED, 2, *arguments, '--epochs', '1', **environment)
+    assert (tmp_path / 'out' / 'checkpoints' / 'epoch_0001' / 'pytorch_model_fsdp_0').is_dir()  # it was sharded
+    before = weights(tmp_path / 'out')
+    printed = launch(tmp_path, SHARDED, 2, *arguments, '--resume', 'auto', **environment)
+    after = weights(tmp_path / 'out')
+    assert 'epochs 2 to 2' in printed and before.keys() == after.keys()
+    assert not torch.equal(before['head.fc.weight'], after['head.fc.weight'])
