@@ -90,11 +90,10 @@ def test_every_truncation_is_an_error_or_ends_between_two_events(tmp_path, kind)
         path.write_bytes(data[:cut])
         try:
             got = read_events(path)
-        except EventFileError as error:
-            assert str(error).startswith(f'{path}: byte ')
-        else:
-            whole += 1
-            assert same(got, Events(*(array[: len(got.t)] for array in events)))
+        except EventFileError:
+            continue
+        whole += 1
+        assert same(got, Events(*(array[: len(got.t)] for array in events)))
     assert whole == {'nmnist': 22, 'aedat2': 22, 'aedat3': 2, 'npy': 0, 'npz': 0}[kind]
 
 
@@ -452,7 +451,7 @@ LABELS = 'class,startTime_usec,endTime_usec\n'
 
 
 def test_labels_count_from_zero_and_keep_times(tmp_path):
-    """Lines end in either way, and the known overlap of user22_led stays: its reader must not fail on official files."""
+    """Lines end in either way, and the overlap in the official user22_led stays."""
     text = LABELS + '1,5,9\r\n9,93000000,110590564\n10,104600000,110600000\n\n11,200000000,210000000'
     (tmp_path / 'labels.csv').write_bytes(text.encode())
     trials = read_gesture_labels(tmp_path / 'labels.csv')
