@@ -1,6 +1,19 @@
 """Event-camera recordings: read them, and what follows from there. Needs no more than numpy and torch."""
 
+from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 from .frames import to_frames
 
-__all__ = ['EventFileError', 'Events', 'Trial', 'iter_events', 'read_events', 'read_gesture_labels', 'to_frames']
+__all__ = [
+    'CIFAR10DVS',
+    'NMNIST',
+    'DVS128Gesture',
+    'EventDataset',
+    'EventFileError',
+    'Events',
+    'Trial',
+    'iter_events',
+    'read_events',
+    'read_gesture_labels',
+    'to_frames',
+]
