@@ -3,6 +3,7 @@
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 from .frames import to_frames
+from .rows import EventRows, write_rows
 
 __all__ = [
     'CIFAR10DVS',
@@ -10,10 +11,12 @@ __all__ = [
     'DVS128Gesture',
     'EventDataset',
     'EventFileError',
+    'EventRows',
     'Events',
     'Trial',
     'iter_events',
     'read_events',
     'read_gesture_labels',
     'to_frames',
+    'write_rows',
 ]
