@@ -1,0 +1,22 @@
+"""Event-camera recordings: read them, and what follows from there. Needs no more than numpy and torch."""
+
+from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
+from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
+from .frames import to_frames
+from .rows import EventRows, write_rows
+
+__all__ = [
+    'CIFAR10DVS',
+    'NMNIST',
+    'DVS128Gesture',
+    'EventDataset',
+    'EventFileError',
+    'EventRows',
+    'Events',
+    'Trial',
+    'iter_events',
+    'read_events',
+    'read_gesture_labels',
+    'to_frames',
+    'write_rows',
+]

@@ -1,0 +1,91 @@
+"""Frames on disk, so that a recording is read once."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+import warnings
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+__all__ = ['FrameCache']
+
+VERSION = 1  # to be raised whenever readers or `count_events` give other counts: it makes every file stale
+
+
+class FrameCache:
+    """Arrays by name, each in a safetensors file that also says what it was made from.
+
+    An array is used if its settings and its sources, by path, size and time of change, are what they were, and its
+    checksum is right. Files appear whole, by a rename, so any number of processes may read and write at once; what two
+    of them make at the same time is written twice. Paths are relative to the cache: a data set may be moved with it.
+
+    Raises OSError if the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = folder.absolute(), settings
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+
+    def stamp(self, sources: Iterable[Path]) -> str:
+        """What arrays are made from, as it is now; take it before reading, so that a change in between is noticed."""
+        stats = [(os.path.relpath(path.absolute(), self.folder), path.stat()) for path in sources]
+        made_from = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        return json.dumps({'version': VERSION, 'settings': self.settings, 'sources': made_from})
+
+    def load(self, name: str, stamp: str) -> np.ndarray | None:
+        """The array, or None if there is none of this stamp. What is damaged counts as none, with a warning."""
+        path = self.path(name)
+        try:
+            with safe_open(path, 'numpy') as file:
+                metadata, array = file.metadata() or {}, file.get_tensor('array')
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
+            warnings.warn(f'cached frames {path} cannot be read and are made anew: {error}', stacklevel=2)
+            return None
+        if (metadata.get('name'), metadata.get('stamp')) != (name, stamp):
+            return None
+        if metadata.get('crc32') != checksum(array):
+            warnings.warn(f'cached frames {path} have a wrong checksum and are made anew', stacklevel=2)
+            return None
+        return array
+
+    def store(self, name: str, stamp: str, array: np.ndarray) -> None:
+        """Raises OSError if it cannot be written; then no part of it stays."""
+        path = self.path(name)
+        unfinished = path.with_name(f'{path.name}.{uuid.uuid4().hex}')
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                metadata = {'name': name, 'stamp': stamp, 'crc32': checksum(array)}
+                unfinished.write_bytes(save({'array': array}, metadata))
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def path(self, name: str) -> Path:
+        return self.folder / f'{name}.safetensors'
+
+
+def checksum(array: np.ndarray) -> str:
+    return f'{array.dtype}{list(array.shape)} {zlib.crc32(np.ascontiguousarray(array).data):08x}'
+
+
+def cannot_write(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f'cannot write {path} to keep frames in ({error.strerror or error}): pass cache=FOLDER for one that can be '
+        'written, or cache=None'
+    )

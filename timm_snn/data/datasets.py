@@ -1,0 +1,268 @@
+"""DVS128 Gesture, CIFAR10-DVS and N-MNIST from a local folder, in the layouts in which they are published."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .cache import FrameCache
+from .events import Events, iter_events, read_events, read_gesture_labels
+from .frames import check_frame_options, count_events, frames_of_counts
+
+__all__ = ['CIFAR10DVS', 'NMNIST', 'DVS128Gesture', 'EventDataset']
+
+
+class EventDataset(Dataset):
+    """Recordings as frames: `dataset[i]` is (frames [T, C, H, W] float32, label).
+
+    `num_steps`, `split_by`, `channels` and `size` are those of `to_frames`; `transform` is called with the frames.
+    `cache` keeps counts on disk: True for the folder `frames` in `root`, or another folder, one for each `root`; None
+    or False reads every recording anew. Channels and size are made from the same files.
+
+    Raises FileNotFoundError if `root` is not laid out as the subclass says, and warns if recordings are missing.
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+    sensor_size: ClassVar[tuple[int, int]]
+    kind: ClassVar[str]
+    """Format of the recordings, for `read_events`."""
+    layout: ClassVar[str]
+    """What is expected below the root, as error messages say it."""
+    download: ClassVar[str]
+    archives: ClassVar[dict[str, str]]
+    """MD5 of what is to be downloaded, by name."""
+    official_sizes: ClassVar[tuple[int, int]]
+    """Number of samples for training and testing."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        train: bool = True,
+        *,
+        num_steps: int = 16,
+        split_by: str = 'number',
+        channels: int = 2,
+        size: int | tuple[int, int] | None = None,
+        cache: bool | str | Path | None = True,
+        transform: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        check_frame_options(num_steps, split_by, channels, size)
+        self.root, self.train = Path(root), train
+        self.num_steps, self.split_by, self.channels, self.size = num_steps, split_by, channels, size
+        self.transform = transform
+        self.samples = self.find_samples()
+        expected = self.official_sizes[not train]
+        if len(self.samples) != expected:
+            warnings.warn(
+                f'{self.root} has {len(self.samples)} of the {expected} {"training" if train else "test"} samples of '
+                f'{type(self).__name__}: results on it are not comparable with published ones',
+                stacklevel=2,
+            )
+        self.cache: FrameCache | None = None
+        if cache is not None and cache is not False:
+            folder = self.root / 'frames' if cache is True else Path(cache)
+            settings = {'dataset': type(self).__name__, 'split_by': split_by, 'num_steps': num_steps}
+            self.cache = FrameCache(folder / f'{type(self).__name__}-{split_by}-{num_steps}', settings)
+
+    def find_samples(self) -> list[tuple[str, int]]:
+        """Name and label of each; the name is that of its file below the root, or says where in the file it is."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def targets(self) -> list[int]:
+        return [label for _, label in self.samples]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        frames = torch.from_numpy(frames_of_counts(self.counts(index), channels=self.channels, size=self.size))
+        return self.transform(frames) if self.transform else frames, self.samples[index][1]
+
+    def counts(self, index: int) -> np.ndarray:
+        """The counts of both polarities at the sensor's size, as `count_events` gives them, from the cache if there."""
+        name = self.samples[index][0]
+        file = self.root / name
+        if self.cache is None:
+            return self.count(read_events(file, kind=self.kind))
+        stamp = self.cache.stamp([file])
+        counts = self.cache.load(name, stamp)
+        if counts is None:
+            counts = self.count(read_events(file, kind=self.kind))
+            self.cache.store(name, stamp, counts)
+        return counts
+
+    def count(self, events: Events) -> np.ndarray:
+        return count_events(events, self.num_steps, sensor_size=self.sensor_size, split_by=self.split_by)
+
+    def not_found(self, what: str) -> FileNotFoundError:
+        inside = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else None
+        found = 'there is no such folder' if inside is None else f'it holds {", ".join(inside[:5]) or "nothing"}'
+        if inside and len(inside) > 5:
+            found += f' and {len(inside) - 5} more'
+        return FileNotFoundError(
+            f'{type(self).__name__} in {self.root}: {what}. Expected {self.layout}; {found}. '
+            f'Download {", ".join(self.archives)} by hand from {self.download} and unpack there; docs/events.md has '
+            'checksums'
+        )
+
+
+class NMNIST(EventDataset):
+    """N-MNIST, 34 x 34 pixels: 60,000 recordings for training and 10,000 for testing.
+
+    `root` holds the folders Train and Test. A part of the recordings is enough, with at least one of each class. They
+    are so short that a cache would not be faster than reading them: by default there is none.
+    """
+
+    classes = tuple('0123456789')
+    sensor_size = (34, 34)
+    kind = 'nmnist'
+    layout = 'Train/<digit>/<id>.bin and Test/<digit>/<id>.bin for the digits 0 to 9'
+    download = 'https://www.garrickorchard.com/datasets/n-mnist'
+    archives: ClassVar = {
+        'Train.zip': '20959b8e626244a1b502305a9e6e2031',
+        'Test.zip': '69ca8762b2fe404d9b9bad1103e97832',
+    }
+    official_sizes = (60_000, 10_000)
+
+    def __init__(
+        self, root: str | Path, train: bool = True, *, cache: bool | str | Path | None = None, **options: Any
+    ) -> None:
+        super().__init__(root, train, cache=cache, **options)
+
+    def find_samples(self) -> list[tuple[str, int]]:
+        split = 'Train' if self.train else 'Test'
+        samples = []
+        for label, name in enumerate(self.classes):
+            files = sorted(path.name for path in (self.root / split / name).glob('*.bin'))
+            if not files:
+                raise self.not_found(f'no recordings {split}/{name}/*.bin')
+            samples += [(f'{split}/{name}/{file}', label) for file in files]
+        return samples
+
+
+class CIFAR10DVS(EventDataset):
+    """CIFAR10-DVS, 128 x 128 pixels: 1,000 recordings of each class.
+
+    There is no official split. This is the one of published results, which SpikingJelly's `split_to_train_test_set`
+    makes: of each class the first 90 % of the files in the order of their names, in which 10 comes before 2, are for
+    training. `root` holds a folder for each class. A part of the recordings is enough, with at least ten of each class,
+    but is split differently.
+    """
+
+    classes = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+    sensor_size = (128, 128)
+    kind = 'aedat2'
+    layout = '<class>/cifar10_<class>_<number>.aedat for the classes ' + ', '.join(classes)
+    download = 'https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671'
+    archives: ClassVar = {
+        'airplane.zip': '0afd5c4bf9ae06af762a77b180354fdd',
+        'automobile.zip': '8438dfeba3bc970c94962d995b1b9bdd',
+        'bird.zip': 'a9c207c91c55b9dc2002dc21c684d785',
+        'cat.zip': '52c63c677c2b15fa5146a8daf4d56687',
+        'deer.zip': 'b6bf21f6c04d21ba4e23fc3e36c8a4a3',
+        'dog.zip': 'f379ebdf6703d16e0a690782e62639c3',
+        'frog.zip': 'cad6ed91214b1c7388a5f6ee56d08803',
+        'horse.zip': 'e7cbbf77bec584ffbf913f00e682782a',
+        'ship.zip': '41c7bd7d6b251be82557c6cce9a7d5c9',
+        'truck.zip': '89f3922fd147d9aeff89e76a2b0b70a7',
+    }
+    official_sizes = (9_000, 1_000)
+
+    def find_samples(self) -> list[tuple[str, int]]:
+        samples = []
+        for label, name in enumerate(self.classes):
+            files = sorted(path.name for path in (self.root / name).glob(f'cifar10_{name}_*.aedat'))
+            if len(files) < 10:
+                raise self.not_found(f'{len(files)} recordings {name}/cifar10_{name}_*.aedat, which is less than ten')
+            border = -(-len(files) * 9 // 10)  # rounded up, as there
+            samples += [(f'{name}/{file}', label) for file in (files[:border] if self.train else files[border:])]
+        return samples
+
+
+class DVS128Gesture(EventDataset):
+    """DVS128 Gesture, 128 x 128 pixels: 1,176 gestures for training and 288 for testing, by other people.
+
+    `root` is the unpacked folder DvsGesture or the one that holds it. Every recording that trials_to_train.txt or
+    trials_to_test.txt names must be there: for a part of the data, shorten these lists. A recording holds some twelve
+    gestures one after the other, and is read once for all of them; without a cache, once for each.
+    """
+
+    classes = (
+        'hand clapping',
+        'right hand wave',
+        'left hand wave',
+        'right arm clockwise',
+        'right arm counter clockwise',
+        'left arm clockwise',
+        'left arm counter clockwise',
+        'arm roll',
+        'air drums',
+        'air guitar',
+        'other gestures',
+    )
+    sensor_size = (128, 128)
+    kind = 'aedat3'
+    layout = (
+        'trials_to_train.txt, trials_to_test.txt and for each recording that they name <name>.aedat and '
+        '<name>_labels.csv, in this folder or in DvsGesture'
+    )
+    download = 'https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/50167556794'
+    archives: ClassVar = {'DvsGesture.tar.gz': '8a5c71fb11e24e5ca5b11866ca6c00a1'}
+    official_sizes = (1_176, 288)
+
+    def find_samples(self) -> list[tuple[str, int]]:
+        self.folder = self.root / 'DvsGesture' if (self.root / 'DvsGesture').is_dir() else self.root
+        trials = self.folder / f'trials_to_{"train" if self.train else "test"}.txt'
+        if not trials.is_file():
+            raise self.not_found(f'no {trials.name}')
+        recordings = [Path(line.strip()).stem for line in trials.read_text().splitlines() if line.strip()]
+        if not recordings:
+            raise self.not_found(f'{trials.name} is empty')
+        samples = []
+        for recording in recordings:
+            for file in (f'{recording}.aedat', f'{recording}_labels.csv'):
+                if not (self.folder / file).is_file():
+                    raise self.not_found(f'no {file}, which {trials.name} names')
+            gestures = read_gesture_labels(self.folder / f'{recording}_labels.csv')
+            samples += [(f'{recording}/{number}', gesture.label) for number, gesture in enumerate(gestures)]
+        return samples
+
+    def counts(self, index: int) -> np.ndarray:
+        name = self.samples[index][0]
+        recording, number = name.split('/')
+        sources = [self.folder / f'{recording}.aedat', self.folder / f'{recording}_labels.csv']
+        if self.cache is None:
+            return self.count(self.gestures(*sources)[int(number)])
+        stamp = self.cache.stamp(sources)
+        counts = self.cache.load(name, stamp)
+        if counts is None:
+            every = [self.count(events) for events in self.gestures(*sources)]
+            for other, counts_of_other in enumerate(every):
+                self.cache.store(f'{recording}/{other}', stamp, counts_of_other)
+            counts = every[int(number)]
+        return counts
+
+    def gestures(self, recording: Path, labels: Path) -> list[Events]:
+        """The events of each gesture, from its start until before its end; gestures may overlap."""
+        gestures = read_gesture_labels(labels)
+        pieces: list[list[Events]] = [[] for _ in gestures]
+        for events in iter_events(recording, kind=self.kind):
+            for gesture, found in zip(gestures, pieces, strict=True):
+                inside = (gesture.start <= events.t) & (events.t < gesture.end)
+                if inside.any():
+                    found.append(Events(*(column[inside] for column in events)))
+        for gesture, found in zip(gestures, pieces, strict=True):
+            if not found:
+                raise ValueError(
+                    f'{recording} has no events from {gesture.start} to {gesture.end} us, where {labels.name} has a '
+                    f'gesture {gesture.label + 1}: is one of the two files damaged?'
+                )
+        return [Events(*(np.concatenate(columns) for columns in zip(*found, strict=True))) for found in pieces]

@@ -1,0 +1,75 @@
+"""What every reader of recordings shares: the events, the error, and a file that is never believed."""
+
+import os
+import stat
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ['EventFileError', 'Events', 'Recording']
+
+
+class Events(NamedTuple):
+    """Four arrays of one length, in the order of the file, which need not be that of time."""
+
+    t: np.ndarray  # int64, microseconds, as in the file
+    x: np.ndarray  # int16, column
+    y: np.ndarray  # int16, row
+    p: np.ndarray  # uint8, 0 negative (off), 1 positive (on)
+
+
+class EventFileError(ValueError):
+    """A file that is not what it should be; the message has its name, the byte offset, what was expected and came."""
+
+
+class Recording:
+    """A regular file with bytes in it, read from front to back; sizes that it claims are checked before any use.
+
+    Raises: EventFileError if it is empty or no regular file (a pipe could block forever); OSError from the system.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise EventFileError(f'{self.path}: expected a regular file, got a folder, a device or a pipe')
+        self.file = open(path, 'rb')  # noqa: SIM115 (closed by __exit__)
+        self.size = os.fstat(self.file.fileno()).st_size
+        self.position = 0
+        if self.size == 0:
+            self.file.close()
+            raise self.error(0, 'expected a recording, got an empty file')
+
+    def __enter__(self) -> 'Recording':
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.file.close()
+
+    @property
+    def left(self) -> int:
+        """Bytes from here to the end."""
+        return self.size - self.position
+
+    def error(self, offset: int, text: str) -> EventFileError:
+        return EventFileError(f'{self.path}: byte {offset}: {text}')
+
+    def read(self, count: int, what: str) -> bytes:
+        """Exactly that many bytes."""
+        if count > self.left:
+            raise self.error(self.position, f'expected {count} bytes of {what}, got {self.left} before the end')
+        data = self.file.read(count)
+        if len(data) != count:
+            raise self.error(self.position, f'expected {count} bytes of {what}, got {len(data)}: did the file shrink?')
+        self.position += count
+        return data
+
+    def seek(self, position: int) -> None:
+        self.file.seek(position)
+        self.position = position
+
+    def line(self, limit: int) -> bytes:
+        """Up to and with the next newline, or `limit` bytes, or the end."""
+        line = self.file.readline(limit)
+        self.position += len(line)
+        return line

@@ -1,0 +1,139 @@
+"""Frames as rows of Hugging Face `datasets`: written as parquet, read back the same."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .datasets import EventDataset
+from .frames import check_frame_options, frames_of_counts
+
+__all__ = ['EventRows', 'write_rows']
+
+SHARD_BYTES = 2**29  # of frames in one file; as parquet a fraction of it
+GROUP_BYTES = 2**26  # of frames in one row group, which is what is held in memory
+
+
+def write_rows(
+    dataset: EventDataset, folder: str | Path, split: str | None = None, *, dtype: str = 'uint16'
+) -> list[Path]:
+    """Write `folder`/`split`-00000-of-00001.parquet and so on, which `load_dataset` and the Hub know how to open.
+
+    A row has `frames`, an Array4D [T, 2, H, W] of the counts of negative and positive events at the sensor's size, and
+    `label`, a ClassLabel. Channels, size and transform of the data set are left to the reader of the rows. `split` is
+    'train' or 'test' unless given; files of the same split that are there already are replaced.
+
+    Raises ValueError where `dtype`, 'uint8' or 'uint16', cannot hold a count.
+    """
+    datasets = import_datasets()
+    if dtype not in ('uint8', 'uint16'):
+        raise ValueError(f"dtype must be 'uint8' or 'uint16', not {dtype!r}")
+    folder, split = Path(folder), split or ('train' if dataset.train else 'test')
+    shape = (dataset.num_steps, 2, *dataset.sensor_size)
+    features = datasets.Features(
+        frames=datasets.Array4D(shape, dtype), label=datasets.ClassLabel(names=list(dataset.classes))
+    )
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for index, label in enumerate(dataset.targets):
+            yield {'frames': frames_of_counts(dataset.counts(index), dtype=dtype), 'label': label}
+
+    bytes_per_row = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    rows_per_group = max(1, GROUP_BYTES // bytes_per_row)
+    shards = -(-len(dataset) * bytes_per_row // SHARD_BYTES)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.unfinished-') as unfinished:
+        try:
+            table = datasets.Dataset.from_generator(
+                rows, features=features, cache_dir=unfinished, writer_batch_size=rows_per_group
+            )
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise error.__cause__ or error from None  # ours says which count or file is wrong
+        names = shard_names(split, shards)
+        for shard, name in enumerate(names):
+            part = table.shard(shards, shard, contiguous=True)
+            part.to_parquet(Path(unfinished) / name, batch_size=rows_per_group)
+        for name in names:
+            (Path(unfinished) / name).replace(folder / name)
+    for old in find_shards(folder, split):
+        if old.name not in names:
+            old.unlink()
+    return [folder / name for name in names]
+
+
+def shard_names(split: str, shards: int) -> list[str]:
+    return [f'{split}-{shard:05d}-of-{shards:05d}.parquet' for shard in range(shards)]
+
+
+def find_shards(folder: Path, split: str) -> list[Path]:
+    return sorted(folder.glob(f'{glob.escape(split)}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet'))
+
+
+class EventRows(Dataset):
+    """Rows of frames, as `write_rows` makes them: `rows[i]` is (frames [T, C, H, W] float32, label).
+
+    `source` is a folder of parquet files named after their split, or a `datasets.Dataset`, from the Hub for one.
+    `channels`, `size` and `transform` are those of `EventDataset`, and give the same tensors, bit for bit.
+
+    Raises ValueError if the rows have no such columns.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        split: str = 'train',
+        *,
+        channels: int = 2,
+        size: int | tuple[int, int] | None = None,
+        transform: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        datasets = import_datasets()
+        if isinstance(source, (str, Path)):
+            files = find_shards(Path(source), split)
+            names = [file.name for file in files]
+            if not files or names != shard_names(split, len(files)):
+                raise FileNotFoundError(
+                    f'{source} must hold all files {split}-00000-of-<count>.parquet and so on that write_rows made, '
+                    f'and has {", ".join(names) or "none of them"}'
+                )
+            source = datasets.Dataset.from_parquet([str(file) for file in files])
+        if not isinstance(source, datasets.Dataset):
+            raise ValueError(f'source must be a folder or one split, a datasets.Dataset, not a {type(source).__name__}')
+        frames, label = source.features.get('frames'), source.features.get('label')
+        if not isinstance(frames, datasets.Array4D) or frames.shape[1] != 2 or frames.dtype not in ('uint8', 'uint16'):
+            raise ValueError(f"column 'frames' must be an Array4D [T, 2, H, W] of uint8 or uint16, not {frames}")
+        if not isinstance(label, datasets.ClassLabel):
+            raise ValueError(f"column 'label' must be a ClassLabel, not {label}")
+        self.rows = source.select_columns(['frames', 'label']).with_format('numpy')
+        self.num_steps, self.sensor_size, self.classes = frames.shape[0], frames.shape[2:], tuple(label.names)
+        check_frame_options(self.num_steps, 'number', channels, size)
+        self.channels, self.size, self.transform = channels, size, transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def targets(self) -> list[int]:
+        return self.rows.with_format(None)['label'][:]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        row = self.rows[index]
+        frames = torch.from_numpy(frames_of_counts(row['frames'], channels=self.channels, size=self.size))
+        return self.transform(frames) if self.transform else frames, int(row['label'])
+
+
+def import_datasets() -> ModuleType:
+    try:
+        return importlib.import_module('datasets')
+    except ImportError as error:
+        raise ImportError("rows of frames need Hugging Face's library: pip install datasets") from error
