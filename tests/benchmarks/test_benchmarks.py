@@ -58,3 +58,15 @@ def test_models_are_timed_and_saved(tmp_path):
     assert all(float(row['convolutions ms']) > 0 for row in table)
     assert float(table[3]['saved MB']) < float(table[2]['saved MB'])
     assert (tmp_path / 'model-msvit_4_96.png').stat().st_size > 0
+
+
+def test_readers_are_timed_and_saved(tmp_path):
+    result = run('events.py', '--events', 3000, '--files', 3, '--file-events', 100, '--rounds', 1, '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = rows(tmp_path / 'events.csv')
+    ours = [row['format'] for row in table if row['variant'] == 'timm_snn']
+    assert ours == ['nmnist', 'aedat2', 'aedat3', 'npy', 'npz']
+    theirs = [row['format'] for row in table if row['variant'] == 'spikingjelly 2']
+    assert theirs == ['nmnist', 'aedat2', 'aedat3']
+    assert all(float(row['M events/s']) > 0 for row in table)
+    assert (tmp_path / 'events.png').stat().st_size > 0

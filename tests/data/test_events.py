@@ -462,7 +462,9 @@ def test_labels_count_from_zero_and_keep_times(tmp_path):
 @pytest.mark.parametrize(
     ('text', 'where'),
     [
-        ('', 'line 1'),
+        ('', 'byte 0'),
+        (LABELS + '1,2,3\n' * 200_000, 'byte 0'),
+        ('\n', 'line 1'),
         ('1,2,3\n', 'line 1'),
         (LABELS, 'line 2'),
         (LABELS + '1,2\n', 'line 2'),

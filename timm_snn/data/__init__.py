@@ -1,4 +1,4 @@
-"""Event-camera recordings: read them, and what follows from there. Needs no more than numpy and torch."""
+"""Data from event cameras. `import timm_snn` leaves it alone; it needs nothing but numpy and torch."""
 
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels

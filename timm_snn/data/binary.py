@@ -40,7 +40,7 @@ def aedat2(recording: Recording, chunk: int) -> Iterator[Events]:
     camera's input, which no pixel saw: they are skipped. Timestamps count as unsigned.
     Source: iniVation, "AEDAT 2.0" and "AEDAT 1.0" (for the address of the DVS128).
     """
-    if recording.size >= 9 and version(recording) is not None:
+    if version(recording) is not None:
         _version_line(recording, b'2.0')
     while recording.left and recording.file.peek(1)[:1] == b'#':
         _header_line(recording)

@@ -29,6 +29,7 @@ READERS: dict[str, Callable[[Recording, int], Iterator[Events]]] = {
     'npz': npz,
 }
 SUFFIXES = {'.bin': 'nmnist', '.npy': 'npy', '.npz': 'npz'}
+LABELS_LIMIT = 1 << 20  # bytes; real files have some 300
 VERSIONS = {'2.0': 'aedat2', '3.1': 'aedat3'}
 
 
@@ -95,12 +96,15 @@ def read_gesture_labels(path: str | os.PathLike[str]) -> list[Trial]:
     begins (its end, 110590564, is a known mistake), so both share events; the file is not repaired here.
     Raises: EventFileError with the line if it is not three integers: a class from 1 to 11, a start and a later end.
     """
-    with open(path, encoding='utf-8-sig', errors='replace') as file:
-        lines = file.read().splitlines()
+    with Recording(path) as recording:
+        if recording.size > LABELS_LIMIT:
+            raise recording.error(0, f'expected labels of at most {LABELS_LIMIT} bytes, got {recording.size}')
+        content = recording.read(recording.size, 'labels')
     name = os.fspath(path)
+    lines = [line.decode('utf-8-sig', 'replace') for line in content.splitlines()]
     header = 'class,startTime_usec,endTime_usec'
-    if not lines or lines[0].replace(' ', '') != header:
-        raise EventFileError(f'{name}: line 1: expected {header}, got {lines[0][:80] if lines else "an empty file"!r}')
+    if lines[0].replace(' ', '') != header:
+        raise EventFileError(f'{name}: line 1: expected {header}, got {lines[0][:80]!r}')
     trials = []
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():

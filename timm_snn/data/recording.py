@@ -1,5 +1,6 @@
 """What every reader of recordings shares: the events, the error, and a file that is never believed."""
 
+import io
 import os
 import stat
 from types import TracebackType
@@ -8,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = ['EventFileError', 'Events', 'Recording']
+
+BUFFER = 1 << 16  # bytes: packets of AEDAT 3.1 are small, and so are whole files of N-MNIST
 
 
 class Events(NamedTuple):
@@ -33,7 +36,7 @@ class Recording:
         self.path = os.fspath(path)
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise EventFileError(f'{self.path}: expected a regular file, got a folder, a device or a pipe')
-        self.file = open(path, 'rb')  # noqa: SIM115 (closed by __exit__)
+        self.file = io.BufferedReader(io.FileIO(path), BUFFER)
         self.size = os.fstat(self.file.fileno()).st_size
         self.position = 0
         if self.size == 0:
