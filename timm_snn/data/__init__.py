@@ -1,5 +1,6 @@
 """Event-camera recordings: read them, and what follows from there. Needs no more than numpy and torch."""
 
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
+from .frames import to_frames
 
-__all__ = ['EventFileError', 'Events', 'Trial', 'iter_events', 'read_events', 'read_gesture_labels']
+__all__ = ['EventFileError', 'Events', 'Trial', 'iter_events', 'read_events', 'read_gesture_labels', 'to_frames']

@@ -1,0 +1,143 @@
+"""Frames count every event once, in the right bin, channel and pixel."""
+
+import numpy as np
+import pytest
+
+from tests.data.writers import random_events
+from timm_snn.data import Events, to_frames
+
+SENSOR = (5, 7)
+
+
+def some_events(count: int, seed: int = 0, last: int = 1000) -> Events:
+    """On the pixels of SENSOR, which is not square."""
+    events = random_events(count, seed=seed, last=last)
+    return events._replace(x=events.x % SENSOR[1], y=events.y % SENSOR[0])
+
+
+def loop(events: Events, num_steps: int, bins: list[int]) -> np.ndarray:
+    """The definition, event by event: the bin of each is given."""
+    frames = np.zeros((num_steps, 2, *SENSOR))
+    for step, x, y, p in zip(bins, events.x, events.y, events.p, strict=True):
+        frames[step, p, y, x] += 1
+    return frames
+
+
+@pytest.mark.parametrize('count', [0, 1, 3, 4, 5, 17, 1000])
+@pytest.mark.parametrize('num_steps', [1, 4, 5])
+def test_frames_by_number_are_those_of_spikingjelly(count, num_steps):
+    datasets = pytest.importorskip('spikingjelly.datasets')
+    events = some_events(count)
+    theirs = datasets.integrate_events_by_fixed_frames_number(events._asdict(), 'number', num_steps, *SENSOR)
+    frames = to_frames(events, num_steps, sensor_size=SENSOR)
+    assert frames.dtype == np.float32
+    np.testing.assert_array_equal(frames, theirs)
+
+
+@pytest.mark.parametrize('count', [0, 1, 3, 4, 17, 1000])
+def test_by_number_the_last_bin_takes_the_rest_in_the_order_of_the_file(count):
+    events = some_events(count)
+    events = events._replace(t=events.t[::-1])
+    bins = [min(index // (count // 4), 3) if count >= 4 else 3 for index in range(count)]
+    np.testing.assert_array_equal(to_frames(events, 4, sensor_size=SENSOR), loop(events, 4, bins))
+
+
+@pytest.mark.parametrize('count', [0, 1, 3, 17, 1000])
+@pytest.mark.parametrize('last', [1, 2, 3, 7, 1000, 2**40])
+@pytest.mark.parametrize('num_steps', [1, 3, 4])
+def test_by_time_bins_are_equal_spans_and_order_does_not_matter(count, last, num_steps):
+    events = some_events(count, last=last)
+    t = [int(time) for time in events.t]
+    bins = [(time - min(t)) * num_steps // (max(t) - min(t) + 1) for time in t]
+    frames = to_frames(events, num_steps, sensor_size=SENSOR, split_by='time')
+    np.testing.assert_array_equal(frames, loop(events, num_steps, bins))
+    order = np.random.default_rng(1).permutation(count)
+    shuffled = Events(*(column[order] for column in events))
+    np.testing.assert_array_equal(to_frames(shuffled, num_steps, sensor_size=SENSOR, split_by='time'), frames)
+
+
+def test_by_time_an_event_on_an_edge_opens_a_bin_and_the_last_event_is_in_the_last_bin():
+    t = np.array([100, 104, 105, 109, 110, 114, 115, 119])  # 20 us in 4 bins: 100, 105, 110, 115
+    zeros = np.zeros(8, np.int16)
+    events = Events(t, zeros, zeros, zeros.astype(np.uint8))
+    assert to_frames(events, 4, sensor_size=(1, 1), split_by='time').ravel().tolist() == [2, 0, 2, 0, 2, 0, 2, 0]
+
+
+def test_times_at_the_ends_of_int64_do_not_overflow():
+    t = np.array([np.iinfo(np.int64).min, 0, np.iinfo(np.int64).max])
+    events = Events(t, np.zeros(3, np.int16), np.zeros(3, np.int16), np.zeros(3, np.uint8))
+    assert to_frames(events, 2, sensor_size=(1, 1), split_by='time')[:, 0].ravel().tolist() == [1, 2]
+
+
+def test_three_channels_are_positive_negative_and_sum():
+    events = some_events(500)
+    two, three = (to_frames(events, 4, sensor_size=SENSOR, channels=channels) for channels in (2, 3))
+    np.testing.assert_array_equal(three, np.stack([two[:, 1], two[:, 0], two[:, 0] + two[:, 1]], axis=1))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.int32, np.float16, np.float64])
+def test_every_dtype_holds_the_same_counts(dtype):
+    events = some_events(500)
+    frames = to_frames(events, 4, sensor_size=SENSOR, dtype=dtype)
+    assert frames.dtype == dtype
+    np.testing.assert_array_equal(frames, to_frames(events, 4, sensor_size=SENSOR))
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'largest'), [(np.uint8, 255), (np.int8, 127), (np.uint16, 65535), (np.float16, 2048)]
+)
+def test_a_count_that_the_dtype_cannot_hold_is_an_error_that_names_it(dtype, largest):
+    def repeated(count):
+        return Events(np.arange(count), np.full(count, 2, np.int16), np.ones(count, np.int16), np.ones(count, np.uint8))
+
+    assert to_frames(repeated(largest), 1, sensor_size=SENSOR, dtype=dtype).max() == largest
+    with pytest.raises(ValueError, match=f'step 0 counts {largest + 1} events in channel 1, row 1, column 2'):
+        to_frames(repeated(largest + 1), 1, sensor_size=SENSOR, dtype=dtype)
+
+
+@pytest.mark.parametrize('size', [(5, 7), (10, 14), (3, 4), (1, 1), (2, 9), (1, 7), 6])
+def test_resizing_shares_every_count_by_area(size):
+    """By the definition: cut each pixel into so many parts that they fit both sizes, then sum."""
+    frames = to_frames(some_events(500), 3, sensor_size=SENSOR)
+    height, width = (size, size) if isinstance(size, int) else size
+    parts = frames.repeat(height, axis=2).repeat(width, axis=3) / (height * width)
+    expected = parts.reshape(3, 2, height, SENSOR[0], width, SENSOR[1]).sum((3, 5))
+    resized = to_frames(some_events(500), 3, sensor_size=SENSOR, size=size)
+    assert resized.shape == (3, 2, height, width)
+    np.testing.assert_allclose(resized, expected, rtol=1e-5, atol=1e-6)
+    assert resized.sum() == pytest.approx(500, rel=1e-5)
+
+
+def test_a_size_that_divides_the_sensor_keeps_whole_counts():
+    events = random_events(5000)
+    frames = to_frames(events, 2, sensor_size=(128, 128), size=(32, 64), dtype=np.uint16)
+    whole = to_frames(events, 2, sensor_size=(128, 128), dtype=np.uint16)
+    np.testing.assert_array_equal(frames, whole.reshape(2, 2, 32, 4, 64, 2).sum((3, 5)))
+    with pytest.raises(ValueError, match='size 48 x 48 does not divide the 128 x 128 pixels'):
+        to_frames(events, 2, sensor_size=(128, 128), size=48, dtype=np.uint16)
+
+
+@pytest.mark.parametrize(('column', 'value'), [('x', 7), ('x', -1), ('y', 5), ('y', -1), ('p', 2)])
+def test_an_event_outside_of_the_sensor_is_an_error_that_names_it(column, value):
+    events = some_events(10)
+    values = getattr(events, column).copy()
+    values[3] = value
+    with pytest.raises(ValueError, match=f'event 3 has {column} = {value}'):
+        to_frames(events._replace(**{column: values}), 2, sensor_size=SENSOR)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'num_steps': 0}, 'num_steps must be at least 1'),
+        ({'split_by': 'count'}, "split_by must be 'number' or 'time', not 'count'"),
+        ({'channels': 1}, r'channels must be 2 \(negative, positive\) or 3'),
+        ({'size': 0}, 'size must be at least 1'),
+        ({'size': (4, -1)}, 'size must be at least 1'),
+        ({'dtype': bool}, 'dtype must be an integer or floating-point type, not bool'),
+        ({'dtype': complex}, 'dtype must be'),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        to_frames(some_events(10), **{'num_steps': 2, 'sensor_size': SENSOR, **options})

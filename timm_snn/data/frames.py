@@ -1,0 +1,133 @@
+"""Event recordings as frames: T bins by number or by time, counts per pixel and polarity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+if TYPE_CHECKING:
+    from .events import Events
+
+__all__ = ['check_frame_options', 'count_events', 'frames_of_counts', 'to_frames']
+
+
+def to_frames(
+    events: Events,
+    num_steps: int,
+    *,
+    sensor_size: tuple[int, int],
+    split_by: str = 'number',
+    channels: int = 2,
+    size: int | tuple[int, int] | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
+    """Count the events of each of T bins in every pixel: [T, C, H, W]. Counts are neither scaled nor clipped.
+
+    `split_by='number'`: N // T events a bin in the order of the file, the last takes the rest, as SpikingJelly does; of
+    fewer than T events the last bin has all. `'time'`: bin floor((t - t0) T / (t1 - t0 + 1)) for the first and last
+    time t0 and t1 in whole microseconds, so an event on an edge opens a bin, the last one is in the last bin, and order
+    does not matter. No events give zeros.
+
+    `sensor_size` and `size` are (height, width), `channels` 2 for (negative, positive), or 3 for (positive, negative,
+    sum), which MSViT shows in place of red, green and blue (arXiv 2505.14719). `size` resizes by area: a pixel shares
+    its count among those that it covers, which keeps the number of events, where interpolation would not.
+
+    Raises ValueError for events outside of the sensor, and where `dtype` cannot hold a count exactly: one beyond its
+    range, or the fractions that sizes give which do not divide the sensor's.
+    """
+    check_frame_options(num_steps, split_by, channels, size)
+    counts = count_events(events, num_steps, sensor_size=sensor_size, split_by=split_by)
+    return frames_of_counts(counts, channels=channels, size=size, dtype=dtype)
+
+
+def check_frame_options(num_steps: int, split_by: str, channels: int, size: int | tuple[int, int] | None) -> None:
+    """Raises ValueError for what `to_frames` does not know."""
+    if num_steps < 1:
+        raise ValueError(f'num_steps must be at least 1, not {num_steps}')
+    if split_by not in ('number', 'time'):
+        raise ValueError(f"split_by must be 'number' or 'time', not {split_by!r}")
+    if channels not in (2, 3):
+        raise ValueError(f'channels must be 2 (negative, positive) or 3 (positive, negative, sum), not {channels!r}')
+    if size is not None and min(pair(size)) < 1:
+        raise ValueError(f'size must be at least 1, not {size!r}')
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def count_events(
+    events: Events, num_steps: int, *, sensor_size: tuple[int, int], split_by: str = 'number'
+) -> np.ndarray:
+    """The counts of `to_frames` of both polarities at the sensor's size, in the smallest unsigned type that holds them.
+
+    Shape: [T, 2, H, W], negative before positive.
+    """
+    height, width = sensor_size
+    for name, values, limit in (('x', events.x, width), ('y', events.y, height), ('p', events.p, 2)):
+        if len(values) and (values.min() < 0 or values.max() >= limit):
+            index = int(np.flatnonzero((values < 0) | (values >= limit))[0])
+            raise ValueError(
+                f'event {index} has {name} = {values[index]}, not one of 0 to {limit - 1}: sensor_size (height, width) '
+                f'is ({height}, {width})'
+            )
+    pixel = (events.p.astype(np.int64) * height + events.y) * width + events.x
+    pixel += step_of_events(events.t, num_steps, split_by) * (2 * height * width)
+    counts = np.bincount(pixel, minlength=num_steps * 2 * height * width)
+    return counts.reshape(num_steps, 2, height, width).astype(np.min_scalar_type(counts.max()))
+
+
+def step_of_events(t: np.ndarray, num_steps: int, split_by: str) -> np.ndarray:
+    """The bin of each event, int64 [N]; the bins are defined at `to_frames`."""
+    if split_by == 'number':
+        each = len(t) // num_steps
+        return np.repeat(np.arange(num_steps), [each] * (num_steps - 1) + [len(t) - each * (num_steps - 1)])
+    if not len(t):
+        return np.zeros(0, np.int64)
+    first = int(t.min())
+    span = int(t.max()) - first + 1
+    # Python's integers: times of a wrong file may be as large as int64 allows.
+    edges = np.array([first - (-step * span // num_steps) for step in range(1, num_steps)], np.int64)
+    return np.searchsorted(edges, t, side='right')
+
+
+def frames_of_counts(
+    counts: np.ndarray,
+    *,
+    channels: int = 2,
+    size: int | tuple[int, int] | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
+    """From `count_events` [T, 2, H, W] to the channels, size and dtype of `to_frames`."""
+    dtype = np.dtype(dtype)
+    if dtype.kind not in 'iuf':
+        raise ValueError(f'dtype must be an integer or floating-point type, not {dtype}')
+    if channels == 3:
+        negative, positive = np.moveaxis(counts.astype(np.int64), 1, 0)
+        counts = np.stack([positive, negative, positive + negative], axis=1)
+    if size is not None and pair(size) != counts.shape[-2:]:
+        (height, width), (new_height, new_width) = counts.shape[-2:], pair(size)
+        if dtype.kind != 'f' and (height % new_height or width % new_width):
+            raise ValueError(
+                f'size {new_height} x {new_width} does not divide the {height} x {width} pixels of the sensor, which '
+                f'splits counts into fractions: {dtype} cannot hold them, use a floating-point dtype'
+            )
+        # Sums of integers below 2 ** 53 are exact in float64.
+        counts = shares(height, new_height) @ counts @ shares(width, new_width).T
+    limit = 2 ** (np.finfo(dtype).nmant + 1) if dtype.kind == 'f' else np.iinfo(dtype).max
+    if counts.max(initial=0) > limit:
+        step, channel, row, column = np.unravel_index(counts.argmax(), counts.shape)
+        raise ValueError(
+            f'step {step} counts {counts.max():.10g} events in channel {channel}, row {row}, column {column}, '
+            f'and {dtype} holds whole numbers up to {limit} only: use a larger dtype or more steps'
+        )
+    return counts.astype(dtype)
+
+
+def shares(old: int, new: int) -> np.ndarray:
+    """The part of each of `old` pixels that lies in each of `new` ones of the same total width: [new, old]."""
+    start, end = np.arange(old) * new, np.arange(1, old + 1) * new  # in units in which both have whole edges
+    new_start, new_end = np.arange(new)[:, None] * old, np.arange(1, new + 1)[:, None] * old
+    return np.maximum(np.minimum(end, new_end) - np.maximum(start, new_start), 0) / new
