@@ -1,5 +1,6 @@
-"""Data from event cameras. `import timm_snn` leaves it alone; it needs nothing but numpy and torch."""
+"""Data from event cameras. `import timm_snn` leaves it alone; it needs numpy, torch and timm."""
 
+from .augment import EventAugment, EventMixup
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 from .frames import to_frames
@@ -9,8 +10,10 @@ __all__ = [
     'CIFAR10DVS',
     'NMNIST',
     'DVS128Gesture',
+    'EventAugment',
     'EventDataset',
     'EventFileError',
+    'EventMixup',
     'EventRows',
     'Events',
     'Trial',
