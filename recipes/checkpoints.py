@@ -70,7 +70,7 @@ class Progress:
 
 
 class StopSignal:
-    """Whether SIGTERM came, which schedulers send some time before they kill."""
+    """Notes SIGTERM, which schedulers send some time before they kill."""
 
     def __init__(self) -> None:
         self.came = False
@@ -78,6 +78,10 @@ class StopSignal:
 
     def _note(self, *_: Any) -> None:
         self.came = True
+
+    def came_to(self, accelerator: Accelerator) -> bool:
+        """Whether it came to any process; all of them ask together and get the same answer."""
+        return bool(accelerator.reduce(torch.tensor([float(self.came)], device=accelerator.device)).item())
 
 
 def prepare_output(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:

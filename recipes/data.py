@@ -1,9 +1,10 @@
-"""The data of train.py by name: scikit-learn's digits, or what timm's `create_dataset` opens; and its splits."""
+"""The data of train.py by name: scikit-learn's digits, event recordings, or what timm's `create_dataset` opens."""
 
 import argparse
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,20 @@ import torch
 from options import one_line_errors
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from timm.data import create_dataset
+from timm.data import create_dataset, create_transform
 from torch.utils.data import ConcatDataset, Dataset
+from torchvision.transforms import Normalize
 
-__all__ = ['Samples', 'choose_samples', 'class_names', 'open_datasets']
+from timm_snn.data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
+
+__all__ = ['EVENT_DATASETS', 'Samples', 'choose_samples', 'class_names', 'make_transform', 'open_datasets']
+
+EVENT_DATASETS: dict[str, Any] = {
+    'nmnist': NMNIST,
+    'cifar10_dvs': CIFAR10DVS,
+    'dvs128_gesture': DVS128Gesture,
+    'event_rows': EventRows,
+}
 
 
 class Digits(Dataset):
@@ -133,10 +144,34 @@ def labels_of(dataset: Any) -> np.ndarray:
     return np.asarray([label for _, label in dataset])
 
 
-def open_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> tuple[Any, Any]:
-    """Training and validation data that fit the model; ends the program in one line where they do not."""
-    train_set = open_dataset(args, True, in_chans)
-    val_set = open_dataset(args, False, in_chans)
+def make_transform(args: argparse.Namespace, data_config: dict[str, Any], is_training: bool) -> Callable:
+    """Of one sample. Event frames are only normalised here: their augmentation acts on batches."""
+    if args.dataset in EVENT_DATASETS:
+        return Normalize(data_config['mean'], data_config['std'])
+    shared = {key: data_config[key] for key in ('input_size', 'mean', 'std', 'interpolation')}
+    if not is_training:
+        return create_transform(crop_pct=data_config['crop_pct'], **shared)
+    return create_transform(
+        is_training=True,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        color_jitter=args.color_jitter,
+        auto_augment=args.aa,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        **shared,
+    )
+
+
+def open_datasets(args: argparse.Namespace, model: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+    """Training and validation data that fit the model; ends the program in one line where they do not.
+
+    `size` is that of the model's input, which event frames are made in.
+    """
+    num_classes = model.num_classes
+    open_split = partial(open_dataset, args, in_chans=model.in_chans, num_steps=steps_of(model), size=size)
+    train_set, val_set = open_split(True), open_split(False)
     names, val_names = class_names(train_set), class_names(val_set)
     if names and len(names) != num_classes:
         raise SystemExit(
@@ -150,14 +185,18 @@ def open_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> 
                 f'{args.train_split!r} and {summary(val_names)} in {args.val_split!r}: labels would not agree'
             )
         # A folder of fewer classes, which timm would number anew.
-        val_set = open_dataset(args, False, in_chans, class_map=train_set.reader.class_to_idx)
+        val_set = open_split(False, class_map=train_set.reader.class_to_idx)
     for split, data in ((args.train_split, train_set), (args.val_split, val_set)):
         advice = '--input-key and --target-key name the columns' if args.dataset.startswith('hfds/') else ''
         with one_line_errors(f'use split {split!r} of data set {args.dataset!r}', advice):
-            image, label = data[0]
-            bands = len(image.getbands())
-            if bands != in_chans:
-                raise ValueError(f'its images have {bands} channels and the model {in_chans}: pass --in-chans {bands}')
+            sample, label = data[0]
+            if args.dataset in EVENT_DATASETS:
+                if len(sample) != steps_of(model):
+                    raise ValueError(f'it has {len(sample)} steps: pass --model-kwargs num_steps={len(sample)}')
+            elif (bands := len(sample.getbands())) != model.in_chans:
+                raise ValueError(
+                    f'its images have {bands} channels and the model {model.in_chans}: pass --in-chans {bands}'
+                )
             reader: Any = getattr(data, 'reader', None)
             labels = {label} if names or not hasattr(reader, 'iter_targets') else set(reader.iter_targets())
             wrong = [label for label in labels if not isinstance(label, int) or not 0 <= label < num_classes]
@@ -166,22 +205,43 @@ def open_datasets(args: argparse.Namespace, in_chans: int, num_classes: int) -> 
     return train_set, val_set
 
 
-def open_dataset(args: argparse.Namespace, train: bool, in_chans: int, class_map: dict[str, int] | None = None) -> Any:
-    """One split by its name; `class_map` numbers the classes of a folder."""
+def steps_of(model: Any) -> int:
+    return getattr(model, 'num_steps', 1)
+
+
+def open_dataset(
+    args: argparse.Namespace,
+    train: bool,
+    in_chans: int,
+    num_steps: int = 1,
+    size: tuple[int, int] | None = None,
+    class_map: dict[str, int] | None = None,
+) -> Any:
+    """One split by its name. `num_steps` and `size` are of event frames, `class_map` numbers a folder's classes."""
     split = args.train_split if train else args.val_split
     mode = 'L' if in_chans == 1 else 'RGB'
     if args.dataset == 'digits':
         return Digits(train, mode)
     kind = args.dataset.removeprefix('torch/')
-    is_folder = kind in ('', 'folder', 'image_folder')
-    if not is_folder and args.dataset.partition('/')[0] not in ('torch', 'hfds'):
-        raise SystemExit(f"error: unknown data set {args.dataset!r}: 'digits', torch/..., hfds/..., or '' for a folder")
-    if is_folder and (args.data_dir is None or not args.data_dir.is_dir()):
+    is_folder, is_events = kind in ('', 'folder', 'image_folder'), args.dataset in EVENT_DATASETS
+    if not (is_folder or is_events) and args.dataset.partition('/')[0] not in ('torch', 'hfds'):
+        raise SystemExit(
+            f"error: unknown data set {args.dataset!r}: 'digits', {', '.join(map(repr, EVENT_DATASETS))}, torch/..., "
+            "hfds/..., or '' for a folder"
+        )
+    if (is_folder or is_events) and (args.data_dir is None or not args.data_dir.is_dir()):
         raise SystemExit(f'error: data folder {args.data_dir} does not exist; --data-dir names a folder with {split}/')
     with one_line_errors(
         f'open split {split!r} of data set {args.dataset!r} in {args.data_dir}',
         'check --dataset, --data-dir and the splits, or let torch/ data sets come with --dataset-download',
     ):
+        if is_events:
+            frames: dict[str, Any] = dict(channels=in_chans, size=size)
+            if args.dataset == 'event_rows':
+                return EVENT_DATASETS[args.dataset](args.data_dir, split, **frames)
+            return EVENT_DATASETS[args.dataset](
+                args.data_dir, train, num_steps=num_steps, split_by=args.split_by, **frames
+            )
         dataset = create_dataset(
             args.dataset,
             root=args.data_dir,

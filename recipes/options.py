@@ -67,8 +67,8 @@ def make_parser(description: str) -> ArgumentParser:
     add(
         '--dataset',
         default='digits',
-        help="'digits' (part of scikit-learn), event recordings 'nmnist', 'cifar10_dvs', 'dvs128_gesture', or as timm "
-        "says: torch/..., hfds/..., '' for a folder",
+        help="'digits' (part of scikit-learn); of event cameras 'nmnist', 'cifar10_dvs', 'dvs128_gesture', 'event_rows'; "
+        "or as timm says: torch/..., hfds/..., '' for a folder",
     )
     add('--data-dir', type=Path, help='root folder of the data set')
     add('--dataset-download', action=flag, default=False, help='let torch/... data sets download themselves')
@@ -114,6 +114,13 @@ def make_parser(description: str) -> ArgumentParser:
     add('--mixup-switch-prob', type=float, default=0.5, help='share of CutMix where both are on')
     add('--mixup-off-epoch', type=int, default=0, help='no mixing from this epoch on; 0 never stops')
     add('--smoothing', type=float, default=0.1, help='label smoothing')
+    add(
+        '--event-aug',
+        nargs='*',
+        action=ParseKwargs,
+        metavar='NAME=VALUE',
+        help="augment event frames: arguments of timm_snn.data.EventAugment, none for the paper's policy",
+    )
     add = parser.add_argument_group('loss').add_argument
     add(
         '--tet',

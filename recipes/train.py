@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import matplotlib
 import timm
@@ -38,11 +38,11 @@ from accelerate.utils import (
     set_seed,
 )
 from checkpoints import Checkpoints, Progress, StopSignal, prepare_output, save_failure
-from data import Samples, choose_samples, class_names, open_datasets
+from data import EVENT_DATASETS, Samples, choose_samples, class_names, make_transform, open_datasets
 from huggingface_hub import HfApi
 from options import as_config, one_line_errors, parse_args
 from tasks import StepLogits, make_task
-from timm.data import Mixup, create_transform, resolve_input_data_config
+from timm.data import Mixup, resolve_input_data_config
 from timm.loss import create_classification_loss
 from timm.models import save_for_hf, split_model_name_tag
 from timm.optim import create_optimizer_v2
@@ -52,6 +52,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 import timm_snn
+from timm_snn.data import EventAugment, EventMixup
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -72,6 +73,10 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         )
         if args.log_with != 'none' and not accelerator.log_with:  # Accelerate leaves out what is not installed
             raise ValueError('it is not installed')
+    if (launched := int(os.environ.get('WORLD_SIZE', 1))) != accelerator.num_processes:
+        raise SystemExit(
+            f'error: {launched} processes were launched and each would train alone: without CUDA, set ACCELERATE_USE_CPU=1'
+        )
     if accelerator.device.type == 'cpu':
         # accelerate launch gives every process one thread unless it is told otherwise
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -107,24 +112,6 @@ def make_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     return model, data_config
 
 
-def set_transforms(args: argparse.Namespace, data_config: dict[str, Any], train_set: Samples, *others: Samples) -> None:
-    shared = {key: data_config[key] for key in ('input_size', 'mean', 'std', 'interpolation')}
-    with one_line_errors('set up the augmentation'):
-        train_set.transform = create_transform(
-            is_training=True,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            color_jitter=args.color_jitter,
-            auto_augment=args.aa,
-            re_prob=args.reprob,
-            re_mode=args.remode,
-            **shared,
-        )
-        for samples in others:
-            samples.transform = create_transform(crop_pct=data_config['crop_pct'], **shared)
-
-
 def largest_batch_size(args: argparse.Namespace, accelerator: Accelerator, model: Any, image: torch.Tensor) -> int:
     """--batch-size, or the first of its halves with which a copy of the model makes an update in the memory there is.
 
@@ -150,10 +137,12 @@ def largest_batch_size(args: argparse.Namespace, accelerator: Accelerator, model
 
 
 @torch.inference_mode()
-def evaluate(learner: torch.nn.Module, loader: Any, accelerator: Accelerator, watched: Any = None) -> dict[str, float]:
+def evaluate(
+    learner: torch.nn.Module, loader: Any, accelerator: Accelerator, stop: StopSignal, watched: Any = None
+) -> dict[str, float]:
     """Mean loss and top-1 accuracy in percent over every sample once, however many processes share them.
 
-    Of a model to be watched, the firing rates by stage over the first batch besides.
+    Of a model to be watched, the firing rates by stage over the first batch besides. Ends early when told to stop.
     """
     learner.eval()
     losses: list[torch.Tensor] = []
@@ -172,6 +161,8 @@ def evaluate(learner: torch.nn.Module, loader: Any, accelerator: Accelerator, wa
         loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
         losses.append(loss.cpu())
         hits.append(hit.cpu())
+        if stop.came_to(accelerator):
+            break
     top1 = 100 * torch.cat(hits).double().mean().item()
     return {'loss': torch.cat(losses).double().mean().item(), 'top1': top1, **rates}
 
@@ -204,15 +195,16 @@ def write_summary(history: list[dict[str, float]], output: Path) -> None:
     plt.close(figure)
 
 
-def predict_one(folder: Path, samples: Samples) -> str:
+def predict_one(args: argparse.Namespace, folder: Path, samples: Samples) -> str:
     """What the saved model, loaded as a user would, says of the first validation sample."""
     model: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    image, label = Samples(samples.source, samples.indices, create_transform(**resolve_input_data_config(model)))[0]
+    transform = make_transform(args, resolve_input_data_config(model), is_training=False)
+    image, label = Samples(samples.source, samples.indices, transform)[0]
     with torch.inference_mode():
         probabilities = model(image.unsqueeze(0)).softmax(1)[0]
     names = model.pretrained_cfg.get('label_names') or range(model.num_classes)
     guess = int(probabilities.argmax())
-    return f'validation image 0 is {names[guess]!r} with {probabilities[guess]:.1%}, its label is {names[label]!r}'
+    return f'validation sample 0 is {names[guess]!r} with {probabilities[guess]:.1%}, its label is {names[label]!r}'
 
 
 def ignore_sigterm(_: int) -> None:
@@ -228,9 +220,14 @@ def main() -> None:
     set_seed(args.seed, device_specific=True, deterministic=args.deterministic)
     with accelerator.main_process_first():  # one process downloads
         model, data_config = make_model(args)
-        sources = open_datasets(args, data_config['input_size'][0], model.num_classes)
+        sources = open_datasets(args, model, data_config['input_size'][1:])
     train_set, val_set, test_set = choose_samples(args, *sources)
-    set_transforms(args, data_config, train_set, val_set, *([test_set] if test_set else []))
+    with one_line_errors('set up the augmentation'):
+        train_set.transform = make_transform(args, data_config, is_training=True)
+        for samples in (val_set, test_set):
+            if samples:
+                samples.transform = make_transform(args, data_config, is_training=False)
+        augment = EventAugment(**args.event_aug) if args.event_aug is not None else None
 
     batch_size = args.batch_size
     if args.find_batch_size:
@@ -242,7 +239,7 @@ def main() -> None:
     updates_per_epoch = len(train_set) // effective_batch
     if updates_per_epoch == 0:
         raise SystemExit(
-            f'error: {len(train_set)} training images do not fill a batch of {batch_size} for each of {num_processes} '
+            f'error: {len(train_set)} training samples do not fill a batch of {batch_size} for each of {num_processes} '
             f'processes and {accumulation} steps of accumulation: pass a smaller --batch-size'
         )
     loader_args: dict[str, Any] = dict(
@@ -274,7 +271,7 @@ def main() -> None:
     ema = ModelEmaV3(plain, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
     mixup = None
     if args.mixup > 0 or args.cutmix > 0:
-        mixup = Mixup(
+        mixup = (EventMixup if args.dataset in EVENT_DATASETS else Mixup)(
             args.mixup,
             args.cutmix,
             prob=args.mixup_prob,
@@ -312,10 +309,16 @@ def main() -> None:
     def updates_done() -> int:
         return progress.epoch * updates_per_epoch + progress.updates
 
+    def save_and_exit() -> NoReturn:
+        saved = checkpoints.save()
+        say(f'stopped by SIGTERM; --resume auto goes on from {saved}')
+        accelerator.end_training()
+        sys.exit(128 + signal.SIGTERM)
+
     nothing_left = updates_done() >= total_updates and progress.updates == 0
     say(
         f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, input {data_config["input_size"]}; '
-        f'{args.dataset}: {len(train_set)} training and {len(val_set)} validation images; effective batch '
+        f'{args.dataset}: {len(train_set)} training and {len(val_set)} validation samples; effective batch '
         f'{effective_batch} ({batch_size} x {num_processes} processes x {accumulation} accumulated), lr {lr:g}, epochs '
         f'{progress.epoch + 1} to {epochs}, seed {args.seed}, {accelerator.device}'
         + (' (nothing left to train)' if nothing_left else '')
@@ -335,12 +338,14 @@ def main() -> None:
         title = f'epoch {epoch + 1}/{epochs}'
         bar = tqdm(total=updates_per_epoch, initial=progress.updates, desc=title, leave=False, disable=not is_main)
         epoch_start, seen_before = time.perf_counter(), progress.seen
-        sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # loss, hits, samples, asked to stop
+        sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, hits, samples of an update
         for images, labels in batches:
             if updates_done() >= total_updates:
                 break
             if args.channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
+            if augment:
+                images = augment(images)
             if mixup:
                 images, labels = mixup(images, labels)
             scheduler.step_update(updates_done())
@@ -351,11 +356,10 @@ def main() -> None:
                 sums[0] += result['loss'].detach() * len(images)
                 sums[1] += hits.sum()
                 sums[2] += len(images)
-                sums[3] += stop.came
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(learner.parameters(), args.clip_grad or math.inf))
-                    # one exchange an update, so that all processes know, and do, the same
-                    loss_sum, num_hits, seen, stopping = accelerator.reduce(sums).tolist()
+                    # of all processes, which then do the same
+                    loss_sum, num_hits, seen = accelerator.reduce(sums).tolist()
                     # a scaler tries gradients that are too large by itself
                     if not math.isfinite(loss_sum) or not (math.isfinite(norm) or accelerator.scaler):
                         where = f'update {progress.updates + 1} of epoch {epoch + 1}'
@@ -383,12 +387,10 @@ def main() -> None:
                 }
                 bar.set_postfix({name: f'{value:.4g}' for name, value in state.items()})
                 accelerator.log({**state, 'gradient': norm, 'lr': optimizer.param_groups[0]['lr']}, updates_done())
-            if stopping or (args.checkpoint_steps and updates_done() % args.checkpoint_steps == 0):
-                saved = checkpoints.save()
-                if stopping:
-                    say(f'stopped by SIGTERM; --resume auto goes on from {saved}')
-                    accelerator.end_training()
-                    sys.exit(128 + signal.SIGTERM)
+            if stop.came_to(accelerator):
+                save_and_exit()
+            if args.checkpoint_steps and updates_done() % args.checkpoint_steps == 0:
+                checkpoints.save()
         bar.close()
         images_per_s = (progress.seen - seen_before) / (time.perf_counter() - epoch_start)
         is_whole = progress.updates == updates_per_epoch
@@ -396,10 +398,12 @@ def main() -> None:
             checkpoints.save()
 
         watched = model if is_main and not is_sharded else None
-        metrics = {'eval': evaluate(learner, val_loader, accelerator, None if ema else watched)}
+        metrics = {'eval': evaluate(learner, val_loader, accelerator, stop, None if ema else watched)}
         if ema:
             with averaged(plain, ema):
-                metrics['ema'] = evaluate(learner, val_loader, accelerator, watched)
+                metrics['ema'] = evaluate(learner, val_loader, accelerator, stop, watched)
+        if stop.came_to(accelerator):
+            save_and_exit()
         row = {
             'epoch': epoch,
             'lr': optimizer.param_groups[0]['lr'],
@@ -429,7 +433,9 @@ def main() -> None:
     if test_set:
         best = checkpoints.best
         checkpoints.load_weights(best, plain)
-        top1 = evaluate(learner, accelerator.prepare(DataLoader(test_set, **loader_args)), accelerator)['top1']
+        top1 = evaluate(learner, accelerator.prepare(DataLoader(test_set, **loader_args)), accelerator, stop)['top1']
+        if stop.came_to(accelerator):
+            save_and_exit()
         say(f'{best.name} was the best on {len(val_set)} held-out training samples; on {len(test_set)} to test with:')
     elif ema:
         plain.load_state_dict(ema.module.state_dict())
@@ -454,7 +460,7 @@ def main() -> None:
                 safe_serialization=True,
             )
         say(f'{time.perf_counter() - start:.0f} s of training; saved in {args.output}')
-        say(f'prediction by {folder}: {predict_one(folder, val_set)}')
+        say(f'prediction by {folder}: {predict_one(args, folder, val_set)}')
         if args.push_to_hub:
             with one_line_errors(f'upload to {args.push_to_hub!r}', f'the model is in {folder}'):
                 commit = HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=folder)

@@ -46,7 +46,7 @@ def test_the_main_job(tmp_path):
         guesses = model(torch.stack(images)).argmax(1)
     accuracy = 100 * (guesses == torch.tensor(labels)).double().mean()
     assert accuracy == pytest.approx(float(rows[-1]['eval_top1']), abs=0.6)  # batches of another size, float32
-    assert f"validation image 0 is '{guesses[0]}'" in prediction and f"its label is '{labels[0]}'" in prediction
+    assert f"validation sample 0 is '{guesses[0]}'" in prediction and f"its label is '{labels[0]}'" in prediction
 
 
 def test_the_held_out_fifth_is_fixed_and_disjoint():
@@ -111,7 +111,7 @@ ONE_EPOCH = [*QUICK, '--epochs', '1', '--num-classes', '3', '--batch-size', '16'
 def test_image_folders_and_label_names(train, folder, tmp_path):
     data = ['--dataset', '', '--data-dir', folder, '--in-chans', '3', '--workers', '1']
     printed = train(*ONE_EPOCH, *data, '--output', tmp_path / 'out')
-    assert '96 training and 24 validation images' in printed and "its label is 'class0'" in printed
+    assert '96 training and 24 validation samples' in printed and "its label is 'class0'" in printed
     model = timm.create_model(f'local-dir:{tmp_path / "out" / "model"}', pretrained=True)
     assert model.pretrained_cfg['label_names'] == ['class0', 'class1', 'class2']
     assert model.in_chans == 3
@@ -172,7 +172,7 @@ def test_hugging_face_data_sets(train, folder, tmp_path):
         *ONE_EPOCH, '--dataset', f'hfds/{tmp_path / "hub"}', '--data-dir', tmp_path / 'cache', '--input-key', 'image',
         '--target-key', 'label', '--in-chans', '3', '--output', tmp_path / 'out',
     )  # fmt: skip
-    assert '96 training and 24 validation images' in printed
+    assert '96 training and 24 validation samples' in printed
 
 
 def test_every_config_has_known_keys_and_says_what_was_measured(train):
@@ -199,7 +199,7 @@ def test_every_config_has_known_keys_and_says_what_was_measured(train):
         (['--dataset', 'digitz'], "error: unknown data set 'digitz': 'digits', torch/"),
         (['--resume', 'nowhere'], 'error: checkpoint nowhere does not exist; --resume auto'),
         (['--dataset', 'other/digits'], "error: unknown data set 'other/digits'"),
-        (['--batch-size', '2000'], '1437 training images do not fill a batch of 2000'),
+        (['--batch-size', '2000'], '1437 training samples do not fill a batch of 2000'),
         (['--batch-size', '63', '--mixup', '0.2'], 'need an even number, not 63'),
         (['--batch-size', 'many'], 'batch-size/-b: invalid positive_int value'),
         (['--epochs', '0'], 'argument --epochs: 0 is less than 1'),
