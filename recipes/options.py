@@ -67,7 +67,7 @@ def make_parser(description: str) -> ArgumentParser:
     add(
         '--dataset',
         default='digits',
-        help="'digits' (part of scikit-learn); of event cameras 'nmnist', 'cifar10_dvs', 'dvs128_gesture', 'event_rows'; "
+        help="'digits' (of scikit-learn); of event cameras 'nmnist', 'cifar10_dvs', 'dvs128_gesture', 'event_rows'; "
         "or as timm says: torch/..., hfds/..., '' for a folder",
     )
     add('--data-dir', type=Path, help='root folder of the data set')

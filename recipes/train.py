@@ -75,7 +75,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
             raise ValueError('it is not installed')
     if (launched := int(os.environ.get('WORLD_SIZE', 1))) != accelerator.num_processes:
         raise SystemExit(
-            f'error: {launched} processes were launched and each would train alone: without CUDA, set ACCELERATE_USE_CPU=1'
+            f'error: {launched} processes were launched, and each would train alone: without CUDA they need '
+            'ACCELERATE_USE_CPU=1'
         )
     if accelerator.device.type == 'cpu':
         # accelerate launch gives every process one thread unless it is told otherwise
