@@ -1,6 +1,7 @@
-"""What energy.py and pictures.py share: a trained model and real data by name."""
+"""What the commands that look at a trained model share: the model and real data by name."""
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,27 +9,53 @@ from typing import Any
 import timm
 from data import open_dataset
 from options import ArgumentParser, one_line_errors, positive_int
-from timm.data import create_transform, resolve_input_data_config
+from PIL import Image
+from timm.data import ImageDataset, create_transform, resolve_input_data_config
+from timm.models import load_checkpoint
 from timm.utils import ParseKwargs
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 import timm_snn  # noqa: F401  registers the models
 
-__all__ = ['is_trained', 'make_parser', 'open_model', 'open_samples']
+__all__ = [
+    'Samples',
+    'channels',
+    'is_trained',
+    'make_model_parser',
+    'make_parser',
+    'make_transform',
+    'open_model',
+    'open_samples',
+    'write_csv',
+]
 
 
-def make_parser(description: str, num_samples: int) -> ArgumentParser:
+def make_model_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument_group('model').add_argument
     add('--model', required=True, help="'local-dir:FOLDER', 'hf-hub:USER/NAME', or a name that timm knows")
-    add('--checkpoint', type=Path, help='weights for a model by name, .safetensors or .pth')
+    add(
+        '--checkpoint',
+        type=Path,
+        help='weights for a model by name: .safetensors, .pth (the EMA weights where it has some), or a checkpoint '
+        'folder of a training run',
+    )
     add('--pretrained', action='store_true', help='load the published weights of a model by name')
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='name=value ..., e.g. num_steps=2')
     add('--num-steps', type=positive_int, help="T; default: the model's")
     add('--device', default='cpu', help="'cuda' for a GPU")
     add('--num-threads', type=positive_int, help='on a CPU; default: all cores')
+    add('--img-size', type=positive_int, help='image size; default: that of the model')
+    add('--batch-size', '-b', type=positive_int, default=32)
+    add('--workers', '-j', type=int, default=0, help='processes that load data')
+    return parser
+
+
+def make_parser(description: str, num_samples: int | None) -> ArgumentParser:
+    """Options for a model and a data set, of which `num_samples` are used by default, all if it is None."""
+    parser = make_model_parser(description)
     add = parser.add_argument_group('data').add_argument
     add(
         '--dataset',
@@ -40,10 +67,13 @@ def make_parser(description: str, num_samples: int) -> ArgumentParser:
     add('--split', dest='val_split', default='validation')
     add('--input-key', help='column of the images of an hfds/ data set')
     add('--target-key', help='column of its labels')
-    add('--img-size', type=positive_int, help='image size; default: that of the model')
-    add('--num-samples', '-n', type=positive_int, default=num_samples, help='so many, evenly spread over the split')
-    add('--batch-size', '-b', type=positive_int, default=32)
-    add('--workers', '-j', type=int, default=0, help='processes that load data')
+    add(
+        '--num-samples',
+        '-n',
+        type=positive_int,
+        default=num_samples,
+        help=f'so many, evenly spread over the split; default: {num_samples or "all"}',
+    )
     return parser
 
 
@@ -53,52 +83,101 @@ def open_model(args: argparse.Namespace, name: str, **kwargs: Any) -> Any:
     with one_line_errors(f'create model {name!r}', "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"):
         if is_saved and args.checkpoint:
             raise ValueError('it has its own weights: leave out --checkpoint')
-        if args.checkpoint and not args.checkpoint.is_file():
-            raise FileNotFoundError(f'there is no file {args.checkpoint}')
-        model: Any = timm.create_model(
-            name,
-            pretrained=is_saved or args.pretrained,
-            checkpoint_path=str(args.checkpoint or ''),
-            **kwargs,
-        )
+        file = args.checkpoint
+        if file and file.is_dir():  # Accelerate's
+            file = file / 'model.safetensors'
+        if file and not file.is_file():
+            raise FileNotFoundError(f'there is no file {file}')
+        model: Any = timm.create_model(name, pretrained=is_saved or args.pretrained, **kwargs)
+        if file:
+            # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
+            load_checkpoint(model, str(file), filter_fn=key_map(model))
         if args.num_steps and hasattr(model, 'num_steps'):
             model.num_steps = args.num_steps
+        elif args.num_steps and name == args.model:
+            raise ValueError('it has no time steps: leave out --num-steps')
         if not is_trained(args, name):
             print(f'note: {name} has random weights: its spikes and all that follows say nothing', file=sys.stderr)
         return model.eval().to(args.device)
+
+
+def key_map(model: Any) -> Any:
+    """What makes the authors' layouts ours, for the families of this package."""
+    module = type(model).__module__
+    return getattr(sys.modules[module], 'checkpoint_filter_fn', None) if module.startswith('timm_snn.') else None
+
+
+def channels(model: Any) -> int:
+    return getattr(model, 'in_chans', None) or resolve_input_data_config(model)['input_size'][0]
 
 
 def is_trained(args: argparse.Namespace, name: str) -> bool:
     return name.startswith(('local-dir:', 'hf-hub:')) or args.pretrained or bool(args.checkpoint)
 
 
+class UnreadableSample(RuntimeError):
+    """A loading process hands errors on as tracebacks, whose last line is the message."""
+
+    def __str__(self) -> str:
+        return super().__str__().strip().splitlines()[-1].removeprefix('evaluation.UnreadableSample: ')
+
+
 class Samples(Dataset):
-    """The chosen samples of a split, with a model's own evaluation transform."""
+    """The chosen samples of a split, with a model's own evaluation transform.
+
+    Raises: UnreadableSample rather than take the next one, as timm's data sets do.
+    """
 
     def __init__(self, dataset: Any, indices: list[int], transform: Any, description: str) -> None:
-        self.samples = Subset(dataset, indices)
+        self.dataset = dataset
+        self.indices = indices
         self.transform = transform
         self.description = description
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.indices)
 
-    def __getitem__(self, index: int) -> Any:
-        image, label = self.samples[index]
+    def name(self, index: int) -> str:
+        """The file where there is one, otherwise the number in the split."""
+        file = self.dataset.filename(self.indices[index]) if isinstance(self.dataset, ImageDataset) else None
+        return file or str(self.indices[index])
+
+    def read(self, index: int) -> tuple[Any, Any]:
+        if not isinstance(self.dataset, ImageDataset):
+            return self.dataset[index]
+        file, label = self.dataset.reader[index]
+        return Image.open(file).convert(self.dataset.input_img_mode), -1 if label is None else label
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        try:
+            image, label = self.read(self.indices[index])
+        except Exception as error:  # decoders stumble in their own ways over broken files
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise UnreadableSample(f'sample {self.name(index)} is unreadable, {reason}') from error
         return self.transform(image), label
+
+
+def make_transform(args: argparse.Namespace, model: Any) -> Any:
+    """The model's own evaluation transform, of --img-size if that was given."""
+    options = {'img_size': args.img_size} if args.img_size else {}
+    with one_line_errors('set up the transform of the images'):
+        return create_transform(**resolve_input_data_config(model, args=options))
 
 
 def open_samples(args: argparse.Namespace, model: Any) -> Samples:
     """`--num-samples` of the split, evenly spread over it since many are sorted by class; always the same ones."""
-    in_chans = getattr(model, 'in_chans', None) or resolve_input_data_config(model)['input_size'][0]
-    dataset = open_dataset(args, False, in_chans)
+    dataset = open_dataset(args, False, channels(model))
     if not len(dataset):
         raise SystemExit(f'error: split {args.val_split!r} of data set {args.dataset!r} has no samples')
-    number = min(args.num_samples, len(dataset))
+    number = min(args.num_samples or len(dataset), len(dataset))
     indices = [i * len(dataset) // number for i in range(number)]
-    options = {'img_size': args.img_size} if args.img_size else {}
-    with one_line_errors('set up the transform of the images'):
-        transform = create_transform(**resolve_input_data_config(model, args=options))
     name = args.dataset.rpartition('/')[2] or str(args.data_dir)
     which = f'all {number:,}' if number == len(dataset) else f'{number:,} of {len(dataset):,}, evenly spread'
-    return Samples(dataset, indices, transform, f'{name}, {args.val_split} split, {which}')
+    return Samples(dataset, indices, make_transform(args, model), f'{name}, {args.val_split} split, {which}')
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
