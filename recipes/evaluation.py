@@ -10,6 +10,7 @@ import timm
 from data import open_dataset
 from options import ArgumentParser, one_line_errors, positive_int
 from PIL import Image
+from rich.console import Console
 from timm.data import ImageDataset, create_transform, resolve_input_data_config
 from timm.models import load_checkpoint
 from timm.utils import ParseKwargs
@@ -26,6 +27,7 @@ __all__ = [
     'make_transform',
     'open_model',
     'open_samples',
+    'print_tables',
     'write_csv',
 ]
 
@@ -181,3 +183,9 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def print_tables(*tables: Any) -> None:
+    """As wide as they are, where a file or a pipe has no width of its own."""
+    console = Console()
+    Console(width=console.width if console.is_terminal else 220).print(*tables)

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation import Samples, make_parser, open_model, open_samples, write_csv
+from evaluation import Samples, make_parser, open_model, open_samples, print_tables, write_csv
 from labels import match_labels
 from options import one_line_errors, positive_int
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -221,9 +220,7 @@ def main() -> None:
         if args.predictions:
             write_csv(args.output / 'predictions.csv', by_sample(outcome, samples, names))
 
-    console = Console()
-    for table in tables(wanted, classes, args.worst):
-        console.print(table)
+    print_tables(*tables(wanted, classes, args.worst))
     metrics = (('top-1', 'top1'), ('top-5', 'top5'))
     shown = [f'{title} {percent(result, metric)}' for title, metric in metrics if metric in result]
     of_steps = f', T = {len(steps)}' if has_steps else ''
