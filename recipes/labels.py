@@ -1,6 +1,7 @@
 """Names of classes: those of a model, and which of them a data set means by its numbers."""
 
 import argparse
+import sys
 from typing import Any
 
 from data import class_names, summary
@@ -58,5 +59,10 @@ def match_labels(args: argparse.Namespace, model: Any, dataset: Any) -> tuple[li
             f'error: cannot match the classes of the data, {summary(found)}, with those of the model, '
             f'{summary(known) if own_names else model.num_classes}: pass --labels FILE with the {model.num_classes} '
             'names that the data uses, one in each line, in the order of the model'
+        )
+    if own_names:
+        print(
+            f'note: {summary(found)} of the data are matched by number with {summary(known)} of the model',
+            file=sys.stderr,
         )
     return found, None
