@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from data import open_dataset
 from options import ArgumentParser, one_line_errors, positive_int
 from PIL import Image
@@ -27,6 +28,7 @@ __all__ = [
     'make_transform',
     'open_model',
     'open_samples',
+    'parse_args',
     'print_tables',
     'write_csv',
 ]
@@ -77,6 +79,15 @@ def make_parser(description: str, num_samples: int | None) -> ArgumentParser:
         help=f'so many, evenly spread over the split; default: {num_samples or "all"}',
     )
     return parser
+
+
+def parse_args(parser: ArgumentParser) -> argparse.Namespace:
+    """The command line, whose --num-threads are set; ends the program in one line if it is wrong."""
+    with one_line_errors('read the command line', "--model-kwargs takes name=value ..., and '--' ends them"):
+        args = parser.parse_args()
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    return args
 
 
 def open_model(args: argparse.Namespace, name: str, **kwargs: Any) -> Any:

@@ -19,8 +19,10 @@ def open_labels(args: argparse.Namespace, model: Any) -> Any:
     cfg: Any = model.pretrained_cfg
     names, descriptions = cfg.get('label_names'), cfg.get('label_descriptions')
     with one_line_errors('name the classes', '--labels takes a file with a name in each line, in the order of classes'):
+        if not model.num_classes:
+            raise ValueError(f'{args.model} has no classifier')
         if args.labels:
-            names, descriptions = args.labels.read_text(encoding='utf-8').splitlines(), None
+            names, descriptions = args.labels.read_text(encoding='utf-8-sig').splitlines(), None
         if names:
             if isinstance(names, dict):
                 names = list(dict(sorted((int(number), name) for number, name in names.items())).values())

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluation import channels, make_model_parser, make_transform, open_model, print_tables, write_csv
+from evaluation import channels, make_model_parser, make_transform, open_model, parse_args, print_tables, write_csv
 from labels import descriptions_of, open_labels
 from options import one_line_errors, positive_int
 from PIL import Image
@@ -127,23 +127,21 @@ def table_of(answers: list[tuple[Path, Any]], names: list[str], topk: int) -> Ta
     return table
 
 
-def parse_args() -> argparse.Namespace:
+def read_options() -> argparse.Namespace:
     parser = make_model_parser(__doc__ or '')
     parser.add_argument('pictures', type=Path, nargs='+', metavar='PICTURE|FOLDER')
     add = parser.add_argument_group('prediction').add_argument
     add('--topk', type=positive_int, default=5, help='so many classes, at most all')
     add('--labels', type=Path, help='names of the classes, one in each line; default: those saved with the model')
     add('--output', type=Path, help='.csv or .json')
-    args = parser.parse_args()
+    args = parse_args(parser)
     if args.output and args.output.suffix not in ('.csv', '.json'):
         parser.error(f'argument --output: expected a file named .csv or .json, got {args.output}')
     return args
 
 
 def main() -> None:
-    args = parse_args()
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
+    args = read_options()
     files = find_pictures(args.pictures)
     model = open_model(args, args.model, **args.model_kwargs)
     in_chans = channels(model)
@@ -152,8 +150,6 @@ def main() -> None:
             f'error: {args.model} takes {in_chans} channels, such as event frames have, and pictures have 1 or 3: '
             'recipes/validate.py runs it on a data set'
         )
-    if not model.num_classes:
-        raise SystemExit(f'error: {args.model} has no classifier: pass --model-kwargs num_classes=... and its weights')
     topk = min(args.topk, model.num_classes)
     names = descriptions_of(open_labels(args, model), model.num_classes)
     pictures = Pictures(files, 'L' if in_chans == 1 else 'RGB', make_transform(args, model))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation import Samples, make_parser, open_model, open_samples, print_tables, write_csv
+from evaluation import Samples, make_parser, open_model, open_samples, parse_args, print_tables, write_csv
 from labels import match_labels
 from options import one_line_errors, positive_int
 from rich.markup import escape
@@ -155,7 +155,7 @@ def tables(steps: list[dict[str, Any]], classes: list[dict[str, Any]], worst: in
     return [by_step, per_class] if steps else [per_class]
 
 
-def parse_args() -> argparse.Namespace:
+def read_options() -> argparse.Namespace:
     parser = make_parser(__doc__ or '', num_samples=None)
     add = parser.add_argument_group('evaluation').add_argument
     add('--labels', type=Path, help="names of the classes as the data has them, one in each line, in the model's order")
@@ -165,13 +165,11 @@ def parse_args() -> argparse.Namespace:
     add('--worst', type=positive_int, default=10, help='so many classes on the terminal')
     add('--predictions', action='store_true', help='write predictions.csv, a line for every sample')
     add('--output', type=Path, default=Path('output/validate'))
-    return parser.parse_args()
+    return parse_args(parser)
 
 
 def main() -> None:
-    args = parse_args()
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
+    args = read_options()
     model = open_model(args, args.model, **args.model_kwargs)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
