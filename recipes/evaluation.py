@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 from data import open_dataset
 from options import ArgumentParser, one_line_errors, positive_int
 from PIL import Image
@@ -43,8 +44,8 @@ def make_model_parser(description: str) -> ArgumentParser:
     add(
         '--checkpoint',
         type=Path,
-        help='weights for a model by name: .safetensors, .pth (the EMA weights where it has some), or a checkpoint '
-        'folder of a training run',
+        help='weights for a model by name: .safetensors, .pth (the EMA weights where it has some), or a folder in '
+        "OUTPUT/checkpoints, which brings its run's options of the model and of the images with it",
     )
     add('--pretrained', action='store_true', help='load the published weights of a model by name')
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='name=value ..., e.g. num_steps=2')
@@ -52,6 +53,10 @@ def make_model_parser(description: str) -> ArgumentParser:
     add('--device', default='cpu', help="'cuda' for a GPU")
     add('--num-threads', type=positive_int, help='on a CPU; default: all cores')
     add('--img-size', type=positive_int, help='image size; default: that of the model')
+    add('--mean', type=float, nargs='+', help='of the normalisation; default: that of the model')
+    add('--std', type=float, nargs='+')
+    add('--crop-pct', type=float)
+    add('--interpolation')
     add('--batch-size', '-b', type=positive_int, default=32)
     add('--workers', '-j', type=int, default=0, help='processes that load data')
     return parser
@@ -96,12 +101,18 @@ def open_model(args: argparse.Namespace, name: str, **kwargs: Any) -> Any:
     with one_line_errors(f'create model {name!r}', "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"):
         if is_saved and args.checkpoint:
             raise ValueError('it has its own weights: leave out --checkpoint')
-        file = args.checkpoint
-        if file and file.is_dir():  # Accelerate's
-            file = file / 'model.safetensors'
+        file, run = args.checkpoint, {}
+        if file and file.is_dir():
+            run = run_options(file, name)
+            kwargs = (
+                {k: run[k] for k in ('num_classes', 'in_chans') if run.get(k)} | run.get('model_kwargs', {}) | kwargs
+            )
+            file = file / 'model.safetensors'  # as Accelerate names it
         if file and not file.is_file():
             raise FileNotFoundError(f'there is no file {file}')
         model: Any = timm.create_model(name, pretrained=is_saved or args.pretrained, **kwargs)
+        if run:
+            model.pretrained_cfg.update(resolve_input_data_config(model, args=given(run)))
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
@@ -112,6 +123,26 @@ def open_model(args: argparse.Namespace, name: str, **kwargs: Any) -> Any:
         if not is_trained(args, name):
             print(f'note: {name} has random weights: its spikes and all that follows say nothing', file=sys.stderr)
         return model.eval().to(args.device)
+
+
+def run_options(checkpoint: Path, name: str) -> dict[str, Any]:
+    """The options of the training run that left OUTPUT/checkpoints/epoch_N, none for a folder without its config.
+
+    Raises: ValueError if it trained another model.
+    """
+    config = checkpoint.resolve().parent.parent / 'config.yaml'
+    if not config.is_file():
+        return {}
+    run = yaml.safe_load(config.read_text(encoding='utf-8'))
+    if run['model'] != name:
+        raise ValueError(f'{checkpoint} is of a run that trained {run["model"]!r}: pass --model {run["model"]}')
+    return run
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those about the images, without what was left to the model."""
+    names = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation')
+    return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def key_map(model: Any) -> Any:
@@ -171,10 +202,9 @@ class Samples(Dataset):
 
 
 def make_transform(args: argparse.Namespace, model: Any) -> Any:
-    """The model's own evaluation transform, of --img-size if that was given."""
-    options = {'img_size': args.img_size} if args.img_size else {}
+    """The model's own evaluation transform, but for what the command line says."""
     with one_line_errors('set up the transform of the images'):
-        return create_transform(**resolve_input_data_config(model, args=options))
+        return create_transform(**resolve_input_data_config(model, args=given(vars(args))))
 
 
 def open_samples(args: argparse.Namespace, model: Any) -> Samples:

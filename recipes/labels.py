@@ -25,7 +25,8 @@ def open_labels(args: argparse.Namespace, model: Any) -> Any:
             names, descriptions = args.labels.read_text(encoding='utf-8-sig').splitlines(), None
         if names:
             if isinstance(names, dict):
-                names = list(dict(sorted((int(number), name) for number, name in names.items())).values())
+                numbered = {int(number): name for number, name in names.items()}  # JSON makes strings of numbers
+                names = [numbered.get(i, str(i)) for i in range(model.num_classes)]
             if len(names) != model.num_classes:
                 source = args.labels or 'the model'
                 raise ValueError(f'{source} has {len(names)} names for {model.num_classes} classes')
@@ -64,7 +65,8 @@ def match_labels(args: argparse.Namespace, model: Any, dataset: Any) -> tuple[li
         )
     if own_names:
         print(
-            f'note: {summary(found)} of the data are matched by number with {summary(known)} of the model',
+            f'note: the classes of the data, {summary(found)}, and of the model, {summary(known)}, are matched by '
+            'number, as their names differ',
             file=sys.stderr,
         )
     return found, None

@@ -5,7 +5,7 @@
 
 Takes files, and folders with all that is below them; in folders, files named like a picture. Pictures become
 grayscale or RGB as the model wants, without regard to transparency. Those that cannot be read are named, and the exit
-status is then 1. --output takes .csv, or .json with all probabilities of the likeliest classes.
+status is then 1.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python recipes/validate.py --model local-dir:output/digits/model --dataset digits
     python recipes/validate.py --model hf-hub:USER/NAME --dataset '' --data-dir IMAGENET --split val --device cuda
-    python recipes/validate.py --model msvit_4_96 --checkpoint output/digits/checkpoints/epoch_0017 --num-steps 8
+    python recipes/validate.py --model msvit_4_96 --checkpoint output/digits/checkpoints/epoch_0018 --num-steps 8
 
 Every sample of the split counts once, in one process. A spiking model is causal: the mean of its first t outputs is
 what it would answer with T = t, so that one run gives the accuracy of early exit at each t; --num-steps sets T.

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import yaml
 from PIL import Image
 from timm.data import create_transform, resolve_input_data_config
 from timm.models import save_for_hf
@@ -168,21 +169,28 @@ def test_models_without_time_steps_and_files_of_an_earlier_run(validate, saved, 
     assert 'T =' not in printed and 'early exit' not in printed
 
 
-def test_weights_of_a_checkpoint_folder_and_of_a_pth_file(validate, saved, tmp_path):
-    _, output = validate('--model', f'local-dir:{saved}', '-n', 50)
+def test_weights_of_a_training_run_and_of_a_pth_file(validate, saved, tmp_path):
+    """A run's options come with its checkpoints; of a file they are asked for."""
+    looks = ['--img-size', 20, '--mean', 0.4, '--std', 0.3]
+    _, output = validate('--model', f'local-dir:{saved}', '-n', 50, *looks)
     expected = json.loads((output / 'results.json').read_text())
     weights = safetensors.torch.load_file(saved / 'model.safetensors')
     wrapped = {f'_orig_mod.module.{key}': value for key, value in weights.items()}  # by DDP and torch.compile
-    (tmp_path / 'epoch_0001').mkdir()
-    safetensors.torch.save_file(wrapped, tmp_path / 'epoch_0001' / 'model.safetensors')
+    folder = tmp_path / 'run' / 'checkpoints' / 'epoch_0001'
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(wrapped, folder / 'model.safetensors')
+    arguments = {'num_steps': 3, 'depths': [0, 0, 1]}
+    config = {'model': 'msvit_4_96', 'num_classes': None, 'model_kwargs': arguments, 'img_size': 20}
+    (tmp_path / 'run' / 'config.yaml').write_text(yaml.safe_dump({**config, 'mean': [0.4], 'std': [0.3]}))
     torch.save({'state_dict': weights}, tmp_path / 'weights.pth')
-    for checkpoint in ('epoch_0001', 'weights.pth'):
-        path = tmp_path / checkpoint
-        model = ['--model', 'msvit_4_96', '--num-steps', 3, '--model-kwargs', 'depths=(0,0,1)']
-        _, output = validate(*model, '--img-size', 16, '--checkpoint', path, '-n', 50)
+    kwargs = ['--model-kwargs', 'depths=(0,0,1)', 'num_steps=3']
+    for checkpoint, more in ((folder, []), (tmp_path / 'weights.pth', [*kwargs, *looks])):
+        _, output = validate('--model', 'msvit_4_96', '--checkpoint', checkpoint, '-n', 50, *more)
         result = json.loads((output / 'results.json').read_text())
-        assert result['checkpoint'] == str(path)
+        assert result['checkpoint'] == str(checkpoint)
         assert (result['early_exit'], result['loss']) == (expected['early_exit'], expected['loss'])
+    with pytest.raises(SystemExit, match="is of a run that trained 'msvit_4_96': pass --model msvit_4_96"):
+        validate('--model', 'msvit_4_384', '--checkpoint', folder)
 
 
 def test_half_precision_and_channels_last(validate, saved):
