@@ -20,7 +20,7 @@ pytest.importorskip('rich')
 load_digits = pytest.importorskip('sklearn.datasets').load_digits
 
 RECIPES = Path(__file__).parents[2] / 'recipes'
-NAMES = [f'digit [{i}]' for i in range(10)]  # brackets are markup to rich
+NAMES = [f'digit [red]{i}' for i in range(10)]  # in brackets is markup to rich
 
 
 @pytest.fixture
