@@ -1,0 +1,72 @@
+"""Names of classes: those of a model, and which of them a data set means by its numbers."""
+
+import argparse
+import sys
+from typing import Any
+
+from data import class_names, summary
+from options import one_line_errors
+from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
+
+__all__ = ['descriptions_of', 'match_labels', 'open_labels']
+
+
+def open_labels(args: argparse.Namespace, model: Any) -> Any:
+    """A timm DatasetInfo with the names of the model's classes, or None if nobody knows them.
+
+    In this order: --labels, the names saved with the model, ImageNet's where the number of classes is one of its own.
+    """
+    cfg: Any = model.pretrained_cfg
+    names, descriptions = cfg.get('label_names'), cfg.get('label_descriptions')
+    with one_line_errors('name the classes', '--labels takes a file with a name in each line, in the order of classes'):
+        if not model.num_classes:
+            raise ValueError(f'{args.model} has no classifier')
+        if args.labels:
+            names, descriptions = args.labels.read_text(encoding='utf-8-sig').splitlines(), None
+        if names:
+            if isinstance(names, dict):
+                numbered = {int(number): name for number, name in names.items()}  # JSON makes strings of numbers
+                names = [numbered.get(i, str(i)) for i in range(model.num_classes)]
+            if len(names) != model.num_classes:
+                source = args.labels or 'the model'
+                raise ValueError(f'{source} has {len(names)} names for {model.num_classes} classes')
+            return CustomDatasetInfo(list(names), descriptions)
+        subset = infer_imagenet_subset({'num_classes': model.num_classes})
+        return ImageNetInfo(subset) if subset else None
+
+
+def descriptions_of(labels: Any, num_classes: int) -> list[str]:
+    """What to show for each class: its number where nobody knows a name."""
+    return [labels.index_to_description(i) if labels else str(i) for i in range(num_classes)]
+
+
+def match_labels(args: argparse.Namespace, model: Any, dataset: Any) -> tuple[list[str], list[int] | None]:
+    """Names to show for the model's classes, and its number of each class of the data, None if they agree.
+
+    A data set may number a part of the classes, or all in another order, as a folder without one of them does. They
+    are matched by name where the names are the same. Ends the program in one line if they cannot be matched.
+    """
+    labels = open_labels(args, model)
+    known = list(labels.label_names()) if labels else None
+    shown = descriptions_of(labels, model.num_classes)
+    found = class_names(dataset)
+    if found is None or found == known:
+        return shown, None
+    if known and len(set(known)) == len(known) and set(found) <= set(known):
+        return shown, [known.index(name) for name in found]
+    own_names = isinstance(labels, CustomDatasetInfo)
+    # Folders are numbered by the order of their names, other data sets by those who made them.
+    is_folder = args.dataset.removeprefix('torch/') in ('', 'folder', 'image_folder')
+    if len(found) != model.num_classes or (is_folder and own_names):
+        raise SystemExit(
+            f'error: cannot match the classes of the data, {summary(found)}, with those of the model, '
+            f'{summary(known) if own_names else model.num_classes}: pass --labels FILE with the {model.num_classes} '
+            'names that the data uses, one in each line, in the order of the model'
+        )
+    if own_names:
+        print(
+            f'note: the classes of the data, {summary(found)}, and of the model, {summary(known)}, are matched by '
+            'number, as their names differ',
+            file=sys.stderr,
+        )
+    return found, None

@@ -1,0 +1,184 @@
+"""What a trained model says of pictures: the likeliest classes of each, with their probabilities.
+
+    python recipes/predict.py --model local-dir:output/digits/model photo.png holiday/
+    python recipes/predict.py --model hf-hub:USER/NAME FOLDER --topk 3 --device cuda --output predictions.csv
+
+Takes files, and folders with all that is below them; in folders, files named like a picture. Pictures become
+grayscale or RGB as the model wants, without regard to transparency. Those that cannot be read are named, and the exit
+status is then 1.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from evaluation import channels, make_model_parser, make_transform, open_model, parse_args, print_tables, write_csv
+from labels import descriptions_of, open_labels
+from options import one_line_errors, positive_int
+from PIL import Image
+from rich.markup import escape
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+MOST_ROWS = 50  # of the table on the terminal
+
+
+def find_pictures(paths: list[Path]) -> list[Path]:
+    """Files as they are named, and those of folders in the order of their names; each once.
+
+    Ends the program in one line for a path that does not exist and for a folder without pictures.
+    """
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob('*')) if file.is_file()]
+            below = [file for file in files if file.suffix.lower() in suffixes]
+            if not below:
+                raise SystemExit(f'error: folder {path} has no pictures, which are files named .png, .jpg and so on')
+            if len(below) < len(files):
+                print(f'note: {len(files) - len(below)} files in {path} are not named like pictures', file=sys.stderr)
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            raise SystemExit(f'error: there is no file or folder {path}')
+    return list(dict.fromkeys(found))
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow converts what has more bits by cutting it off at 255. Raises: ValueError for pixels of unknown range."""
+    if image.mode in ('I', 'F'):
+        raise ValueError(f'it has 32-bit pixels (mode {image.mode}) of unknown range: save it with 8 or 16 bits')
+    if image.mode.startswith('I;16'):
+        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    return image
+
+
+class Pictures(Dataset):
+    """Files as the model's input, or why they cannot be read: (index, tensor | str)."""
+
+    def __init__(self, files: list[Path], mode: str, transform: Any) -> None:
+        self.files = files
+        self.mode = mode
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | str]:
+        try:
+            with Image.open(self.files[index]) as image:
+                picture = eight_bits(image).convert(self.mode)
+        except Exception as error:  # decoders stumble in their own ways over broken files
+            return index, ' '.join(f'{type(error).__name__}: {error}'.split())
+        return index, self.transform(picture)
+
+
+@torch.inference_mode()
+def predict(model: Any, pictures: Pictures, topk: int, batch_size: int, workers: int) -> Iterator[tuple[int, Any]]:
+    """For every picture its index and [(class, probability), ...], the likeliest first, or why it cannot be read."""
+    device = next(model.parameters()).device
+    loader: Any = DataLoader(pictures, batch_size, num_workers=workers, collate_fn=list)
+    bar = tqdm(total=len(pictures), desc='predict', unit='picture')
+    for batch in loader:
+        good = [(index, tensor) for index, tensor in batch if not isinstance(tensor, str)]
+        yield from ((index, reason) for index, reason in batch if isinstance(reason, str))
+        if good:
+            logits = model(torch.stack([tensor for _, tensor in good]).to(device)).float()
+            if not logits.isfinite().all():
+                raise ValueError('the model answers with numbers that are not finite')
+            values, classes = logits.softmax(1).topk(topk)
+            for (index, _), row, guesses in zip(good, values.tolist(), classes.tolist(), strict=True):
+                yield index, list(zip(guesses, row, strict=True))
+        bar.update(len(batch))
+    bar.close()
+
+
+def as_row(file: Path, answer: Any, names: list[str], topk: int) -> dict[str, Any]:
+    """A row of the CSV; all rows have the same columns."""
+    row: dict[str, Any] = {'file': str(file)}
+    guesses = [] if isinstance(answer, str) else answer
+    for i in range(topk):
+        number, probability = guesses[i] if guesses else (None, None)
+        name = None if number is None else names[number]
+        row |= {f'class_{i + 1}': number, f'name_{i + 1}': name, f'probability_{i + 1}': probability}
+    return row | {'error': answer if isinstance(answer, str) else None}
+
+
+def as_record(file: Path, answer: Any, names: list[str]) -> dict[str, Any]:
+    """An entry of the JSON."""
+    if isinstance(answer, str):
+        return {'file': str(file), 'error': answer}
+    guesses = [{'class': number, 'name': names[number], 'probability': p} for number, p in answer]
+    return {'file': str(file), 'predictions': guesses}
+
+
+def table_of(answers: list[tuple[Path, Any]], names: list[str], topk: int) -> Table:
+    table = Table('picture', *(f'{i + 1}.' for i in range(topk)))
+    for file, answer in answers:
+        table.add_row(escape(str(file)), *(f'{escape(names[number])} {p:.1%}' for number, p in answer))
+    return table
+
+
+def read_options() -> argparse.Namespace:
+    parser = make_model_parser(__doc__ or '')
+    parser.add_argument('pictures', type=Path, nargs='+', metavar='PICTURE|FOLDER')
+    add = parser.add_argument_group('prediction').add_argument
+    add('--topk', type=positive_int, default=5, help='so many classes, at most all')
+    add('--labels', type=Path, help='names of the classes, one in each line; default: those saved with the model')
+    add('--output', type=Path, help='.csv or .json')
+    args = parse_args(parser)
+    if args.output and args.output.suffix not in ('.csv', '.json'):
+        parser.error(f'argument --output: expected a file named .csv or .json, got {args.output}')
+    return args
+
+
+def main() -> None:
+    args = read_options()
+    files = find_pictures(args.pictures)
+    model = open_model(args, args.model, **args.model_kwargs)
+    in_chans = channels(model)
+    if in_chans not in (1, 3):
+        raise SystemExit(
+            f'error: {args.model} takes {in_chans} channels, such as event frames have, and pictures have 1 or 3: '
+            'recipes/validate.py runs it on a data set'
+        )
+    topk = min(args.topk, model.num_classes)
+    names = descriptions_of(open_labels(args, model), model.num_classes)
+    pictures = Pictures(files, 'L' if in_chans == 1 else 'RGB', make_transform(args, model))
+
+    with one_line_errors(f'predict with {args.model!r}'):
+        by_index = dict(predict(model, pictures, topk, args.batch_size, args.workers))
+    answers = [(file, by_index[i]) for i, file in enumerate(files)]
+    if args.output:
+        with one_line_errors(f'write to --output {args.output}'):
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            if args.output.suffix == '.csv':
+                write_csv(args.output, [as_row(file, answer, names, topk) for file, answer in answers])
+            else:
+                records = [as_record(file, answer, names) for file, answer in answers]
+                args.output.write_text(json.dumps(records, indent=2) + '\n', encoding='utf-8')
+
+    read = [(file, answer) for file, answer in answers if not isinstance(answer, str)]
+    if read:
+        print_tables(table_of(read[:MOST_ROWS], names, topk))
+    if len(read) > MOST_ROWS:
+        print(f'and {len(read) - MOST_ROWS} more: --output writes all')
+    if args.output:
+        print(f'written: {args.output}')
+    for file, answer in answers:
+        if isinstance(answer, str):
+            print(f'unreadable: {file}: {answer}', file=sys.stderr)
+    if len(read) < len(answers):
+        raise SystemExit(f'error: {len(answers) - len(read)} of {len(answers)} pictures cannot be read')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,195 @@
+"""recipes/predict.py as users run it: on real digits, in every kind of file, and on what is no picture."""
+
+import csv
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, resolve_input_data_config
+from timm.models import save_for_hf
+
+from tests.conftest import lively
+
+pytest.importorskip('rich')
+load_digits = pytest.importorskip('sklearn.datasets').load_digits
+
+RECIPES = Path(__file__).parents[2] / 'recipes'
+NAMES = [f'digit [red]{i}' for i in range(10)]  # in brackets is markup to rich
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """Run the script in this process; returns what it printed."""
+    script = str(RECIPES / 'predict.py')
+    monkeypatch.syspath_prepend(RECIPES)
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
+        threads = torch.get_num_threads()
+        try:
+            runpy.run_path(script, run_name='__main__')
+        finally:
+            torch.set_num_threads(threads)
+        return capsys.readouterr().out
+
+    return run
+
+
+def save(folder: Path, name: str, **kwargs: object) -> str:
+    torch.manual_seed(0)
+    model = lively(timm.create_model(name, **kwargs))
+    save_for_hf(model, folder, model_config=dict(label_names=NAMES), safe_serialization=True)
+    return f'local-dir:{folder}'
+
+
+@pytest.fixture(scope='module')
+def gray(tmp_path_factory) -> str:
+    return save(tmp_path_factory.mktemp('gray'), 'msvit_4_96')
+
+
+@pytest.fixture(scope='module')
+def rgb(tmp_path_factory) -> str:
+    return save(tmp_path_factory.mktemp('rgb'), 'msvit_4_96', in_chans=3)
+
+
+@pytest.fixture(scope='module')
+def digits() -> list[Image.Image]:
+    images, _ = load_digits(return_X_y=True)
+    return [Image.fromarray((image.reshape(8, 8) * 15).astype('uint8')) for image in images[:5]]
+
+
+@pytest.fixture
+def folder(digits, tmp_path) -> Path:
+    """pictures/0.png to 3.png and pictures/below/4.PNG."""
+    for i, image in enumerate(digits):
+        path = tmp_path / 'pictures' / (f'{i}.png' if i < 4 else 'below/4.PNG')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return tmp_path / 'pictures'
+
+
+def expected(model_name: str, images: list[Image.Image]) -> torch.Tensor:
+    model = timm.create_model(model_name, pretrained=True).eval()
+    transform = create_transform(**resolve_input_data_config(model))
+    with torch.inference_mode():
+        return model(torch.stack([transform(image) for image in images])).softmax(1)
+
+
+def test_a_folder_gives_the_models_own_probabilities(predict, gray, digits, folder, tmp_path):
+    """5 pictures in batches of 2."""
+    out = predict('--model', gray, folder, '--topk', 3, '-b', 2, '--output', tmp_path / 'new' / 'out.csv')
+    rows = {Path(row['file']).stem: row for row in csv.DictReader((tmp_path / 'new' / 'out.csv').open())}
+    values, classes = expected(gray, digits).topk(3)
+    assert sorted(rows) == ['0', '1', '2', '3', '4']
+    for i in range(5):
+        assert [int(rows[str(i)][f'class_{k}']) for k in (1, 2, 3)] == classes[i].tolist()
+        assert [rows[str(i)][f'name_{k}'] for k in (1, 2, 3)] == [NAMES[c] for c in classes[i]]
+        found = [float(rows[str(i)][f'probability_{k}']) for k in (1, 2, 3)]
+        assert found == pytest.approx(values[i].tolist(), abs=1e-5)
+    assert f'{NAMES[classes[4, 0]]} {values[4, 0]:.1%}' in out and 'below/4.PNG' in out
+    assert len(set(classes[:, 0].tolist())) > 1 or values.std(0).max() > 1e-3  # the pictures differ
+
+
+def test_files_of_every_mode_are_read_as_the_same_picture(predict, gray, rgb, digits, tmp_path):
+    image = digits[0]
+    sixteen = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    variants = {
+        'l.png': image,
+        'rgb.bmp': image.convert('RGB'),
+        'rgba.png': image.convert('RGBA'),
+        'la.png': image.convert('LA'),
+        'p.gif': image.convert('P'),
+        'sixteen.png': sixteen,
+        'sixteen.tif': sixteen,
+    }
+    for name, variant in variants.items():
+        variant.save(tmp_path / name)
+    for model, mode in ((gray, 'L'), (rgb, 'RGB')):
+        predict('--model', model, '--topk', 99, '--output', tmp_path / 'out.json', *(tmp_path / n for n in variants))
+        records = json.loads((tmp_path / 'out.json').read_text())
+        probabilities = expected(model, [image.convert(mode)])[0]
+        assert len(records) == len(variants)
+        for record in records:
+            found = {entry['class']: entry['probability'] for entry in record['predictions']}
+            assert [found[i] for i in range(10)] == pytest.approx(probabilities.tolist(), abs=1e-4), record['file']
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_unreadable_pictures_are_named_and_the_rest_is_predicted(predict, gray, folder, tmp_path, capsys, workers):
+    torn = (folder / '0.png').read_bytes()
+    (folder / 'torn.png').write_bytes(torn[:60])
+    (folder / 'empty.jpg').write_bytes(b'')
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(folder / 'float.tif')
+    (folder / 'notes.txt').write_text('no picture')
+    with pytest.raises(SystemExit, match=r'^error: 3 of 8 pictures cannot be read$'):
+        predict('--model', gray, folder, '-j', workers, '--output', tmp_path / 'out.csv')
+    printed = capsys.readouterr()
+    for name in ('torn.png', 'empty.jpg', 'float.tif'):
+        assert f'unreadable: {folder / name}: ' in printed.err
+    assert '32-bit pixels (mode F) of unknown range' in printed.err
+    assert f'note: 1 files in {folder} are not named like pictures' in printed.err
+    rows = list(csv.DictReader((tmp_path / 'out.csv').open()))
+    assert [bool(row['error']) for row in rows] == [not row['class_1'] for row in rows]
+    assert sum(bool(row['error']) for row in rows) == 3 and len(rows) == 8
+
+
+def test_nothing_but_unreadable_pictures(predict, gray, tmp_path):
+    (tmp_path / 'junk').write_text('junk')  # named by hand, so it is tried
+    with pytest.raises(SystemExit, match=r'^error: 1 of 1 pictures cannot be read$'):
+        predict('--model', gray, tmp_path / 'junk', '--output', tmp_path / 'out.json')
+    (record,) = json.loads((tmp_path / 'out.json').read_text())
+    assert record['file'].endswith('junk') and 'UnidentifiedImageError' in record['error']
+
+
+def test_names_from_a_file_and_a_picture_named_twice(predict, gray, folder, tmp_path):
+    (tmp_path / 'names.txt').write_text('\n'.join('abcdefghij'))
+    arguments = ['--labels', tmp_path / 'names.txt', '--topk', 10, '--output', tmp_path / 'out.json']
+    predict('--model', gray, folder / '1.png', folder, folder / '1.png', *arguments)
+    records = json.loads((tmp_path / 'out.json').read_text())
+    assert len(records) == 5 and records[0]['file'] == str(folder / '1.png')
+    assert all(entry['name'] == 'abcdefghij'[entry['class']] for entry in records[0]['predictions'])
+
+
+def test_a_thousand_classes_without_names_have_those_of_imagenet(predict, folder, tmp_path):
+    arguments = ['--img-size', 32, folder / '1.png', '--topk', 1000, '--output', tmp_path / 'out.json']
+    predict('--model', 'resnet10t', *arguments)
+    (record,) = json.loads((tmp_path / 'out.json').read_text())
+    names = ImageNetInfo().label_descriptions()
+    assert {entry['class']: entry['name'] for entry in record['predictions']} == dict(enumerate(names))
+
+
+def test_a_long_table_is_cut_and_says_so(predict, gray, digits, tmp_path):
+    for i in range(53):
+        digits[i % 5].save(tmp_path / f'{i:02}.png')
+    out = predict('--model', gray, '--num-steps', 1, tmp_path, '--topk', 1)
+    assert out.count('.png') == 50 and 'and 3 more: --output writes all' in out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'required: --model, PICTURE|FOLDER'),
+        (['--model', 'msvit_4_96', 'nowhere.png'], 'there is no file or folder nowhere.png'),
+        (['--model', 'msvit_4_96', RECIPES], 'has no pictures, which are files named .png, .jpg and so on'),
+        (['--model', 'msvit_4_96', '--topk', 0, __file__], 'argument --topk: 0 is less than 1'),
+        (
+            ['--model', 'msvit_4_96', '--output', 'out.txt', __file__],
+            'expected a file named .csv or .json, got out.txt',
+        ),
+        (['--model', 'msvit_4_96', '--labels', __file__, __file__], 'names for 10 classes'),
+        (['--model', 'msvit_2_256', __file__], 'takes 2 channels, such as event frames have, and pictures have 1 or 3'),
+        (['--model', 'msvit_4_96', '--model-kwargs', 'num_classes=0', '--', __file__], 'has no classifier'),
+        (['--model', 'msvit_nope', __file__], "cannot create model 'msvit_nope'"),
+        (['--model', 'msvit_4_96', '--split', 'test', __file__], 'unrecognized arguments: --split'),
+    ],
+)
+def test_mistakes_end_in_one_line(predict, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        predict(*arguments)
+    assert str(stop.value).startswith('error: ') and message in str(stop.value) and '\n' not in str(stop.value)
