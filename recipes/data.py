@@ -1,6 +1,7 @@
 """The data of train.py by name: scikit-learn's digits, event recordings, or what timm's `create_dataset` opens."""
 
 import argparse
+import bisect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from options import one_line_errors
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from timm.data import create_dataset, create_transform
+from timm.data import ImageDataset, create_dataset, create_transform
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms import Normalize
 
@@ -55,34 +56,77 @@ class Digits(Dataset):
         return self.transform(image) if self.transform else image, int(self.labels[index])
 
 
-class Samples(Dataset):
-    """Some samples of a data set that gives raw images, with a transform.
+class UnreadableSample(RuntimeError):
+    """A loading process hands errors on as tracebacks, whose last line is the message."""
 
-    With a seed, what the transform draws depends on seed, epoch and sample alone: not on the number of processes and
-    workers, nor on the samples before. So a run that goes on in the middle of an epoch repeats what it would have done.
+    def __str__(self) -> str:
+        return super().__str__().strip().splitlines()[-1].removeprefix(f'{__name__}.{type(self).__name__}: ')
+
+
+class Samples(Dataset):
+    """Some samples of a data set that gives images without a transform, or of several in a row, with a transform.
+
+    Raises: UnreadableSample rather than take the next one, as timm's data sets do.
     """
 
     def __init__(
-        self, source: Any, indices: Sequence[int], transform: Callable | None = None, seed: int | None = None
+        self, source: Any, indices: Sequence[int], transform: Callable | None = None, description: str = ''
     ) -> None:
         self.source = source
         self.indices = indices
         self.transform = transform
-        self.seed = seed
-        self.epoch = 0
+        self.description = description
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, number: int) -> tuple[Any, int]:
+    def locate(self, number: int) -> tuple[Any, int]:
+        """The data set that a sample is in, and its index there."""
+        index = int(self.indices[number])
+        if not isinstance(self.source, ConcatDataset):
+            return self.source, index
+        part = bisect.bisect_right(self.source.cumulative_sizes, index)
+        dataset: Any = self.source.datasets[part]
+        return dataset, index - self.source.cumulative_sizes[part] + len(dataset)
+
+    def name(self, number: int) -> str:
+        """The file where there is one, otherwise the index in the data set."""
+        dataset, index = self.locate(number)
+        return (dataset.filename(index) if isinstance(dataset, ImageDataset) else None) or str(index)
+
+    def read(self, number: int) -> tuple[Any, Any]:
+        dataset, index = self.locate(number)
+        if not isinstance(dataset, ImageDataset):
+            return dataset[index]
+        file, label = dataset.reader[index]
+        return Image.open(file).convert(dataset.input_img_mode), -1 if label is None else label
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        try:
+            image, label = self.read(number)
+        except Exception as error:  # decoders stumble in their own ways over broken files
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise UnreadableSample(f'sample {self.name(number)} is unreadable, {reason}') from error
+        return self.transform(image) if self.transform else image, label
+
+
+class TrainingSamples(Samples):
+    """What the transform draws depends on seed, epoch and sample alone: not on the number of processes and workers, nor
+    on the samples before. So a run that goes on in the middle of an epoch repeats what it would have done.
+
+    An unreadable image is replaced by the next one, with a warning, as timm does.
+    """
+
+    def __init__(self, source: Any, indices: Sequence[int], seed: int) -> None:
+        super().__init__(source, indices)
+        self.seed = seed
+        self.epoch = 0
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
         index = int(self.indices[number])
         image, label = self.source[index]
-        if self.transform is None:
-            return image, label
-        if self.seed is None:
-            return self.transform(image), label
         with randomness_of(self.seed, self.epoch, index):
-            return self.transform(image), label
+            return self.transform(image) if self.transform else image, label
 
 
 @contextmanager
@@ -101,7 +145,9 @@ def randomness_of(*key: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def choose_samples(args: argparse.Namespace, train_set: Any, val_set: Any) -> tuple[Samples, Samples, Samples | None]:
+def choose_samples(
+    args: argparse.Namespace, train_set: Any, val_set: Any
+) -> tuple[TrainingSamples, Samples, Samples | None]:
     """The samples to train on, to validate on after every epoch, and with --val-fraction to test on in the end.
 
     Splits are per class and the same for every seed of the run, so that accuracies are of the same samples.
@@ -121,7 +167,7 @@ def choose_samples(args: argparse.Namespace, train_set: Any, val_set: Any) -> tu
             labels = np.concatenate([labels_of(train_set), labels_of(val_set)])[list(train)]
             train, val = train_test_split(train, test_size=args.val_fraction, stratify=labels, random_state=0)
     train, val = evenly(train, args.max_train_samples), evenly(val, args.max_val_samples)
-    return Samples(source, train, seed=args.seed), Samples(source, val), None if test is None else Samples(source, test)
+    return TrainingSamples(source, train, args.seed), Samples(source, val), test and Samples(source, test)
 
 
 def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
@@ -144,24 +190,17 @@ def labels_of(dataset: Any) -> np.ndarray:
     return np.asarray([label for _, label in dataset])
 
 
-def make_transform(args: argparse.Namespace, data_config: dict[str, Any], is_training: bool) -> Callable:
-    """Of one sample. Event frames are only normalised here: their augmentation acts on batches."""
-    if args.dataset in EVENT_DATASETS:
+def make_transform(data_config: dict[str, Any], is_events: bool, **training: Any) -> Callable:
+    """Of one sample, for evaluation or with the arguments of timm's training transform for that.
+
+    Event frames are only normalised: their augmentation acts on batches.
+    """
+    if is_events:
         return Normalize(data_config['mean'], data_config['std'])
     shared = {key: data_config[key] for key in ('input_size', 'mean', 'std', 'interpolation')}
-    if not is_training:
-        return create_transform(crop_pct=data_config['crop_pct'], **shared)
-    return create_transform(
-        is_training=True,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        color_jitter=args.color_jitter,
-        auto_augment=args.aa,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        **shared,
-    )
+    if training:
+        return create_transform(is_training=True, **training, **shared)
+    return create_transform(crop_pct=data_config['crop_pct'], **shared)
 
 
 def open_datasets(args: argparse.Namespace, model: Any, size: tuple[int, int]) -> tuple[Any, Any]:

@@ -9,24 +9,22 @@ from typing import Any
 import timm
 import torch
 import yaml
-from data import open_dataset
+from data import EVENT_DATASETS, Samples, make_transform, open_dataset
 from options import ArgumentParser, one_line_errors, positive_int
-from PIL import Image
 from rich.console import Console
-from timm.data import ImageDataset, create_transform, resolve_input_data_config
+from timm.data import resolve_input_data_config
 from timm.models import load_checkpoint
 from timm.utils import ParseKwargs
-from torch.utils.data import Dataset
 
 import timm_snn  # noqa: F401  registers the models
 
 __all__ = [
     'Samples',
     'channels',
+    'image_options',
     'is_trained',
     'make_model_parser',
     'make_parser',
-    'make_transform',
     'open_model',
     'open_samples',
     'parse_args',
@@ -69,13 +67,15 @@ def make_parser(description: str, num_samples: int | None) -> ArgumentParser:
     add(
         '--dataset',
         default='digits',
-        help="'digits' (part of scikit-learn) or as timm says: torch/..., hfds/..., '' for a folder",
+        help="'digits' (of scikit-learn); of event cameras 'nmnist', 'cifar10_dvs', 'dvs128_gesture', 'event_rows'; "
+        "or as timm says: torch/..., hfds/..., '' for a folder",
     )
     add('--data-dir', type=Path, help='root folder of the data set')
     add('--dataset-download', action='store_true', help='let torch/... data sets download themselves')
     add('--split', dest='val_split', default='validation')
     add('--input-key', help='column of the images of an hfds/ data set')
     add('--target-key', help='column of its labels')
+    add('--split-by', choices=('number', 'time'), default='number', help='how event recordings become frames')
     add(
         '--num-samples',
         '-n',
@@ -107,7 +107,8 @@ def open_model(args: argparse.Namespace, name: str, **kwargs: Any) -> Any:
             kwargs = (
                 {k: run[k] for k in ('num_classes', 'in_chans') if run.get(k)} | run.get('model_kwargs', {}) | kwargs
             )
-            file = file / 'model.safetensors'  # as Accelerate names it
+            averaged = file / 'ema.safetensors'
+            file = averaged if averaged.is_file() else file / 'model.safetensors'  # as Accelerate names it
         if file and not file.is_file():
             raise FileNotFoundError(f'there is no file {file}')
         model: Any = timm.create_model(name, pretrained=is_saved or args.pretrained, **kwargs)
@@ -159,64 +160,26 @@ def is_trained(args: argparse.Namespace, name: str) -> bool:
     return name.startswith(('local-dir:', 'hf-hub:')) or args.pretrained or bool(args.checkpoint)
 
 
-class UnreadableSample(RuntimeError):
-    """A loading process hands errors on as tracebacks, whose last line is the message."""
-
-    def __str__(self) -> str:
-        return super().__str__().strip().splitlines()[-1].removeprefix('evaluation.UnreadableSample: ')
-
-
-class Samples(Dataset):
-    """The chosen samples of a split, with a model's own evaluation transform.
-
-    Raises: UnreadableSample rather than take the next one, as timm's data sets do.
-    """
-
-    def __init__(self, dataset: Any, indices: list[int], transform: Any, description: str) -> None:
-        self.dataset = dataset
-        self.indices = indices
-        self.transform = transform
-        self.description = description
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def name(self, index: int) -> str:
-        """The file where there is one, otherwise the number in the split."""
-        file = self.dataset.filename(self.indices[index]) if isinstance(self.dataset, ImageDataset) else None
-        return file or str(self.indices[index])
-
-    def read(self, index: int) -> tuple[Any, Any]:
-        if not isinstance(self.dataset, ImageDataset):
-            return self.dataset[index]
-        file, label = self.dataset.reader[index]
-        return Image.open(file).convert(self.dataset.input_img_mode), -1 if label is None else label
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        try:
-            image, label = self.read(self.indices[index])
-        except Exception as error:  # decoders stumble in their own ways over broken files
-            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise UnreadableSample(f'sample {self.name(index)} is unreadable, {reason}') from error
-        return self.transform(image), label
-
-
-def make_transform(args: argparse.Namespace, model: Any) -> Any:
-    """The model's own evaluation transform, but for what the command line says."""
+def image_options(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """How the model's input is prepared: in its own way, but for what the command line says."""
     with one_line_errors('set up the transform of the images'):
-        return create_transform(**resolve_input_data_config(model, args=given(vars(args))))
+        return resolve_input_data_config(model, args=given(vars(args)))
 
 
 def open_samples(args: argparse.Namespace, model: Any) -> Samples:
     """`--num-samples` of the split, evenly spread over it since many are sorted by class; always the same ones."""
-    dataset = open_dataset(args, False, channels(model))
+    data_config = image_options(args, model)
+    size, num_steps = data_config['input_size'][1:], getattr(model, 'num_steps', 1)
+    dataset = open_dataset(args, False, channels(model), num_steps, size)
     if not len(dataset):
         raise SystemExit(f'error: split {args.val_split!r} of data set {args.dataset!r} has no samples')
     number = min(args.num_samples or len(dataset), len(dataset))
     indices = [i * len(dataset) // number for i in range(number)]
     name = args.dataset.rpartition('/')[2] or str(args.data_dir)
     which = f'all {number:,}' if number == len(dataset) else f'{number:,} of {len(dataset):,}, evenly spread'
-    return Samples(dataset, indices, make_transform(args, model), f'{name}, {args.val_split} split, {which}')
+    with one_line_errors('set up the transform of the images'):
+        transform = make_transform(data_config, args.dataset in EVENT_DATASETS)
+    return Samples(dataset, indices, transform, f'{name}, {args.val_split} split, {which}')
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

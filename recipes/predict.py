@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluation import channels, make_model_parser, make_transform, open_model, parse_args, print_tables, write_csv
+from data import make_transform
+from evaluation import channels, image_options, make_model_parser, open_model, parse_args, print_tables, write_csv
 from labels import descriptions_of, open_labels
 from options import one_line_errors, positive_int
 from PIL import Image
@@ -152,7 +153,8 @@ def main() -> None:
         )
     topk = min(args.topk, model.num_classes)
     names = descriptions_of(open_labels(args, model), model.num_classes)
-    pictures = Pictures(files, 'L' if in_chans == 1 else 'RGB', make_transform(args, model))
+    transform = make_transform(image_options(args, model), is_events=False)
+    pictures = Pictures(files, 'L' if in_chans == 1 else 'RGB', transform)
 
     with one_line_errors(f'predict with {args.model!r}'):
         by_index = dict(predict(model, pictures, topk, args.batch_size, args.workers))

@@ -196,10 +196,10 @@ def write_summary(history: list[dict[str, float]], output: Path) -> None:
     plt.close(figure)
 
 
-def predict_one(args: argparse.Namespace, folder: Path, samples: Samples) -> str:
+def predict_one(folder: Path, samples: Samples, is_events: bool) -> str:
     """What the saved model, loaded as a user would, says of the first validation sample."""
     model: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    transform = make_transform(args, resolve_input_data_config(model), is_training=False)
+    transform = make_transform(resolve_input_data_config(model), is_events)
     image, label = Samples(samples.source, samples.indices, transform)[0]
     with torch.inference_mode():
         probabilities = model(image.unsqueeze(0)).softmax(1)[0]
@@ -224,10 +224,21 @@ def main() -> None:
         sources = open_datasets(args, model, data_config['input_size'][1:])
     train_set, val_set, test_set = choose_samples(args, *sources)
     with one_line_errors('set up the augmentation'):
-        train_set.transform = make_transform(args, data_config, is_training=True)
+        is_events = args.dataset in EVENT_DATASETS
+        train_set.transform = make_transform(
+            data_config,
+            is_events,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            color_jitter=args.color_jitter,
+            auto_augment=args.aa,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+        )
         for samples in (val_set, test_set):
             if samples:
-                samples.transform = make_transform(args, data_config, is_training=False)
+                samples.transform = make_transform(data_config, is_events)
         augment = EventAugment(**args.event_aug) if args.event_aug is not None else None
 
     batch_size = args.batch_size
@@ -272,7 +283,7 @@ def main() -> None:
     ema = ModelEmaV3(plain, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
     mixup = None
     if args.mixup > 0 or args.cutmix > 0:
-        mixup = (EventMixup if args.dataset in EVENT_DATASETS else Mixup)(
+        mixup = (EventMixup if is_events else Mixup)(
             args.mixup,
             args.cutmix,
             prob=args.mixup_prob,
@@ -461,7 +472,7 @@ def main() -> None:
                 safe_serialization=True,
             )
         say(f'{time.perf_counter() - start:.0f} s of training; saved in {args.output}')
-        say(f'prediction by {folder}: {predict_one(args, folder, val_set)}')
+        say(f'prediction by {folder}: {predict_one(folder, val_set, is_events)}')
         if args.push_to_hub:
             with one_line_errors(f'upload to {args.push_to_hub!r}', f'the model is in {folder}'):
                 commit = HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=folder)

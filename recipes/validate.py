@@ -179,7 +179,7 @@ def main() -> None:
     if args.steps and max(args.steps) > model.num_steps:
         raise SystemExit(f'error: {args.model} runs for T = {model.num_steps}: pass --num-steps {max(args.steps)}')
     samples = open_samples(args, model)
-    names, numbers = match_labels(args, model, samples.dataset)
+    names, numbers = match_labels(args, model, samples.source)
     with one_line_errors(f'write to --output {args.output}'):
         args.output.mkdir(parents=True, exist_ok=True)
 
