@@ -15,7 +15,7 @@ import timm
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
-from running import ROOT, TRAIN, weights
+from running import ROOT, weights
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, load_sample_images
 from timm.models import save_for_hf
@@ -28,18 +28,10 @@ ALL = sorted(str(path.relative_to(FOLDER).with_suffix('')) for path in FOLDER.rg
 OURS = {'digits', 'fashion_mnist', 'finetune', 'imagenet_10_768_288px', 'imagenet_10_768_384px'}  # not the paper's
 TUNED = 'local-dir:output/imagenet_10_384/model'  # what finetune.yaml starts from
 
-# The data sets of events, and option event_aug of train.py, are not there yet: with them, this goes.
-sys.path.insert(0, str(TRAIN.parent))
-HAS_EVENTS = '--event-aug' in importlib.import_module('options').make_parser('').format_help()
-sys.path.pop(0)
-needs_events = pytest.mark.skipif(not HAS_EVENTS, reason='train.py has no event data sets yet')
-CONFIGS = [pytest.param(name, marks=needs_events if 'dvs' in name else ()) for name in ALL]
-PAPERS = [param for param in CONFIGS if param.values[0] not in OURS]
+PAPERS = [name for name in ALL if name not in OURS]
 # Big, and like another one but for the model or the size of the images.
 BIG = {'imagenet_10_512', 'imagenet_10_768', 'imagenet_10_768_384px'}
-DRY_RUNS = [
-    pytest.param(*p.values, marks=[*p.marks, pytest.mark.slow] if p.values[0] in BIG else p.marks) for p in CONFIGS
-]
+DRY_RUNS = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) for name in ALL]
 
 
 @pytest.fixture
@@ -155,7 +147,7 @@ def model_of(options: dict, **kwargs: object) -> Any:
     return timm.create_model(name, device='meta', **kwargs)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', ALL)
 def test_the_header_states_parameters_result_and_command(options_of, name):
     options, text = options_of(name), header(name)
     (stated,) = re.findall(r'\(([\d,]+) parameters', text)
@@ -172,7 +164,7 @@ SIZES = {'': 1_281_167, 'hfds/uoft-cs/cifar10': 50_000, 'hfds/uoft-cs/cifar100':
 SIZES |= {'cifar10_dvs': 9_000, 'dvs128_gesture': 1_176}
 
 
-@pytest.mark.parametrize('name', [param for param in CONFIGS if 'Estimated' in header(param.values[0])])
+@pytest.mark.parametrize('name', [name for name in ALL if 'Estimated' in header(name)])
 def test_the_cost_is_three_forward_passes_of_every_sample(options_of, name):
     options = options_of(name)
     model = model_of(options, lif_layer=lambda **_: torch.nn.Identity())  # neurons are not counted, and take time
