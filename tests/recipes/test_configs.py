@@ -25,7 +25,7 @@ import timm_snn  # noqa: F401  registers the models
 
 FOLDER = ROOT / 'recipes' / 'configs' / 'msvit'
 ALL = sorted(str(path.relative_to(FOLDER).with_suffix('')) for path in FOLDER.rglob('*.yaml'))
-OURS = {'digits', 'fashion_mnist', 'finetune', 'imagenet_10_768_288px', 'imagenet_10_768_384px'}  # not the paper's
+OURS = {'digits', 'fashion_mnist', 'nmnist_small', 'finetune', 'imagenet_10_768_288px', 'imagenet_10_768_384px'}
 TUNED = 'local-dir:output/imagenet_10_384/model'  # what finetune.yaml starts from
 
 PAPERS = [name for name in ALL if name not in OURS]
@@ -89,7 +89,7 @@ def garments(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def recordings(tmp_path_factory) -> Path:
-    """Random events in the layouts of CIFAR10-DVS and DVS128 Gesture."""
+    """Random events in the layouts of N-MNIST, CIFAR10-DVS and DVS128 Gesture."""
     writers, data = importlib.import_module('tests.data.writers'), importlib.import_module('timm_snn.data')
     root = tmp_path_factory.mktemp('recordings')
     for name in data.CIFAR10DVS.classes:
@@ -97,6 +97,10 @@ def recordings(tmp_path_factory) -> Path:
         for i in range(10):
             events = writers.random_events(500, seed=i)
             writers.aedat2(root / 'cifar10_dvs' / name / f'cifar10_{name}_{i}.aedat', events)
+    for split in ('Train', 'Test'):
+        for digit in range(10):
+            (root / 'nmnist' / split / str(digit)).mkdir(parents=True)
+            writers.nmnist(root / 'nmnist' / split / str(digit) / '1.bin', writers.random_events(500, 34))
     folder = root / 'dvs128_gesture' / 'DvsGesture'
     folder.mkdir(parents=True)
     for split, users in (('train', (1, 2)), ('test', (24,))):
@@ -143,7 +147,12 @@ def header(name: str) -> str:
 
 def model_of(options: dict, **kwargs: object) -> Any:
     name = 'msvit_10_384' if options['model'] == TUNED else options['model']
-    kwargs = {'num_classes': options['num_classes'], **options['model_kwargs'], **kwargs}
+    kwargs = {
+        'num_classes': options['num_classes'],
+        'in_chans': options['in_chans'],
+        **options['model_kwargs'],
+        **kwargs,
+    }
     return timm.create_model(name, device='meta', **kwargs)
 
 
@@ -220,6 +229,7 @@ def test_batch_learning_rate_and_epochs_are_the_papers(quick_train, data_of, opt
     monkeypatch.setattr(accelerate.Accelerator, 'print', stop)
     processes = load_config_from_file(str(ROOT / launcher)).num_processes
     monkeypatch.setattr(accelerate.Accelerator, 'num_processes', processes)
+    monkeypatch.setenv('WORLD_SIZE', str(processes))
     options = options_of(name)
     small = ['--model', 'msvit_4_96', '--num-classes', model_of(options).num_classes]
     small += ['--in-chans', 2 if 'dvs' in name else 3]
