@@ -18,6 +18,7 @@ triton = 'triton' in before
 import timm_snn
 new = {name.split('.')[0] for name in set(sys.modules) - before}
 assert not {'matplotlib', 'rich', 'tqdm'} & (set(sys.modules) - before), 'plotting library imported'
+assert 'timm_snn.data' not in sys.modules, 'event data imported'
 assert 'cupy' not in sys.modules and ('triton' in sys.modules) == triton, 'GPU library imported'
 assert timm.is_model('msvit_10_768') and len(timm.list_models('msvit*')) == 6
 print(sorted(new - set(sys.stdlib_module_names)))
@@ -43,12 +44,13 @@ def test_no_private_module_of_timm_is_imported():
 
 
 def test_shelves_depend_one_way():
-    """ops know neither layers nor models, layers do not know models, and what is profiled knows of no profiler."""
+    """ops know neither layers nor models, layers no models, what is profiled no profiler, and data none of them."""
     shelves = {
         'ops': ('layers', 'models', 'profiling'),
         'layers': ('models', 'profiling'),
         'models': ('profiling',),
         'profiling': ('models',),
+        'data': ('ops', 'layers', 'models', 'profiling'),
     }
     for shelf, above in shelves.items():
         for file in (PACKAGE / shelf).glob('*.py'):
