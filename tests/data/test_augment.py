@@ -260,6 +260,10 @@ def test_mixing_can_be_ended():
     assert torch.equal(mixed, frames) and targets.tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
+def test_it_says_what_it_does():
+    assert repr(EventAugment(0, 0.1, 0, 0, 0, 0)) == 'EventAugment(flip=0, translate=0.1, one_of=True)'
+
+
 FRAMES, LABELS = torch.zeros(2, 3, 2, 4, 4), torch.tensor([0, 1])
 
 

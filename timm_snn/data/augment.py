@@ -132,8 +132,8 @@ class EventAugment:
         self.one_of = one_of
 
     def __repr__(self) -> str:
-        magnitudes = ', '.join(f'{name}={largest:g}' for name, largest in self.magnitudes.items())
-        return f'EventAugment(flip={self.flip:g}, {magnitudes}, one_of={self.one_of})'
+        settings = {'flip': self.flip, **self.magnitudes, 'one_of': self.one_of}
+        return f'EventAugment({", ".join(f"{name}={value}" for name, value in settings.items())})'
 
     def __call__(self, frames: Tensor) -> Tensor:
         _check(frames)
