@@ -34,7 +34,7 @@ def test_the_models_table_lists_every_model_with_its_parameters():
 
 
 def test_the_results_table_shows_the_measured_results():
-    """A row for each model, data set and config: the median over the seeds, then each of them."""
+    """A row for each model, data set and config: median of seeds, or mean and deviation of folds, then each."""
     runs = defaultdict(list)
     for run in csv.DictReader((ROOT / 'hub' / 'results.csv').open()):
         config = run['command'].split('--config ')[1].split()[0]
@@ -43,10 +43,13 @@ def test_the_results_table_shows_the_measured_results():
     rows = []
     for (model, dataset, split, epochs, config), same in runs.items():
         each = ', '.join(run['top1'] for run in same)
-        median = f'**{statistics.median(float(run["top1"]) for run in same):.2f}**'
+        accuracies = [float(run['top1']) for run in same]
+        seeds = ', '.join(dict.fromkeys(run['seed'] for run in same))
+        shown = f'**{statistics.median(accuracies):.2f}**'
+        if '--fold' in same[0]['command']:
+            shown = f'**{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}**'
         minutes = round(max(float(run['minutes']) for run in same))
-        seeds = ', '.join(run['seed'] for run in same)
-        top1 = f'{median} ({each})' if len(same) > 1 else median
+        top1 = f'{shown} ({each})' if len(same) > 1 else shown
         rows.append([f'`{model}`', f'{dataset}, {split}', top1, seeds, epochs, f'{minutes} min', f'`{config}`'])
     assert table('Results') == rows
 
