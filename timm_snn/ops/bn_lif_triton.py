@@ -46,7 +46,7 @@ __all__ = ['affine_lif', 'bn_lif', 'why_not']
 
 BIAS_IS_FREE = True  # in the kernels here, and not in cuDNN's
 STATISTICS_TILE, GRADIENT_TILE = 1024, 512  # elements; the gradient holds several values per element and step
-MAX_SHARES, TARGET_PROGRAMS = 64, 1024
+MAX_SHARES, TARGET_PROGRAMS = 512, 2048
 
 
 def why_not(x: Tensor | None = None) -> str | None:
