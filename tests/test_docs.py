@@ -48,9 +48,9 @@ def test_the_results_table_shows_the_measured_results():
         shown = f'**{statistics.median(accuracies):.2f}**'
         if '--fold' in same[0]['command']:
             shown = f'**{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}**'
-        minutes = round(max(float(run['minutes']) for run in same))
+        time = f'{max(float(run["minutes"]) for run in same):.0f} min, {same[0]["hardware"]}'
         top1 = f'{shown} ({each})' if len(same) > 1 else shown
-        rows.append([f'`{model}`', f'{dataset}, {split}', top1, seeds, epochs, f'{minutes} min', f'`{config}`'])
+        rows.append([f'`{model}`', f'{dataset}, {split}', top1, seeds, epochs, time, f'`{config}`'])
     assert table('Results') == rows
 
 
