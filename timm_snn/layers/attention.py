@@ -150,15 +150,15 @@ class SpikingSelfAttention(nn.Module):
         # product within the range of float16.
         y = (q * self.scale) @ (k.transpose(1, 2) @ v)
         y = self.attn_lif(y.unflatten(0, [x.shape[0], x.shape[1], x.shape[2] // self.head_dim]))  # [T, B, heads, N, D]
-        return self.proj(_merge_heads(y, x)).unflatten(3, [H, W])
+        return self.proj(merge_heads(y, x)).unflatten(3, [H, W])
 
     def _heads(self, x: Tensor) -> Tensor:
         """[T, B, C, N] -> [T * B * heads, N, D]: a view, or of channels_last maps a copy that moves whole rows."""
         return x.unflatten(2, [-1, self.head_dim]).transpose(3, 4).flatten(0, 2)
 
 
-@register_notrace_function  # branches on strides, which torch.fx does not know
-def _merge_heads(x: Tensor, like: Tensor) -> Tensor:
+@register_notrace_function  # branches on strides; torch.fx passes over names with an underscore in front
+def merge_heads(x: Tensor, like: Tensor) -> Tensor:
     """[T, B, heads, N, D] -> [T, B, C, N] in the memory order of `like`, to which it is added in the end."""
     if like.stride(2) == 1:  # channels_last
         return x.transpose(2, 3).flatten(3).transpose(2, 3)
