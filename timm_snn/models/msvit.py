@@ -27,6 +27,7 @@ from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dt
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..labels import CIFAR10, CIFAR100, DVS128_GESTURE, FASHION_MNIST
 from ..layers import (
     LIF,
     DropPath,
@@ -42,7 +43,8 @@ from ..layers import (
     to_time_first,
 )
 from ..ops.backend import keep_backend
-from .builder import build_spiking_model, check_state_dict, per_stage, take_indices
+from .builder import build_spiking_model, check_state_dict, named_layers, per_stage, take_indices
+from .pretrained import hub_cfgs
 
 __all__ = ['MSViT']
 
@@ -217,7 +219,7 @@ class MSViT(nn.Module):
     @property
     def _model_args(self) -> dict[str, Any]:
         # timm keeps create_model's arguments here and writes them to config.json. `num_steps` may have been assigned.
-        return dict(self._timm_args, num_steps=self.num_steps)
+        return dict(named_layers(self._timm_args), num_steps=self.num_steps)
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
@@ -355,7 +357,6 @@ def _from_authors_key(key: str) -> str:
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    # Without hf_hub_id there are no weights and timm says so; nobody has published any for MSViT.
     return {
         'num_classes': 1000,
         'input_size': (3, 224, 224),
@@ -374,35 +375,60 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _cifar_cfg(num_classes: int, mean: tuple, std: tuple) -> dict[str, Any]:
-    return _cfg(num_classes=num_classes, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, mean=mean, std=std)
-
-
-def _events_cfg(num_classes: int) -> dict[str, Any]:
+def _cifar_cfg(label_names: tuple[str, ...], mean: tuple, std: tuple, recipe: str) -> dict[str, Any]:
     return _cfg(
-        num_classes=num_classes, input_size=(2, 128, 128), pool_size=(8, 8), crop_pct=1.0, mean=(0, 0), std=(1, 1)
+        num_classes=len(label_names),
+        label_names=label_names,
+        input_size=(3, 32, 32),
+        pool_size=(8, 8),
+        crop_pct=1.0,
+        mean=mean,
+        std=std,
+        recipe=recipe,
+    )
+
+
+def _events_cfg(label_names: tuple[str, ...], recipe: str) -> dict[str, Any]:
+    return _cfg(
+        num_classes=len(label_names),
+        label_names=label_names,
+        input_size=(2, 128, 128),
+        pool_size=(8, 8),
+        crop_pct=1.0,
+        mean=(0, 0),
+        std=(1, 1),
+        recipe=recipe,
     )
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        'msvit_10_384.in1k': _cfg(),
-        'msvit_10_512.in1k': _cfg(),
-        'msvit_10_768.in1k': _cfg(),
-        'msvit_4_384.cifar10': _cifar_cfg(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        'msvit_4_384.cifar100': _cifar_cfg(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-        'msvit_2_256.cifar10_dvs': _events_cfg(10),
-        'msvit_2_256.dvs128_gesture': _events_cfg(11),
-        'msvit_4_96.fashion_mnist': _cfg(
-            num_classes=10,
-            input_size=(1, 28, 28),
-            pool_size=(2, 2),
-            crop_pct=1.0,
-            mean=(0.2860,),
-            std=(0.3530,),
-            origin_url=None,  # ours
-        ),
-    }
+    hub_cfgs(
+        {
+            # timm names the classes of ImageNet
+            'msvit_10_384.in1k': _cfg(recipe='msvit/imagenet_10_384'),
+            'msvit_10_512.in1k': _cfg(recipe='msvit/imagenet_10_512'),
+            'msvit_10_768.in1k': _cfg(recipe='msvit/imagenet_10_768'),
+            'msvit_4_384.cifar10': _cifar_cfg(
+                CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 'msvit/cifar10'
+            ),
+            'msvit_4_384.cifar100': _cifar_cfg(
+                CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 'msvit/cifar100'
+            ),
+            'msvit_2_256.cifar10_dvs': _events_cfg(CIFAR10, 'msvit/cifar10_dvs'),
+            'msvit_2_256.dvs128_gesture': _events_cfg(DVS128_GESTURE, 'msvit/dvs128_gesture'),
+            'msvit_4_96.fashion_mnist': _cfg(
+                num_classes=10,
+                label_names=FASHION_MNIST,
+                input_size=(1, 28, 28),
+                pool_size=(2, 2),
+                crop_pct=1.0,
+                mean=(0.2860,),
+                std=(0.3530,),
+                origin_url=None,  # ours
+                recipe='msvit/fashion_mnist',
+            ),
+        }
+    )
 )
 
 
