@@ -1,5 +1,6 @@
 """Pretrained weights: which tags have any, where they come from, and what is said where they do not load."""
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from timm.models import save_for_hf as timm_save_for_hf
+from torch import nn
 
-__all__ = ['hub_cfgs', 'list_pretrained', 'weights_status']
+__all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
 
 # The organisation on the Hugging Face Hub. A laboratory serves its own weights by TIMM_SNN_HUB_ORG, read once.
 _OUR_ORG = 'timm-snn'
@@ -67,16 +70,29 @@ def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Ite
     this asks the Hub which of them that organisation has, and raises what huggingface_hub does if it does not answer.
     """
     models = timm.list_models(filter, exclude_filters=exclude_filters, include_tags=True)
-    ours = [name for name in models if _is_ours(name)]
+    ours = [name for name in models if is_ours(name)]
     if HUB_ORG == _OUR_ORG:
         return [name for name in ours if weights_status(name) != 'not yet trained']
     served = {model.id for model in HfApi().list_models(author=HUB_ORG)}
     return [name for name in ours if f'{HUB_ORG}/{name}' in served]
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """Whether NAME.TAG is of this package."""
     cfg = timm.get_pretrained_cfg(name)
     return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}')
+
+
+def save_for_hf(model: nn.Module, folder: str | Path, **kwargs: Any) -> None:
+    """timm's `save_for_hf`, with safetensors unless asked otherwise, and a folder that transformers loads as well.
+
+    timm 1.0.31 writes num_classes among the model_args besides its own place, and transformers 5 does not take both.
+    """
+    timm_save_for_hf(model, str(folder), **{'safe_serialization': True, **kwargs})
+    path = Path(folder) / 'config.json'
+    config = json.loads(path.read_text())
+    config['model_args'].pop('num_classes', None)
+    path.write_text(json.dumps(config, indent=2) + '\n')
 
 
 def name_source(overlay: Mapping[str, Any] | None, is_hub: bool) -> dict[str, Any]:
