@@ -238,10 +238,16 @@ class TestHostileRepositories:
             (dict(model_args=dict(drop_rate=1e999)), 'drop_rate=inf among its model_args'),
             (
                 dict(model_args=dict(num_steps='four')),
-                'model_args of lab/msvit_small: num_steps must be a whole number',
+                'model_args of the config.json of lab/msvit_small: num_steps must be a whole number',
             ),
-            (dict(model_args=dict(embed_dims='wide')), 'cannot make msvit_4_96 with the model_args of lab/msvit_small'),
-            (dict(model_args=dict(depths=None)), 'cannot make msvit_4_96 with the model_args of lab/msvit_small'),
+            (
+                dict(model_args=dict(embed_dims='wide')),
+                'cannot make msvit_4_96 with the model_args of the config.json of lab/msvit_small',
+            ),
+            (
+                dict(model_args=dict(depths=None)),
+                'cannot make msvit_4_96 with the model_args of the config.json of lab/msvit_small',
+            ),
             (dict(model_args=dict(lif_layer='os.system')), "unknown neuron 'os.system': use one of"),
             (dict(pretrained_cfg=dict(evil=1)), "unknown keys ['evil'] in its pretrained_cfg"),
             (dict(pretrained_cfg=dict(input_size=[1, 28])), 'input_size=(1, 28); expected channels, height and width'),

@@ -13,13 +13,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from timm.models import save_for_hf
 from torchvision.datasets import FashionMNIST
 
 import timm_snn
 from timm_snn import labels
 from timm_snn.data import CIFAR10DVS, DVS128Gesture
-from timm_snn.models import pretrained
+from timm_snn.models import pretrained, save_for_hf
 
 ROOT = Path(timm_snn.__file__).parents[1]
 SHIPPED = 'msvit_4_96.fashion_mnist'
@@ -148,7 +147,7 @@ def test_an_organisation_serves_its_own_weights(installed, hub, tmp_path):
     """In the place of ours, those in the package too."""
     torch.manual_seed(3)
     model = timm.create_model('msvit_4_96')
-    save_for_hf(model, tmp_path / 'model', safe_serialization=True)
+    save_for_hf(model, tmp_path / 'model')
     hub.add(f'lab/{SHIPPED}', tmp_path / 'model')
     hub.add('lab/other', {})
     code = f"""
@@ -180,18 +179,31 @@ def test_folders_in_the_hub_s_format_load(folder):
 
 
 class TestSaving:
-    def test_layers_are_saved_by_their_names(self, tmp_path, recwarn):
+    @pytest.fixture(autouse=True)
+    def _own_registry(self, monkeypatch):
+        neurons = timm_snn.layers.neurons
+        monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))
+
+    def test_layers_are_saved_by_their_names(self, tmp_path):
         slow = partial(timm_snn.LIF, tau=4.0)
         timm_snn.layers.neurons.register('slow_to_save')(slow)
         ssa = timm_snn.layers.attentions.get('ssa')
         model = timm.create_model('msvit_4_96', lif_layer=slow, attn=['mssa', 'mssa', ssa])
-        save_for_hf(model, tmp_path, safe_serialization=True)
+        save_for_hf(model, tmp_path)
         saved = json.loads((tmp_path / 'config.json').read_text())['model_args']
         assert (saved['lif_layer'], saved['attn']) == ('slow_to_save', ['mssa', 'mssa', 'ssa'])
         loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
         assert loaded.stem.units[0].lif.tau == 4.0
 
     def test_a_layer_without_a_name_cannot_be_saved(self, tmp_path):
-        model = timm.create_model('msvit_4_96', lif_layer=partial(timm_snn.LIF, tau=4.0))
+        slow = partial(timm_snn.LIF, tau=4.0)
+        model = timm.create_model('msvit_4_96', lif_layer=slow)
+        with pytest.raises(
+            ValueError, match=r"lif_layer=.* is a layer without a name, .*register\('my_neuron'\)\(layer"
+        ):
+            save_for_hf(model, tmp_path / 'model')
+        assert not (tmp_path / 'model').exists()
         with pytest.raises(ValueError, match="'lif_layer' is not serializable"):
-            save_for_hf(model, tmp_path, safe_serialization=True)
+            timm.models.save_for_hf(model, tmp_path / 'model')
+        timm_snn.layers.neurons.register('named_later')(slow)
+        save_for_hf(model, tmp_path / 'model')

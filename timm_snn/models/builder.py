@@ -45,7 +45,8 @@ def build_spiking_model(
     if kwargs.get('features_only'):
         asked.add('num_classes')  # there is no classifier
     if isinstance(pretrained_cfg, dict):
-        where = pretrained_cfg.get('hf_hub_id') or pretrained_cfg.get('file') or 'the pretrained_cfg given'
+        source = pretrained_cfg.get('hf_hub_id') or pretrained_cfg.get('file')
+        where = f'the config.json of {source}' if pretrained_cfg.get('source') else 'the pretrained_cfg given'
         check_saved(where, pretrained_cfg, saved, model_cls)
         # a file cannot change which layers are which
         own = resolve_pretrained_cfg(variant)

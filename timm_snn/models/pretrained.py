@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from timm.models import get_model_args
 from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
@@ -87,7 +88,16 @@ def save_for_hf(model: nn.Module, folder: str | Path, **kwargs: Any) -> None:
     """timm's `save_for_hf`, with safetensors unless asked otherwise, and a folder that transformers loads as well.
 
     timm 1.0.31 writes num_classes among the model_args besides its own place, and transformers 5 does not take both.
+
+    Raises: ValueError, before anything is written, for a layer that has no name in a registry.
     """
+    for name, value in get_model_args(model, kwargs.get('model_args')).items():
+        for layer in value if isinstance(value, (list, tuple)) else (value,):
+            if callable(layer):
+                raise ValueError(
+                    f'{name}={layer} is a layer without a name, by which config.json could hold it: register it, as in '
+                    "timm_snn.layers.neurons.register('my_neuron')(layer), and save again"
+                )
     timm_save_for_hf(model, str(folder), **{'safe_serialization': True, **kwargs})
     path = Path(folder) / 'config.json'
     config = json.loads(path.read_text())
