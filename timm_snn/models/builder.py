@@ -16,7 +16,15 @@ from ..layers import attentions, neurons, patch_embeds
 from ..layers.registry import Registry
 from .pretrained import check_hash, first_line, hub_error, is_from_hub, name_source, refuse_untrained
 
-__all__ = ['build_spiking_model', 'check_state_dict', 'named_layers', 'per_stage', 'take_indices']
+__all__ = [
+    'WeightsMismatch',
+    'build_spiking_model',
+    'check_state_dict',
+    'find_mismatches',
+    'named_layers',
+    'per_stage',
+    'take_indices',
+]
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -159,7 +167,11 @@ def _reason(error: Exception, file: str) -> str:
 
 
 class WeightsMismatch(RuntimeError):
-    """A readable state dict of another model; says what to do."""
+    """A readable state dict of another model; says what to do. `mismatches` has all that differs, by kind."""
+
+    def __init__(self, message: str, mismatches: Mapping[str, list[str]] | None = None) -> None:
+        super().__init__(message)
+        self.mismatches = mismatches or {}
 
 
 def check_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, layouts: str) -> None:
@@ -167,29 +179,52 @@ def check_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, layouts
 
     `layouts` names the key layouts that the family reads. Raises: RuntimeError.
     """
+    if found := find_mismatches(state_dict, model, strict=False):
+        summary = ', '.join(f'{len(keys)} keys {kind} (first: {keys[0]})' for kind, keys in found.items())
+        raise WeightsMismatch(
+            f'these weights are not of this {type(model).__name__}: {summary}; expected {layouts}, '
+            'and create_model with the arguments that the weights were trained with',
+            found,
+        )
+
+
+def find_mismatches(state_dict: Mapping[str, Tensor], model: nn.Module, strict: bool) -> dict[str, list[str]]:
+    """Keys that are missing, unexpected, or of another shape, by kind; none if the state dict is this model's.
+
+    Unless `strict`, it may have other classes, or no classifier, and other input channels.
+    """
     expected = model.state_dict()
     cfg: Any = model.pretrained_cfg
     classifier, first_conv = f'{cfg["classifier"]}.', f'{cfg["first_conv"]}.weight'
 
+    def may_differ(key: str) -> bool:
+        return not strict and key.startswith(classifier)
+
     def fits(key: str) -> bool:
         value, shape = state_dict[key], expected[key].shape
-        free_axis = 1 if key == first_conv else 0 if key.startswith(classifier) else None
+        free_axis = None if strict else 1 if key == first_conv else 0 if key.startswith(classifier) else None
         return (
             isinstance(value, Tensor)
             and value.ndim == len(shape)
             and all(axis == free_axis or value.shape[axis] == shape[axis] for axis in range(len(shape)))
         )
 
-    missing = [k for k in expected if k not in state_dict and not k.startswith(classifier)]
-    unexpected = [k for k in state_dict if k not in expected and not k.startswith(classifier)]
-    other = [k for k in expected if k in state_dict and not fits(k)]
-    if missing or unexpected or other:
-        kinds = (('missing', missing), ('unexpected', unexpected), ('of another shape', other))
-        found = ', '.join(f'{len(keys)} keys {kind} (first: {keys[0]})' for kind, keys in kinds if keys)
-        raise WeightsMismatch(
-            f'these weights are not of this {type(model).__name__}: {found}; expected {layouts}, '
-            'and create_model with the arguments that the weights were trained with'
-        )
+    found = {
+        'missing': [k for k in expected if k not in state_dict and not may_differ(k)],
+        'unexpected': [k for k in state_dict if k not in expected and not may_differ(k)],
+        'of another shape': [
+            f'{k}, {_shape(state_dict[k])} instead of {_shape(expected[k])}'
+            for k in expected
+            if k in state_dict and not fits(k)
+        ],
+    }
+    return {kind: keys for kind, keys in found.items() if keys}
+
+
+def _shape(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f'a {type(value).__name__}'
+    return 'x'.join(map(str, value.shape)) or 'a number'
 
 
 def adopt_sizes(state_dict: Mapping[str, Tensor], model: nn.Module, asked: Container[str]) -> None:
