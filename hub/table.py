@@ -5,6 +5,7 @@ python hub/table.py
 
 import re
 from pathlib import Path
+from typing import Any
 
 import timm
 
@@ -17,7 +18,7 @@ def render() -> str:
     rows = ['| model | weights | address | input | classes | licence |', '|---|---|---|---|---|---|']
     for name in timm.list_models(include_tags=True):
         if is_ours(name):
-            cfg = timm.get_pretrained_cfg(name)
+            cfg: Any = timm.get_pretrained_cfg(name)
             size = ' x '.join(map(str, cfg.input_size))
             address = f'`{cfg.hf_hub_id}`'
             rows.append(
