@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from timm.models import get_model_args
+from timm.models import PretrainedCfg, get_model_args
 from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
@@ -40,6 +40,14 @@ FILENAME = 'model.safetensors'
 _recipes: dict[str, str] = {}  # of each tag, the training config below recipes/configs
 
 
+class UntrainedCfg(PretrainedCfg):
+    """A pretrained config with an address where there is nothing yet: timm does not list it among the pretrained."""
+
+    @property
+    def has_weights(self) -> bool:
+        return False
+
+
 def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Pretrained configs by NAME.TAG, completed with where the weights are.
 
@@ -50,25 +58,30 @@ def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         cfg = dict(cfg)
         if recipe := cfg.pop('recipe', None):
             _recipes[name] = recipe
-        file = WEIGHTS / f'{name}.safetensors'
-        if HUB_ORG == _OUR_ORG and file.is_file():
-            cfg['file'] = str(file)
-        completed[name] = {**cfg, 'hf_hub_id': f'{HUB_ORG}/{name}', 'hf_hub_filename': FILENAME}
+        cfg.update(hf_hub_id=f'{HUB_ORG}/{name}', hf_hub_filename=FILENAME)
+        status = weights_status(name) if HUB_ORG == _OUR_ORG else 'theirs'
+        if status == 'shipped':
+            cfg['file'] = str(_shipped(name))
+        completed[name] = (UntrainedCfg if status == 'not yet trained' else PretrainedCfg)(**cfg)
     return completed
 
 
 def weights_status(name: str) -> str:
     """Of NAME.TAG: 'shipped' with the package, 'published' on the Hub by us, or 'not yet trained'."""
-    if (WEIGHTS / f'{name}.safetensors').is_file():
+    if _shipped(name).is_file():
         return 'shipped'
     return 'published' if name in PUBLISHED else 'not yet trained'
+
+
+def _shipped(name: str) -> Path:
+    return WEIGHTS / f'{name}.safetensors'
 
 
 def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Iterable[str] = '') -> list[str]:
     """The models of this package whose weights can be loaded, by NAME.TAG; arguments as of `timm.list_pretrained`.
 
-    timm's own lists every tag that has an address, whether its weights are there or not. With TIMM_SNN_HUB_ORG set
-    this asks the Hub which of them that organisation has, and raises what huggingface_hub does if it does not answer.
+    With TIMM_SNN_HUB_ORG set, of which timm's own lists every tag, this asks the Hub which of them that organisation
+    has, and raises what huggingface_hub does if it does not answer.
     """
     models = timm.list_models(filter, exclude_filters=exclude_filters, include_tags=True)
     ours = [name for name in models if is_ours(name)]
