@@ -101,6 +101,8 @@ class TestLoading:
         overlay = dict(file=str(tmp_path / 'other.safetensors'))
         model = timm.create_model(f'hf-hub:{REPO}', pretrained=True, pretrained_cfg_overlay=overlay)
         assert torch.equal(model.head.fc.bias, changed['head.fc.bias'])
+        cfg = dict(hf_hub_id=REPO, num_classes=10, input_size=(1, 28, 28))
+        assert is_equal(timm.create_model('msvit_4_96', pretrained=True, pretrained_cfg=cfg), trained[0])
         cfg = timm.get_pretrained_cfg('msvit_4_96').to_dict() | overlay
         overlay = dict(hf_hub_id=REPO)
         model = timm.create_model('msvit_4_96', pretrained=True, pretrained_cfg=cfg, pretrained_cfg_overlay=overlay)

@@ -65,6 +65,7 @@ def test_classes_have_no_names_that_are_not_theirs(name, kwargs, known):
 def test_only_what_can_be_loaded_is_listed():
     assert timm_snn.list_pretrained() == [tag for tag in TAGS if pretrained.weights_status(tag) != 'not yet trained']
     assert timm_snn.list_pretrained('resnet*') == []
+    assert [tag for tag in timm.list_pretrained() if tag in TAGS] == timm_snn.list_pretrained()
 
 
 @pytest.mark.parametrize('name', [tag for tag in TAGS if pretrained.weights_status(tag) == 'not yet trained'])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..layers import attentions, neurons, patch_embeds
 from ..layers.registry import Registry
-from .pretrained import check_hash, first_line, hub_error, is_from_hub, name_source, refuse_untrained
+from .pretrained import FILENAME, check_hash, first_line, hub_error, is_from_hub, name_source, refuse_untrained
 
 __all__ = [
     'WeightsMismatch',
@@ -59,9 +59,11 @@ def build_spiking_model(
         # a file cannot change which layers are which
         own = resolve_pretrained_cfg(variant)
         pretrained_cfg = {**pretrained_cfg, 'first_conv': own.first_conv, 'classifier': own.classifier}
-    is_hub = isinstance(pretrained_cfg, dict) and pretrained_cfg.get('source') == 'hf-hub'
-    overlay = name_source(pretrained_cfg_overlay, is_hub)
+    overlay = name_source(pretrained_cfg_overlay)
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
+    if is_from_hub(cfg) and (cfg.get('source') or not cfg.get('hf_hub_filename')):  # a repository cannot name it
+        overlay.setdefault('hf_hub_filename', FILENAME)
+        cfg['hf_hub_filename'] = overlay['hf_hub_filename']
     if pretrained:
         refuse_untrained(cfg)
     # The model from when it is made until its weights are read: what goes wrong in between is the file's fault.

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from timm.models import get_model_args
+from timm.models import PretrainedCfg, get_model_args
 from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
@@ -40,6 +40,14 @@ FILENAME = 'model.safetensors'
 _recipes: dict[str, str] = {}  # of each tag, the training config below recipes/configs
 
 
+class UntrainedCfg(PretrainedCfg):
+    """A pretrained config with an address where there is nothing yet: timm does not list it among the pretrained."""
+
+    @property
+    def has_weights(self) -> bool:
+        return False
+
+
 def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Pretrained configs by NAME.TAG, completed with where the weights are.
 
@@ -50,25 +58,30 @@ def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         cfg = dict(cfg)
         if recipe := cfg.pop('recipe', None):
             _recipes[name] = recipe
-        file = WEIGHTS / f'{name}.safetensors'
-        if HUB_ORG == _OUR_ORG and file.is_file():
-            cfg['file'] = str(file)
-        completed[name] = {**cfg, 'hf_hub_id': f'{HUB_ORG}/{name}', 'hf_hub_filename': FILENAME}
+        cfg.update(hf_hub_id=f'{HUB_ORG}/{name}', hf_hub_filename=FILENAME)
+        status = weights_status(name) if HUB_ORG == _OUR_ORG else 'theirs'
+        if status == 'shipped':
+            cfg['file'] = str(_shipped(name))
+        completed[name] = (UntrainedCfg if status == 'not yet trained' else PretrainedCfg)(**cfg)
     return completed
 
 
 def weights_status(name: str) -> str:
     """Of NAME.TAG: 'shipped' with the package, 'published' on the Hub by us, or 'not yet trained'."""
-    if (WEIGHTS / f'{name}.safetensors').is_file():
+    if _shipped(name).is_file():
         return 'shipped'
     return 'published' if name in PUBLISHED else 'not yet trained'
+
+
+def _shipped(name: str) -> Path:
+    return WEIGHTS / f'{name}.safetensors'
 
 
 def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Iterable[str] = '') -> list[str]:
     """The models of this package whose weights can be loaded, by NAME.TAG; arguments as of `timm.list_pretrained`.
 
-    timm's own lists every tag that has an address, whether its weights are there or not. With TIMM_SNN_HUB_ORG set
-    this asks the Hub which of them that organisation has, and raises what huggingface_hub does if it does not answer.
+    With TIMM_SNN_HUB_ORG set, of which timm's own lists every tag, this asks the Hub which of them that organisation
+    has, and raises what huggingface_hub does if it does not answer.
     """
     models = timm.list_models(filter, exclude_filters=exclude_filters, include_tags=True)
     ours = [name for name in models if is_ours(name)]
@@ -84,37 +97,44 @@ def is_ours(name: str) -> bool:
     return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}')
 
 
-def save_for_hf(model: nn.Module, folder: str | Path, **kwargs: Any) -> None:
+def save_for_hf(
+    model: nn.Module,
+    folder: str | Path,
+    model_config: dict[str, Any] | None = None,
+    model_args: dict[str, Any] | None = None,
+    safe_serialization: Any = True,
+    data_config: dict[str, Any] | None = None,
+) -> None:
     """timm's `save_for_hf`, with safetensors unless asked otherwise, and a folder that transformers loads as well.
 
     timm 1.0.31 writes num_classes among the model_args besides its own place, and transformers 5 does not take both.
 
     Raises: ValueError, before anything is written, for a layer that has no name in a registry.
     """
-    for name, value in get_model_args(model, kwargs.get('model_args')).items():
+    for name, value in get_model_args(model, model_args).items():
         for layer in value if isinstance(value, (list, tuple)) else (value,):
             if callable(layer):
                 raise ValueError(
                     f'{name}={layer} is a layer without a name, by which config.json could hold it: register it, as in '
                     "timm_snn.layers.neurons.register('my_neuron')(layer), and save again"
                 )
-    timm_save_for_hf(model, str(folder), **{'safe_serialization': True, **kwargs})
+    timm_save_for_hf(model, str(folder), model_config, model_args, safe_serialization, data_config)
     path = Path(folder) / 'config.json'
     config = json.loads(path.read_text())
     config['model_args'].pop('num_classes', None)
     path.write_text(json.dumps(config, indent=2) + '\n')
 
 
-def name_source(overlay: Mapping[str, Any] | None, is_hub: bool) -> dict[str, Any]:
+def name_source(overlay: Mapping[str, Any] | None) -> dict[str, Any]:
     """A pretrained_cfg_overlay whose source of weights, if it names one, is the only one; timm has an order of its own.
 
-    From the Hub (`is_hub`) comes model.safetensors and no pickle in its place, unless a file is named.
+    From a repository that it names comes model.safetensors and no pickle in its place, unless it names a file too.
     """
     overlay = dict(overlay or {})
     sources = ('state_dict', 'file', 'hf_hub_id', 'url')
     if any(overlay.get(key) for key in sources):
         overlay = {**dict.fromkeys((*sources, 'source')), **overlay}
-    if is_hub or overlay.get('hf_hub_id'):
+    if overlay.get('hf_hub_id'):
         overlay.setdefault('hf_hub_filename', FILENAME)
     return overlay
 
@@ -129,8 +149,8 @@ def is_from_hub(cfg: Mapping[str, Any]) -> bool:
 def refuse_untrained(cfg: Mapping[str, Any]) -> None:
     """Raises RuntimeError, with what to do, if these weights would come from our organisation, which has none."""
     name = f'{cfg["architecture"]}.{cfg.get("tag")}'
-    is_ours = cfg.get('hf_hub_id') == f'{_OUR_ORG}/{name}' and not cfg.get('source')
-    if is_from_hub(cfg) and is_ours and name not in PUBLISHED:
+    by_tag = is_from_hub(cfg) and not cfg.get('source')
+    if by_tag and cfg['hf_hub_id'] == f'{_OUR_ORG}/{name}' and name not in PUBLISHED:
         recipe = _recipes.get(name)
         how = f'--config recipes/configs/{recipe}.yaml' if recipe else f'--model {name}'
         raise RuntimeError(
