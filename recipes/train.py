@@ -44,7 +44,7 @@ from options import as_config, one_line_errors, parse_args
 from tasks import StepLogits, make_task
 from timm.data import Mixup, resolve_input_data_config
 from timm.loss import create_classification_loss
-from timm.models import save_for_hf, split_model_name_tag
+from timm.models import split_model_name_tag
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -53,6 +53,7 @@ from tqdm import tqdm
 
 import timm_snn
 from timm_snn.data import EventAugment, EventMixup
+from timm_snn.models import save_for_hf
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -466,10 +467,11 @@ def main() -> None:
                 # the tag names the training; that of the model is this run's only if it was asked for
                 model_config=dict(
                     label_names=class_names(sources[0]),
-                    pretrained_cfg=dict(tag=split_model_name_tag(args.model)[1] or None),
+                    pretrained_cfg=dict(
+                        tag=split_model_name_tag(args.model)[1] or None, label_names=None, label_descriptions=None
+                    ),
                 ),
                 data_config=data_config,
-                safe_serialization=True,
             )
         say(f'{time.perf_counter() - start:.0f} s of training; saved in {args.output}')
         say(f'prediction by {folder}: {predict_one(folder, val_set, is_events)}')

@@ -5,6 +5,7 @@ import timm
 import torch
 
 import timm_snn
+from tests.hub.server import LoopbackHub
 from timm_snn.ops import backend
 
 
@@ -22,6 +23,14 @@ def poisoned():
     torch.use_deterministic_algorithms(True, warn_only=True)  # which fills uninitialised memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """A Hugging Face Hub of this test's own, which huggingface_hub in this process talks to, with an empty cache."""
+    with LoopbackHub() as server:
+        server.use_in_process(monkeypatch, tmp_path_factory.mktemp('hf_home'))
+        yield server
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import runpy
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -32,6 +33,11 @@ def test_the_models_table_lists_every_model_with_its_parameters():
     for name, (count, steps) in listed.items():
         model = timm.create_model(name, device='meta')
         assert (sum(p.numel() for p in model.parameters()), model.num_steps) == (count, steps), name
+
+
+def test_the_table_of_weights_is_that_of_the_registry():
+    """`python hub/table.py` writes it."""
+    assert f'\n{runpy.run_path(str(ROOT / "hub" / "table.py"))["render"]()}\n' in (ROOT / 'docs' / 'hub.md').read_text()
 
 
 def test_the_results_table_shows_the_measured_results():

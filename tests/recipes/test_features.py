@@ -1,14 +1,10 @@
 """What the options of recipes/train.py promise, one by one, on real digits."""
 
-import base64
 import csv
 import importlib
-import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -234,53 +230,10 @@ class TestConfigs:
             train('--config', tmp_path / 'child.yaml')
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Takes a repository and a commit, as the Hugging Face Hub does."""
-
-    uploaded: dict[str, bytes]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers['Content-Length']))
-        if self.path == '/api/repos/create':
-            answer = {'url': f'http://{self.headers["Host"]}/lab/digits'}
-        elif self.path.endswith('/preupload/main'):
-            files = json.loads(body)['files']
-            answer = {
-                'files': [{'path': file['path'], 'uploadMode': 'regular', 'shouldIgnore': False} for file in files]
-            }
-        else:
-            for line in map(json.loads, body.splitlines()):
-                if line['key'] == 'file':
-                    self.uploaded[line['value']['path']] = line['value']['content']
-            answer = {'commitUrl': f'http://{self.headers["Host"]}/lab/digits/commit/1', 'commitOid': '1'}
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header('Content-Type', 'application/json')
-        self.send_header('Content-Length', str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def do_GET(self) -> None:
-        self.send_error(404)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_the_model_is_uploaded(finished, tmp_path):
-    Hub.uploaded = {}
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {**os.environ, 'HF_ENDPOINT': f'http://127.0.0.1:{server.server_port}', 'HF_TOKEN': 'hf_test'}
-    command = [sys.executable, str(TRAIN), *SMALL, '--max-steps', '1', '--push-to-hub', 'lab/digits', '--output']
-    result = subprocess.run(
-        [*command, str(tmp_path / 'out')], env=environment, capture_output=True, text=True, check=False
-    )
-    server.shutdown()
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert 'uploaded: http' in result.stdout and sorted(Hub.uploaded) == ['config.json', 'model.safetensors']
-    saved = (tmp_path / 'out' / 'model' / 'model.safetensors').read_bytes()
-    assert base64.b64decode(Hub.uploaded['model.safetensors']) == saved
+def test_the_model_is_uploaded(train, hub, tmp_path):
+    printed = train(*SMALL, '--max-steps', '1', '--push-to-hub', 'lab/digits', '--output', tmp_path)
+    assert 'uploaded: http' in printed
+    assert hub.files('lab/digits') == {path.name: path.read_bytes() for path in (tmp_path / 'model').iterdir()}
 
 
 def test_a_hub_that_does_not_answer_is_found_out_before_training(tmp_path):

@@ -190,7 +190,7 @@ def test_every_config_has_known_keys_and_says_what_was_measured(train):
     [
         (['--config', 'nowhere.yaml'], 'error: there is no such config (in nowhere.yaml)'),
         (['--model', 'msvit_11'], "error: cannot create model 'msvit_11': Unknown model (msvit_11)"),
-        (['--pretrained'], 'No pretrained weights exist for msvit_4_96'),
+        (['--model', 'msvit_10_384', '--pretrained'], 'No pretrained weights exist for msvit_10_384'),
         (['--model-kwargs', 'attn=sssa'], "unknown attention 'sssa': use one of"),
         (['--model-kwargs', 'atn=ssa'], "unexpected keyword argument 'atn'"),
         (['--num-classes', '7'], "data set 'digits' has 10 classes and the model 7: pass --num-classes 10"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..labels import CIFAR10, DVS128_GESTURE
 from .cache import FrameCache
 from .events import Events, iter_events, read_events, read_gesture_labels
 from .frames import check_frame_options, count_events, frames_of_counts
@@ -157,7 +158,7 @@ class CIFAR10DVS(EventDataset):
     but is split differently.
     """
 
-    classes = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+    classes = CIFAR10
     sensor_size = (128, 128)
     kind = 'aedat2'
     layout = '<class>/cifar10_<class>_<number>.aedat for the classes ' + ', '.join(classes)
@@ -195,19 +196,7 @@ class DVS128Gesture(EventDataset):
     gestures one after the other, and is read once for all of them; without a cache, once for each.
     """
 
-    classes = (
-        'hand clapping',
-        'right hand wave',
-        'left hand wave',
-        'right arm clockwise',
-        'right arm counter clockwise',
-        'left arm clockwise',
-        'left arm counter clockwise',
-        'arm roll',
-        'air drums',
-        'air guitar',
-        'other gestures',
-    )
+    classes = DVS128_GESTURE
     sensor_size = (128, 128)
     kind = 'aedat3'
     layout = (

@@ -53,6 +53,10 @@ class Registry:
             raise ValueError(f'unknown {self.kind} {layer!r}: use one of {self.names()} or register it first')
         return self._layers[layer]
 
+    def name_of(self, layer: object) -> str | None:
+        """The name under which this very layer is registered."""
+        return next((name for name, known in self._layers.items() if known is layer), None)
+
     def names(self) -> list[str]:
         return sorted(self._layers)
 

@@ -4,6 +4,7 @@ from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
+from .pretrained import save_for_hf as save_for_hf
 from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
 from .spikformer import *  # noqa: F403

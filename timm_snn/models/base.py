@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..layers import LayerFn, merge_time, neurons, split_time, to_time_first
 from ..ops.backend import keep_backend
-from .builder import take_indices
+from .builder import named_layers, take_indices
 
 __all__ = ['SpikingStage', 'SpikingTransformer', 'neuron_layer']
 
@@ -101,7 +101,7 @@ class SpikingTransformer(nn.Module):
     @property
     def _model_args(self) -> dict[str, Any]:
         # timm keeps create_model's arguments here and writes them to config.json. `num_steps` may have been assigned.
-        return dict(self._timm_args, num_steps=self.num_steps)
+        return dict(named_layers(self._timm_args), num_steps=self.num_steps)
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:

@@ -5,13 +5,15 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-__all__ = ['cifar10', 'cifar100', 'events', 'imagenet', 'tagged_cfgs']
+from ..labels import CIFAR10, CIFAR100, DVS128_GESTURE, FASHION_MNIST
+from .pretrained import hub_cfgs
+
+__all__ = ['tagged_cfgs']
 
 Cfg = dict[str, Any]
 
 
-def imagenet(**family: Any) -> Cfg:
-    # Without hf_hub_id there are no weights and timm says so.
+def _imagenet(**cfg: Any) -> Cfg:  # timm names the classes
     return {
         'num_classes': 1000,
         'input_size': (3, 224, 224),
@@ -23,36 +25,50 @@ def imagenet(**family: Any) -> Cfg:
         'first_conv': 'stem.units.0.conv',
         'classifier': 'head.fc',
         'license': 'apache-2.0',
-        **family,
+        **cfg,
     }
 
 
-def _small_images(**cfg: Any) -> Cfg:
-    return imagenet(**{'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0, **cfg})
+def _small(label_names: tuple[str, ...], **cfg: Any) -> Cfg:
+    own = dict(num_classes=len(label_names), label_names=label_names, pool_size=(8, 8), crop_pct=1.0)
+    return _imagenet(**{**own, **cfg})
 
 
-def cifar10(**family: Any) -> Cfg:
-    statistics = dict(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-    return _small_images(**{'num_classes': 10, **statistics, **family})
+def _cifar10(**cfg: Any) -> Cfg:
+    return _small(CIFAR10, input_size=(3, 32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), **cfg)
 
 
-def cifar100(**family: Any) -> Cfg:
-    statistics = dict(mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
-    return _small_images(**{'num_classes': 100, **statistics, **family})
+def _cifar100(**cfg: Any) -> Cfg:
+    return _small(CIFAR100, input_size=(3, 32, 32), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), **cfg)
 
 
-def events(**family: Any) -> Cfg:
-    """Frames of two polarities, 128 x 128; 10 classes, as CIFAR10-DVS."""
-    return _small_images(**{'num_classes': 10, 'input_size': (2, 128, 128), 'mean': (0, 0), 'std': (1, 1), **family})
+def _fashion_mnist(**cfg: Any) -> Cfg:
+    return _small(FASHION_MNIST, input_size=(1, 28, 28), pool_size=(2, 2), mean=(0.2860,), std=(0.3530,), **cfg)
 
 
-def tagged_cfgs(models: Mapping[str, str], **family: Any) -> dict[str, Any]:
-    """`{'name': 'in1k'}` -> `{'name.in1k': cfg}`, with one entry for every tag, which are separated by spaces."""
-    makers: dict[str, Callable[..., Cfg]] = {
-        'in1k': imagenet,
-        'cifar10': cifar10,
-        'cifar100': cifar100,
-        'cifar10_dvs': events,
-        'dvs128_gesture': lambda **cfg: events(num_classes=11, **cfg),
-    }
-    return {f'{name}.{tag}': makers[tag](**family) for name, tags in models.items() for tag in tags.split()}
+def _events(label_names: tuple[str, ...]) -> Callable[..., Cfg]:
+    """Frames of two polarities."""
+    return lambda **cfg: _small(label_names, input_size=(2, 128, 128), mean=(0, 0), std=(1, 1), **cfg)
+
+
+_MAKERS: dict[str, Callable[..., Cfg]] = {
+    'in1k': _imagenet,
+    'cifar10': _cifar10,
+    'cifar100': _cifar100,
+    'fashion_mnist': _fashion_mnist,
+    'cifar10_dvs': _events(CIFAR10),
+    'dvs128_gesture': _events(DVS128_GESTURE),
+}
+
+
+def tagged_cfgs(models: Mapping[str, str], recipes: Mapping[str, str] | None = None, **family: Any) -> dict[str, Any]:
+    """`{'name': 'in1k'}` -> `{'name.in1k': config}`, with an entry for every tag, which are separated by spaces.
+
+    Args:
+        recipes: By name.tag, the config below recipes/configs that trains it.
+        family: What all entries have besides, with the keys of timm's pretrained configs.
+    """
+    cfgs = {f'{name}.{tag}': _MAKERS[tag](**family) for name, tags in models.items() for tag in tags.split()}
+    for name, recipe in (recipes or {}).items():
+        cfgs[name]['recipe'] = recipe
+    return hub_cfgs(cfgs)

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingStem, attentions, patch_embeds
 from .base import SpikingStage, SpikingTransformer, neuron_layer
 from .builder import KeyRules, build_spiking_model, check_state_dict, per_stage, rename_keys
+from .cfgs import tagged_cfgs
 
 __all__ = ['MSViT']
 
@@ -171,53 +171,36 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return state_dict
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    # Without hf_hub_id there are no weights and timm says so; nobody has published any for MSViT.
-    return {
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (14, 14),
-        'crop_pct': 0.875,
-        'interpolation': 'bicubic',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'stem.units.0.conv',
-        'classifier': 'head.fc',
-        'license': 'apache-2.0',
-        'paper_ids': 'arXiv:2505.14719',
-        'paper_name': 'MSViT: Improving Spiking Vision Transformer Using Multi-scale Attention Fusion',
-        'origin_url': 'https://github.com/Nanhu-AI-Lab/MSViT',
-        **kwargs,
-    }
-
-
-def _cifar_cfg(num_classes: int, mean: tuple, std: tuple) -> dict[str, Any]:
-    return _cfg(num_classes=num_classes, input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, mean=mean, std=std)
-
-
-def _events_cfg(num_classes: int) -> dict[str, Any]:
-    return _cfg(
-        num_classes=num_classes, input_size=(2, 128, 128), pool_size=(8, 8), crop_pct=1.0, mean=(0, 0), std=(1, 1)
-    )
-
+_PAPER = dict(
+    paper_ids='arXiv:2505.14719',
+    paper_name='MSViT: Improving Spiking Vision Transformer Using Multi-scale Attention Fusion',
+)
 
 default_cfgs = generate_default_cfgs(
     {
-        'msvit_10_384.in1k': _cfg(),
-        'msvit_10_512.in1k': _cfg(),
-        'msvit_10_768.in1k': _cfg(),
-        'msvit_4_384.cifar10': _cifar_cfg(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-        'msvit_4_384.cifar100': _cifar_cfg(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-        'msvit_2_256.cifar10_dvs': _events_cfg(10),
-        'msvit_2_256.dvs128_gesture': _events_cfg(11),
-        'msvit_4_96.fashion_mnist': _cfg(
-            num_classes=10,
-            input_size=(1, 28, 28),
-            pool_size=(2, 2),
-            crop_pct=1.0,
-            mean=(0.2860,),
-            std=(0.3530,),
-            origin_url=None,  # ours
+        **tagged_cfgs(
+            {
+                'msvit_10_384': 'in1k',
+                'msvit_10_512': 'in1k',
+                'msvit_10_768': 'in1k',
+                'msvit_4_384': 'cifar10 cifar100',
+                'msvit_2_256': 'cifar10_dvs dvs128_gesture',
+            },
+            recipes={
+                'msvit_10_384.in1k': 'msvit/imagenet_10_384',
+                'msvit_10_512.in1k': 'msvit/imagenet_10_512',
+                'msvit_10_768.in1k': 'msvit/imagenet_10_768',
+                'msvit_4_384.cifar10': 'msvit/cifar10',
+                'msvit_4_384.cifar100': 'msvit/cifar100',
+                'msvit_2_256.cifar10_dvs': 'msvit/cifar10_dvs',
+                'msvit_2_256.dvs128_gesture': 'msvit/dvs128_gesture',
+            },
+            origin_url='https://github.com/Nanhu-AI-Lab/MSViT',
+            **_PAPER,
+        ),
+        # ours
+        **tagged_cfgs(
+            {'msvit_4_96': 'fashion_mnist'}, recipes={'msvit_4_96.fashion_mnist': 'msvit/fashion_mnist'}, **_PAPER
         ),
     }
 )

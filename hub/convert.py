@@ -1,0 +1,113 @@
+"""Convert a checkpoint of a model's authors, or of other training code, to a folder in the Hub's format.
+
+    python hub/convert.py authors.pth msvit_4_384.cifar10 --output output/converted
+    python hub/convert.py authors.pth msvit_10_384.in1k --output output/converted --labels names.txt --url https://...
+    python hub/push.py output/converted USER/NAME
+
+Any registered model: its own key map (`checkpoint_filter_fn` of its file) makes the authors' keys ours. Every tensor of
+the model must be in the file, with its shape, and nothing else. Pickles are opened with weights_only=True, which runs
+no code from them. Containers ('state_dict', 'model') and prefixes of DDP and torch.compile are taken off.
+"""
+
+import hashlib
+import pickle
+from argparse import BooleanOptionalAction
+from pathlib import Path
+from typing import Any
+
+import timm
+from card import make_card
+from folder import (
+    ArgumentParser,
+    Source,
+    add_folder_options,
+    apply_options,
+    key_map,
+    name_training,
+    read_report,
+    write_folder,
+)
+from options import one_line_errors
+from timm.models import load_state_dict
+from timm.utils import ParseKwargs
+from torch import Tensor
+
+from timm_snn.models.builder import WeightsMismatch, find_mismatches
+
+SHOWN = 20  # keys of each kind in an error
+
+
+def read_weights(file: Path, use_ema: bool) -> dict[str, Tensor]:
+    """Raises: OSError, ValueError and others if the file cannot be read, or holds no state dict."""
+    if not file.is_file():
+        raise FileNotFoundError('there is no such file')
+    try:
+        return load_state_dict(str(file), use_ema=use_ema)
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
+        raise ValueError('it is no file of weights alone, and nothing of it was run') from error
+    except AttributeError as error:  # timm asks it for items() and its keys for startswith()
+        raise ValueError('it holds no state dict') from error
+
+
+def fit(weights: dict[str, Tensor], model: Any) -> dict[str, list[str]]:
+    """Load the weights under the model's own keys. Returns what does not fit, by kind, and then loads nothing."""
+    try:
+        weights = key_map(model)(weights, model)
+    except WeightsMismatch as error:
+        return dict(error.mismatches)
+    if not (found := find_mismatches(weights, model, strict=True)):
+        model.load_state_dict(weights)
+    return found
+
+
+def summarize(found: dict[str, list[str]]) -> str:
+    """'2 keys missing (a, b), 1 key unexpected (c)'."""
+    return ', '.join(
+        f'{len(keys)} {"key" if len(keys) == 1 else "keys"} {kind} ({"; ".join(keys[:SHOWN])}'
+        + (f'; and {len(keys) - SHOWN} more)' if len(keys) > SHOWN else ')')
+        for kind, keys in found.items()
+    )
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__ or '')
+    add = parser.add_argument
+    add('file', type=Path, help='.pth, .pt, .safetensors, ...')
+    add('model', help='registered name with the tag of the training, as msvit_4_384.cifar10')
+    add('--output', type=Path, required=True, help='folder to write')
+    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='name=value ..., e.g. attn_v_threshold=0.5')
+    add('--num-classes', type=int, help="default: the tag's")
+    add('--in-chans', type=int, help="default: the tag's")
+    add('--ema', action=BooleanOptionalAction, default=True, help='take averaged weights where the file has both')
+    add('--url', help='where the file came from, for the card')
+    add_folder_options(parser)
+    parser.set_defaults(license='unknown')
+    with one_line_errors('read the command line', "--model-kwargs takes name=value ..., and '--' ends them"):
+        args = parser.parse_args()
+
+    with one_line_errors(f'create model {args.model!r}'):
+        sizes = dict(num_classes=args.num_classes, in_chans=args.in_chans)
+        model = timm.create_model(args.model, **sizes, **args.model_kwargs).eval()
+        if key_map(model) is None:
+            raise ValueError('it is not of timm_snn')
+        name_training(model, args.model)
+    with one_line_errors(f'read weights from {args.file}', 'expected .safetensors or .pth'):
+        weights = read_weights(args.file, args.ema)
+        digest = hashlib.sha256(args.file.read_bytes()).hexdigest()
+    if found := fit(weights, model):
+        raise SystemExit(
+            f'error: {args.file} does not fit {args.model}: {summarize(found)}; pass the model, --num-classes, '
+            '--in-chans and --model-kwargs that it was trained with'
+        )
+    origin = {'file': args.file.name, 'sha256': digest} | ({'url': args.url} if args.url else {})
+    source = Source(model, origin=origin)
+    apply_options(source, args)
+    card = make_card(source, None, read_report(args.energy, model), args.dtype)
+    write_folder(source, args.output, card, [], args)
+    print(f'written: {args.output}, {len(weights)} tensors; not evaluated')
+
+
+if __name__ == '__main__':
+    main()

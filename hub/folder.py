@@ -1,0 +1,392 @@
+"""A model and what is known about its weights, from where training left them, as a folder in the Hub's format.
+
+model.safetensors   the weights, and nothing that could run code
+config.json         what timm.create_model('hf-hub:USER/NAME', pretrained=True) makes the model from
+README.md           the model card, see card.py
+LICENSE             where the weights are under that of this project
+training.yaml       of a training run: its options, for recipes/train.py --config
+summary.csv         of a training run: loss and accuracy after every epoch
+results.csv         the rows of hub/results.csv about the same recipe
+energy.json         what recipes/energy.py measured
+"""
+
+import argparse
+import copy
+import csv
+import inspect
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors.torch
+import timm
+import torch
+import yaml
+from timm.models import split_model_name_tag
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1] / 'recipes'))
+
+from evaluation import key_map, open_model
+from options import one_line_errors
+
+from timm_snn.models import save_for_hf
+from timm_snn.profiling import Report
+
+__all__ = [
+    'FILES',
+    'LOCAL',
+    'ROOT',
+    'ArgumentParser',
+    'Source',
+    'add_folder_options',
+    'apply_options',
+    'check_same',
+    'fixed_input',
+    'key_map',
+    'name_training',
+    'open_source',
+    'read_csv',
+    'read_report',
+    'shorten',
+    'write_folder',
+]
+
+ROOT = Path(__file__).parents[1]
+OURS = 'apache-2.0'  # LICENSE of this project
+FILES = (
+    *('model.safetensors', 'config.json', 'README.md', 'LICENSE'),
+    *('training.yaml', 'summary.csv', 'results.csv', 'energy.json'),
+)
+# Options of a run that belong to the machine it ran on.
+LOCAL = (
+    *('output', 'resume', 'overwrite', 'data_dir', 'dataset_download', 'workers', 'num_threads', 'log_with'),
+    *('push_to_hub', 'checkpoint_steps', 'checkpoint_hist'),
+)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f'error: {message}; see hub/{self.prog} --help')
+
+
+def add_folder_options(parser: ArgumentParser) -> None:
+    """Those of `write_folder`."""
+    add = parser.add_argument
+    add(
+        '--dtype',
+        choices=('float32', 'float16'),
+        default='float32',
+        help='of the stored weights; float16 halves the file and leaves norms and biases as they are',
+    )
+    add('--labels', type=Path, help="names of the classes, one in each line; default: the model's, if it knows them")
+    add(
+        '--license',
+        help="of the weights, as the Hub writes it; default: the model's, and of a converted file 'unknown'",
+    )
+    add('--energy', type=Path, help='report.json of recipes/energy.py on these weights, for the card')
+
+
+@dataclass
+class Source:
+    """A model with its weights in eval mode, and what is known about them."""
+
+    model: Any
+    has_weights: bool = True
+    run: dict[str, Any] = field(default_factory=dict)  # the options it was trained with
+    history: list[dict[str, str]] = field(default_factory=list)  # summary.csv up to these weights
+    origin: dict[str, str] = field(default_factory=dict)  # of converted weights: file and sha256
+    folder: Path | None = None  # of a model with a card, whose files are kept as they are
+
+    @property
+    def name(self) -> str:
+        """With the tag, which names the training."""
+        cfg = self.model.pretrained_cfg
+        return f'{cfg["architecture"]}.{cfg["tag"]}' if cfg.get('tag') else cfg['architecture']
+
+    @property
+    def license(self) -> str:
+        return self.model.pretrained_cfg.get('license') or OURS
+
+
+def open_source(source: str) -> Source:
+    """A training run, one of its checkpoints, a folder in the Hub's format, or the name of a registered model.
+
+    A name has no weights here. Ends the program in one line if it is none of them, or cannot be read.
+    """
+    found = find_source(source)
+    if key_map(found.model) is None:
+        raise SystemExit(f'error: {source} is no model of timm_snn; timm.models.push_to_hf_hub publishes others')
+    return found
+
+
+def find_source(source: str) -> Source:
+    path = Path(source)
+    if path.name == 'model' and (path.parent / 'config.yaml').is_file():
+        path = path.parent
+    if (path / 'config.json').is_file():
+        return open_folder(path)
+    if (path / 'config.yaml').is_file() and (path / 'model' / 'config.json').is_file():
+        run = read_run(path)
+        return Source(load(f'local-dir:{path / "model"}'), run=run, history=read_csv(path / 'summary.csv'))
+    if (path / 'model.safetensors').is_file():
+        return open_checkpoint(path)
+    if path.is_dir():
+        raise SystemExit(
+            f'error: {path} is no training run that has ended, no checkpoint and no model: expected OUTPUT, '
+            'OUTPUT/checkpoints/epoch_N, or a folder with config.json and model.safetensors'
+        )
+    if path.is_file():
+        raise SystemExit(f'error: {path} is a file: hub/convert.py makes a model folder of it')
+    if timm.is_model(source.partition('.')[0]):
+        with one_line_errors(f'create model {source!r}'):
+            return Source(timm.create_model(source).eval(), has_weights=False)
+    raise SystemExit(
+        f'error: there is no {source}: expected a training run, a checkpoint, a model folder, or a name that timm knows'
+    )
+
+
+def load(name: str, checkpoint: Path | None = None) -> Any:
+    args = argparse.Namespace(
+        model=name, checkpoint=checkpoint, pretrained=False, model_kwargs={}, num_steps=None, device='cpu'
+    )
+    return open_model(args, name)
+
+
+def open_folder(path: Path) -> Source:
+    if not (path / 'model.safetensors').is_file():
+        raise SystemExit(f'error: {path} has no model.safetensors: hub/convert.py makes a model folder of other files')
+    if others := sorted(entry.name for entry in path.iterdir() if entry.name not in FILES):
+        print(f'note: left out, as it is no part of a model: {", ".join(others)}', file=sys.stderr)
+    model = load(f'local-dir:{path}')
+    with one_line_errors(f'read {path / "config.json"}'):
+        config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+        origin = config.get('converted_from', {})
+        if origin and not (isinstance(origin, dict) and {'file', 'sha256'} <= origin.keys()):
+            raise ValueError(f'converted_from is {origin!r}, expected the file and its sha256')
+    return Source(model, origin=origin, folder=path if (path / 'README.md').is_file() else None)
+
+
+def open_checkpoint(path: Path) -> Source:
+    output = path.resolve().parent.parent
+    if not (output / 'config.yaml').is_file():
+        raise SystemExit(f'error: {path} is no checkpoint of a run: there is no {output / "config.yaml"}')
+    run = read_run(output)
+    if run['model'].startswith(('hf-hub:', 'local-dir:')):
+        raise SystemExit(
+            f'error: {path} is of a run that started from {run["model"]!r}: pass {output} when it has ended'
+        )
+    with one_line_errors(f'read checkpoint {path}'):
+        # the rows of the epochs that had ended; in the middle of one there is no accuracy
+        epoch, *step = path.name.removeprefix('epoch_').split('_step_')
+        history = [] if step else read_csv(output / 'summary.csv')[: int(epoch)]
+    model = load(run['model'], path)
+    name_training(model, run['model'])
+    model.pretrained_cfg['label_names'] = None  # those of the tag, and the run may have had other data
+    saved = output / 'model' / 'config.json'  # if the run has ended, with the names that its data has
+    if saved.is_file():
+        with one_line_errors(f'read {saved}'):
+            model.pretrained_cfg['label_names'] = json.loads(saved.read_text(encoding='utf-8')).get('label_names')
+    return Source(model, run=run, history=history)
+
+
+def name_training(model: Any, name: str) -> None:
+    """Of weights made from a name: the tag names the training, and timm's default one is only theirs if asked for."""
+    cfg = model.pretrained_cfg
+    cfg['tag'] = split_model_name_tag(name)[1] or None
+    if not cfg['tag'] or len(cfg.get('label_names') or ()) != model.num_classes:
+        cfg['label_names'] = cfg['label_descriptions'] = None
+
+
+def read_run(output: Path) -> dict[str, Any]:
+    with one_line_errors(f'read the options of the run {output}', 'OUTPUT of recipes/train.py has a config.yaml'):
+        run = yaml.safe_load((output / 'config.yaml').read_text(encoding='utf-8'))
+        if not isinstance(run, dict) or not {'model', 'dataset', 'val_split', 'seed'} <= run.keys():
+            raise ValueError('config.yaml holds no options of recipes/train.py')
+        return run
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def read_report(path: Path | None, model: Any) -> Report | None:
+    """What recipes/energy.py measured on this model; ends the program in one line if it was another."""
+    if path is None:
+        return None
+    with one_line_errors(f'read the report {path}', 'recipes/energy.py writes report.json'):
+        report = Report.from_json(path.read_text(encoding='utf-8'))
+        facts = (report.parameters, report.num_steps, report.input_shape[-3])
+        own = (sum(p.numel() for p in model.parameters()), getattr(model, 'num_steps', 1), model.in_chans)
+        if facts != own:
+            raise ValueError(
+                f'it is about another model, of {facts[0]:,} parameters, T = {facts[1]} and {facts[2]} channels '
+                f'instead of {own[0]:,}, {own[1]} and {own[2]}'
+            )
+        return report
+
+
+def apply_options(source: Source, args: Any) -> None:
+    """Give the model the names of its classes and its licence, where there are such options.
+
+    Ends the program in one line for options that would change the files of a model with a card.
+    """
+    if source.folder and (args.dtype != 'float32' or args.labels or args.license or args.energy):
+        raise SystemExit(
+            f'error: {source.folder} has a card, so its files are taken as they are: leave out --dtype, --labels, '
+            '--license and --energy, or remove its README.md to have them written anew'
+        )
+    cfg = source.model.pretrained_cfg
+    if args.license:
+        cfg['license'] = args.license
+    if args.labels:
+        advice = '--labels takes a file with a name in each line, in the order of classes'
+        with one_line_errors('name the classes', advice):
+            names = args.labels.read_text(encoding='utf-8-sig').splitlines()
+            if len(names) != source.model.num_classes:
+                raise ValueError(f'{args.labels} has {len(names)} names for {source.model.num_classes} classes')
+        cfg['label_names'] = names
+
+
+def write_folder(source: Source, folder: Path, card: str, results: list[dict[str, str]], args: Any) -> Any:
+    """Write all FILES that apply, in one go. Returns the model as it loads from there.
+
+    The same source always gives the same bytes, so that what is on the Hub already is not uploaded again. Files of a
+    source that has a card are copied instead, so that nothing written by hand is lost.
+    Ends the program in one line if the folder is not empty, and if what was written does not load as the same model.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SystemExit(f'error: {folder} is not empty: pass another, or remove it')
+    stored = in_dtype(source.model, args.dtype)
+    with one_line_errors(f'write {folder}'):
+        folder = folder.resolve()
+        unfinished = folder.with_name(f'.{folder.name}.unfinished')
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            fill_folder(source, stored, unfinished, card, results, args)
+            expected = copy.deepcopy(source.model)
+            expected.load_state_dict(stored)
+            model = load(f'local-dir:{unfinished}')
+            check_same(model, expected, 'the folder')
+            if folder.exists():
+                folder.rmdir()
+            unfinished.rename(folder)
+            return model
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def fill_folder(
+    source: Source, stored: dict[str, Tensor], folder: Path, card: str, results: list[dict[str, str]], args: Any
+) -> None:
+    if source.folder:
+        for name in FILES:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, folder / name)
+    else:
+        cfg = source.model.pretrained_cfg
+        labels = {key: cfg.get(key) for key in ('label_names', 'label_descriptions')}
+        # at the top of config.json, as timm writes them, and not a second time in its pretrained_cfg
+        once = {'license': source.license, **dict.fromkeys(labels)}
+        model_config: dict[str, Any] = {**labels, 'pretrained_cfg': once}
+        if source.origin:
+            model_config['converted_from'] = source.origin
+        save_for_hf(source.model, folder, model_config=model_config, model_args=pinned_args(source.model))
+        safetensors.torch.save_file(stored, folder / 'model.safetensors', metadata={'format': 'pt'})
+        (folder / 'README.md').write_text(card, encoding='utf-8')
+        if source.license == OURS:
+            shutil.copyfile(ROOT / 'LICENSE', folder / 'LICENSE')
+        if source.run:
+            (folder / 'training.yaml').write_text(training_config(source.run), encoding='utf-8')
+        for name, rows in (('summary.csv', source.history), ('results.csv', results)):
+            if rows:
+                with open(folder / name, 'w', newline='', encoding='utf-8') as file:
+                    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator='\n')
+                    writer.writeheader()
+                    writer.writerows(rows)
+        if args.energy:
+            shutil.copyfile(args.energy, folder / 'energy.json')
+
+
+def in_dtype(model: Any, dtype: str) -> dict[str, Tensor]:
+    """The state dict to store. In float16 norms and biases stay as they are: they are small, and sensitive.
+
+    Ends the program in one line if weights leave the range of float16, or are not finite.
+    """
+    state = model.state_dict()
+    stored = {
+        key: value.to(torch.float16 if dtype == 'float16' and value.ndim > 1 else value.dtype).contiguous()
+        for key, value in state.items()
+    }
+    for what, tensors in (('are not finite', state), ('are too large for float16', stored)):
+        if wrong := [key for key, value in tensors.items() if not value.isfinite().all()]:
+            raise SystemExit(f'error: weights {what} in {len(wrong)} tensors (first: {wrong[0]})')
+    return stored
+
+
+def pinned_args(model: Any) -> dict[str, Any]:
+    """Steps, channels and thresholds, which no weight shows, even where they are the defaults of today."""
+    args = {}
+    for name in inspect.signature(type(model).__init__).parameters:
+        if name in ('in_chans', 'num_steps'):
+            args[name] = getattr(model, name)
+        elif name.endswith('_v_threshold'):
+            neuron = name.replace('_v_threshold', '_lif')
+            found = {m.v_threshold for key, m in model.named_modules() if key.rpartition('.')[2] == neuron}
+            if len(found) == 1:
+                args[name] = found.pop()
+    return args
+
+
+def training_config(run: dict[str, Any]) -> str:
+    """The options of a run that do not belong to its machine, as a config; of local paths only the last part."""
+    options = {key: shorten(value) for key, value in run.items() if key not in LOCAL and value is not None}
+    header = '# Options of the run that made these weights: python recipes/train.py --config training.yaml\n'
+    return header + yaml.safe_dump(options, sort_keys=False)
+
+
+def shorten(value: Any) -> Any:
+    """'local-dir:/home/me/model' -> 'local-dir:model', 'hfds//home/me/data' -> 'hfds/data'; inside lists too."""
+    if isinstance(value, dict):
+        return {key: shorten(setting) for key, setting in value.items()}
+    if isinstance(value, list):
+        return [shorten(item) for item in value]
+    if isinstance(value, str):
+        for prefix in ('', 'local-dir:', 'hfds/'):
+            path = value.removeprefix(prefix)
+            if value.startswith(prefix) and (Path(path).is_absolute() or path.startswith(('~', '.'))):
+                return prefix + Path(path).name
+    return value
+
+
+def fixed_input(model: Any) -> Tensor:
+    """[2, C, H, W], always the same."""
+    return torch.randn(2, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def check_same(model: Any, expected: Any, where: str) -> None:
+    """Raises: ValueError if the model, which came from `where`, has other weights or logits, in any bit."""
+    weights, own = expected.state_dict(), model.state_dict()
+    other = [key for key in weights if key not in own or not torch.equal(own[key], weights[key])]
+    if other or len(own) != len(weights):
+        raise ValueError(
+            f'{where} has other weights than the model it was written from (first: {(other or [*own])[0]})'
+        )
+    x = fixed_input(expected)
+    if not torch.equal(model.eval()(x), expected.eval()(x)):
+        raise ValueError(f'the model from {where} answers differently than the one that was written')

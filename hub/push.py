@@ -1,0 +1,100 @@
+"""Publish a model on the Hugging Face Hub: weights, config, model card, results, training options, licence.
+
+    python hub/push.py output/digits USER/NAME --dry-run output/hub     write the folder, look at it, edit the card
+    python hub/push.py output/hub USER/NAME                             upload it
+    python hub/push.py output/digits USER/NAME --dtype float16          or at once
+
+Weights go as safetensors. What was written is loaded again before it is uploaded, and downloaded again afterwards:
+weights and logits must be the same in every bit. Files that the repository has already are not sent again, so that the
+same command goes on after a failure, and does nothing when there is nothing to do. Other files in the repository stay.
+
+Log in with `hf auth login`, or set HF_TOKEN. No token is written or printed.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timm
+from card import find_results, make_card
+from folder import (
+    ArgumentParser,
+    add_folder_options,
+    apply_options,
+    check_same,
+    open_source,
+    read_report,
+    write_folder,
+)
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.utils import validate_repo_id
+from options import one_line_errors
+
+import timm_snn
+
+# What to do about an answer of the Hub. Anything else may pass, and nothing is sent twice.
+ADVICE = {
+    401: 'log in with `hf auth login`, or set HF_TOKEN to a token that is valid',
+    403: 'use a token that may write there',
+}
+
+
+def upload(folder: Path, repo: str, name: str, model: Any, private: bool) -> None:
+    """Make the repository if there is none, commit what differs, and check that users get this model from it."""
+    api = HfApi(library_name='timm_snn', library_version=timm_snn.__version__)
+    again = 'run the same command again, which goes on from there'
+    try:
+        with one_line_errors(f'upload to {repo!r}', again):
+            api.create_repo(repo, private=private, exist_ok=True)
+            before = api.model_info(repo).sha
+            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f'Add {name}')
+    except SystemExit as error:
+        status = getattr(getattr(error.__cause__, 'response', None), 'status_code', 0)
+        raise SystemExit(str(error).replace(again, ADVICE.get(status, again))) from error.__cause__
+    with one_line_errors(
+        f'get the model back from {repo!r}', f'what is there as {commit.oid} is not what was uploaded, or not whole'
+    ):
+        with tempfile.TemporaryDirectory() as cache:
+            found = timm.create_model(f'hf-hub:{repo}@{commit.oid}', pretrained=True, cache_dir=cache)
+        check_same(found, model, repr(repo))
+    done = 'has all of it already' if commit.oid == before else 'uploaded'
+    print(f'{done}: {commit.commit_url}; downloaded again, weights and logits are the same')
+
+
+def check_repo(repo: str, dry_run: bool) -> None:
+    """Before anything is computed. Ends the program in one line."""
+    with one_line_errors('use the name of the repository'):
+        validate_repo_id(repo)
+        if '/' not in repo:
+            raise ValueError(f'expected USER/NAME, got {repo!r}')
+    if not dry_run and not get_token():
+        raise SystemExit(f'error: cannot upload to {repo!r}: nobody is logged in; run `hf auth login` or set HF_TOKEN')
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__ or '')
+    add = parser.add_argument
+    add('source', help='OUTPUT of recipes/train.py, a checkpoint in it, or a model folder')
+    add('repo', metavar='USER/NAME', help='the repository, made if there is none')
+    add('--dry-run', type=Path, metavar='FOLDER', help='write what would be uploaded there, and upload nothing')
+    add('--private', action='store_true', help='if the repository is made')
+    add_folder_options(parser)
+    args = parser.parse_args()
+    check_repo(args.repo, bool(args.dry_run))
+    source = open_source(args.source)
+    if not source.has_weights:
+        raise SystemExit(f'error: {args.source} is the name of a model: expected a training run or a model folder')
+    apply_options(source, args)
+    report = read_report(args.energy, source.model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.dry_run or Path(temporary) / source.name
+        card = make_card(source, args.repo, report, args.dtype)
+        model = write_folder(source, folder, card, find_results(source)[1], args)
+        if args.dry_run:
+            print(f'written: {", ".join(sorted(path.name for path in folder.iterdir()))} in {folder}; nothing uploaded')
+        else:
+            upload(folder, args.repo, source.name, model, args.private)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,152 @@
+"""hub/card.py: what a card says is what was measured, and its code runs."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import timm_snn
+
+ROOT = Path(__file__).parents[2]
+RESULTS = list(csv.DictReader((ROOT / 'hub' / 'results.csv').open()))
+
+
+def measured(card: str) -> list[tuple]:
+    """What its model-index says: data, split, seed, top-1."""
+    found = ModelCard(card).data.eval_results or []
+    return [(r.dataset_name, r.dataset_split, str(r.metric_args['seed']), f'{r.metric_value:.2f}') for r in found]
+
+
+@pytest.fixture
+def finished_recipe():
+    """A Source as a whole run of a config leaves it, with these results by epoch."""
+    import card
+    import folder
+
+    def make(command: str, history: list[float], **changes):
+        run = card.options_of(command) | changes
+        model = timm.create_model(run['model'])
+        rows = [{'epoch': str(i), 'eval_top1': str(top1)} for i, top1 in enumerate(history)]
+        return folder.Source(model.eval(), run=run, history=rows)
+
+    return make
+
+
+def test_a_registered_model_has_the_results_and_energies_of_its_recipe(command):
+    text = command('card.py', 'msvit_4_96.fashion_mnist')
+    rows = [row for row in RESULTS if row['model'] == 'msvit_4_96.fashion_mnist']
+    assert rows and measured(text) == [(row['dataset'], row['split'], row['seed'], row['top1']) for row in rows]
+    assert all(f'`{row["command"]}`' in text for row in rows)
+    report = timm_snn.profiling.Report.from_json(
+        (ROOT / 'hub' / 'energy' / 'msvit_4_96.fashion_mnist.json').read_text()
+    )
+    assert report.to_markdown().strip() in text
+    assert 'Of weights from a run of the same recipe' in text and 'Energies are estimates of arithmetic only' in text
+
+
+def test_a_model_that_nobody_trained_claims_nothing(command):
+    text = command('card.py', 'msvit_2_256.cifar10_dvs')
+    assert measured(text) == [] and 'No accuracy has been measured.' in text and 'Not measured here' in text
+    assert 'No weights with this name can be loaded' in text
+    for fact in ('Parameters:** 1,701,002', 'Time steps T:** 16', '2 x 128 x 128 frames', 'GMACs:** 1.05'):
+        assert fact in text
+    assert 'The logits of an image do not depend on who shares its batch.' in text
+
+
+def test_a_run_in_results_csv_is_recognised_by_its_options_and_its_result(finished_recipe):
+    import card
+
+    row = next(row for row in RESULTS if (row['dataset'], row['seed']) == ('digits', '1'))
+    same = finished_recipe(row['command'], [50.0] * 17 + [98.888], output='elsewhere', num_threads=8)
+    text = card.make_card(same, 'lab/digits', None)
+    assert measured(text) == [('digits', row['split'], '1', '98.89')]
+    assert text.count('| these |') == 1 and text.count('| another run |') == 2
+    assert '| these | digits | fixed held-out fifth (360) | 98.89 | 1 | 18 |' in text
+
+
+@pytest.mark.parametrize(('changes', 'others'), [(dict(seed=7), 3), (dict(lr=1e-3), 0), (dict(model_ema=True), 0)])
+def test_a_run_of_another_kind_has_its_own_result_alone(finished_recipe, changes, others):
+    import card
+
+    top1 = RESULTS[0]['top1']  # the same by chance
+    source = finished_recipe(RESULTS[0]['command'], [float(top1)] * 18, **changes)
+    text = card.make_card(source, 'lab/digits', None)
+    assert measured(text) == [('digits', 'validation', str(source.run['seed']), top1)]
+    assert text.count('| another run |') == others
+
+
+def test_reduced_data_sets_are_named_as_such_and_held_out_samples_are_no_test(finished_recipe):
+    import card
+
+    source = finished_recipe(RESULTS[0]['command'], [12.34], max_train_samples=1500, max_val_samples=50)
+    (result,) = measured(card.make_card(source, None, None))
+    assert result[1] == 'validation, at most 50 samples of it; trained on at most 1,500 samples'
+    text = card.make_card(finished_recipe(RESULTS[0]['command'], [12.34], val_fraction=0.1), None, None)
+    assert measured(text) == [] and 'These weights were not evaluated here.' in text
+
+
+def test_data_and_parents_on_the_hub_are_linked_and_local_ones_shortened(finished_recipe):
+    import card
+
+    def data_of(**changes) -> tuple:
+        card_data = ModelCard(
+            card.make_card(finished_recipe(RESULTS[0]['command'], [50.0], **changes), None, None)
+        ).data
+        return card_data.datasets, card_data.base_model, card_data.eval_results[0].dataset_name
+
+    hub = data_of(dataset='hfds/uoft-cs/cifar10', model='msvit_4_96')
+    assert hub == (['uoft-cs/cifar10'], None, 'uoft-cs/cifar10')
+    assert data_of(dataset='hfds//home/me/cifar10_jpeg') == (None, None, 'cifar10_jpeg')
+    assert data_of(dataset='', data_dir='/home/me/flowers') == (None, None, 'flowers')
+    run = finished_recipe(RESULTS[0]['command'], [50.0])
+    run.run |= dict(model='hf-hub:lab/base@main', pretrained=True)
+    assert ModelCard(card.make_card(run, None, None)).data.base_model == 'lab/base'
+
+
+def test_a_folder_that_nobody_evaluated_says_so(command, model_folder):
+    text = command('card.py', model_folder, '--repo', 'lab/model')
+    assert measured(text) == [] and 'These weights were not evaluated here.' in text
+    assert '`msvit_4_96.fashion_mnist`' not in text and "'hf-hub:lab/model'" in text
+
+
+@pytest.mark.parametrize('name', ['msvit_4_96', 'msvit_2_256'])
+def test_the_code_of_a_card_runs(command, tmp_path, monkeypatch, name):
+    from timm.models import save_for_hf
+
+    model = timm.create_model(name, num_steps=2, in_chans=3 if name == 'msvit_4_96' else 2)
+    save_for_hf(model, str(tmp_path / 'FOLDER'), safe_serialization=True)
+    text = command('card.py', tmp_path / 'FOLDER')
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save('image.png')
+    names: dict = {}
+    for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
+        exec(block, names)
+    assert names['probabilities'].shape == (1, 5) and isinstance(names['encoder'](names['x']), torch.Tensor)
+
+
+def test_an_energy_report_must_be_about_the_model(command, refused, model_folder, tmp_path):
+    model = timm.create_model(f'local-dir:{model_folder}', pretrained=True).eval()
+    report = timm_snn.profile(model, torch.rand(4, 1, 28, 28), data_name='noise', progress=False)
+    (tmp_path / 'report.json').write_text(report.to_json())
+    text = command('card.py', model_folder, '--energy', tmp_path / 'report.json')
+    assert report.to_markdown().strip() in text and 'Of weights from a run' not in text
+    (tmp_path / 'report.json').write_text(json.dumps(json.loads(report.to_json()) | {'num_steps': 4}))
+    line = refused('card.py', model_folder, '--energy', tmp_path / 'report.json')
+    assert 'T = 4 and 1 channels instead of' in line
+    (tmp_path / 'report.json').write_text('{}')
+    assert 'this is no report' in refused('card.py', model_folder, '--energy', tmp_path / 'report.json')
+
+
+def test_a_card_goes_to_a_file_or_nowhere(command, refused, tmp_path):
+    command('card.py', 'msvit_4_96', '--output', tmp_path / 'README.md')
+    assert (tmp_path / 'README.md').read_text().startswith('---\n')
+    assert 'cannot write' in refused('card.py', 'msvit_4_96', '--output', tmp_path / 'no' / 'README.md')
+    assert 'there is no msvit_5: expected' in refused('card.py', 'msvit_5')
+    assert 'resnet18 is no model of timm_snn' in refused('card.py', 'resnet18')

@@ -1,0 +1,219 @@
+"""Pretrained weights: which tags have any, where they come from, and what is said where they do not load."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from timm.models import PretrainedCfg, get_model_args
+from timm.models import save_for_hf as timm_save_for_hf
+from torch import nn
+
+__all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
+
+# The organisation on the Hugging Face Hub. A laboratory serves its own weights by TIMM_SNN_HUB_ORG, read once.
+_OUR_ORG = 'timm-snn'
+HUB_ORG = os.environ.get('TIMM_SNN_HUB_ORG') or _OUR_ORG
+
+# The tags whose repository in our organisation holds weights: all that is to be edited after an upload.
+PUBLISHED: frozenset[str] = frozenset()
+
+# NAME.TAG.safetensors in here ships with the package: all that is to be done for it is to add the file.
+WEIGHTS = Path(__file__).parents[1] / 'weights'
+
+FILENAME = 'model.safetensors'
+
+_recipes: dict[str, str] = {}  # of each tag, the training config below recipes/configs
+
+
+class UntrainedCfg(PretrainedCfg):
+    """A pretrained config with an address where there is nothing yet: timm does not list it among the pretrained."""
+
+    @property
+    def has_weights(self) -> bool:
+        return False
+
+
+def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Pretrained configs by NAME.TAG, completed with where the weights are.
+
+    The key `recipe`, which timm does not have, names the config below recipes/configs that trains this tag.
+    """
+    completed = {}
+    for name, cfg in cfgs.items():
+        cfg = dict(cfg)
+        if recipe := cfg.pop('recipe', None):
+            _recipes[name] = recipe
+        cfg.update(hf_hub_id=f'{HUB_ORG}/{name}', hf_hub_filename=FILENAME)
+        status = weights_status(name) if HUB_ORG == _OUR_ORG else 'theirs'
+        if status == 'shipped':
+            cfg['file'] = str(_shipped(name))
+        completed[name] = (UntrainedCfg if status == 'not yet trained' else PretrainedCfg)(**cfg)
+    return completed
+
+
+def weights_status(name: str) -> str:
+    """Of NAME.TAG: 'shipped' with the package, 'published' on the Hub by us, or 'not yet trained'."""
+    if _shipped(name).is_file():
+        return 'shipped'
+    return 'published' if name in PUBLISHED else 'not yet trained'
+
+
+def _shipped(name: str) -> Path:
+    return WEIGHTS / f'{name}.safetensors'
+
+
+def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Iterable[str] = '') -> list[str]:
+    """The models of this package whose weights can be loaded, by NAME.TAG; arguments as of `timm.list_pretrained`.
+
+    With TIMM_SNN_HUB_ORG set, of which timm's own lists every tag, this asks the Hub which of them that organisation
+    has, and raises what huggingface_hub does if it does not answer.
+    """
+    models = timm.list_models(filter, exclude_filters=exclude_filters, include_tags=True)
+    ours = [name for name in models if is_ours(name)]
+    if HUB_ORG == _OUR_ORG:
+        return [name for name in ours if weights_status(name) != 'not yet trained']
+    served = {model.id for model in HfApi().list_models(author=HUB_ORG)}
+    return [name for name in ours if f'{HUB_ORG}/{name}' in served]
+
+
+def is_ours(name: str) -> bool:
+    """Whether NAME.TAG is of this package."""
+    cfg = timm.get_pretrained_cfg(name)
+    return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}')
+
+
+def save_for_hf(
+    model: nn.Module,
+    folder: str | Path,
+    model_config: dict[str, Any] | None = None,
+    model_args: dict[str, Any] | None = None,
+    safe_serialization: Any = True,
+    data_config: dict[str, Any] | None = None,
+) -> None:
+    """timm's `save_for_hf`, with safetensors unless asked otherwise, and a folder that transformers loads as well.
+
+    timm 1.0.31 writes num_classes among the model_args besides its own place, and transformers 5 does not take both.
+
+    Raises: ValueError, before anything is written, for a layer that has no name in a registry.
+    """
+    for name, value in get_model_args(model, model_args).items():
+        for layer in value if isinstance(value, (list, tuple)) else (value,):
+            if callable(layer):
+                raise ValueError(
+                    f'{name}={layer} is a layer without a name, by which config.json could hold it: register it, as in '
+                    "timm_snn.layers.neurons.register('my_neuron')(layer), and save again"
+                )
+    timm_save_for_hf(model, str(folder), model_config, model_args, safe_serialization, data_config)
+    path = Path(folder) / 'config.json'
+    config = json.loads(path.read_text())
+    config['model_args'].pop('num_classes', None)
+    path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def name_source(overlay: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A pretrained_cfg_overlay whose source of weights, if it names one, is the only one; timm has an order of its own.
+
+    From a repository that it names comes model.safetensors and no pickle in its place, unless it names a file too.
+    """
+    overlay = dict(overlay or {})
+    sources = ('state_dict', 'file', 'hf_hub_id', 'url')
+    if any(overlay.get(key) for key in sources):
+        overlay = {**dict.fromkeys((*sources, 'source')), **overlay}
+    if overlay.get('hf_hub_id'):
+        overlay.setdefault('hf_hub_filename', FILENAME)
+    return overlay
+
+
+def is_from_hub(cfg: Mapping[str, Any]) -> bool:
+    """Whether timm takes the weights of this pretrained config from the Hub."""
+    if cfg.get('source'):
+        return cfg['source'] == 'hf-hub'
+    return bool(cfg.get('hf_hub_id')) and not (cfg.get('state_dict') or cfg.get('file'))
+
+
+def refuse_untrained(cfg: Mapping[str, Any]) -> None:
+    """Raises RuntimeError, with what to do, if these weights would come from our organisation, which has none."""
+    name = f'{cfg["architecture"]}.{cfg.get("tag")}'
+    by_tag = is_from_hub(cfg) and not cfg.get('source')
+    if by_tag and cfg['hf_hub_id'] == f'{_OUR_ORG}/{name}' and name not in PUBLISHED:
+        recipe = _recipes.get(name)
+        how = f'--config recipes/configs/{recipe}.yaml' if recipe else f'--model {name}'
+        raise RuntimeError(
+            f'No pretrained weights exist for {name}: it has not been trained yet, or not been published, and would be '
+            f'at https://huggingface.co/{cfg["hf_hub_id"]}. Train it with `accelerate launch recipes/train.py {how}`, '
+            f"load a file of yours with pretrained_cfg_overlay=dict(file='model.safetensors'), or set TIMM_SNN_HUB_ORG "
+            'to an organisation that has it; timm_snn.list_pretrained() lists what can be loaded'
+        )
+
+
+def hub_error(error: Exception, variant: str, cfg: Mapping[str, Any]) -> Exception:
+    """An error of the same type and with the same attributes, that says in one line what failed and what to do."""
+    revision = cfg['hf_hub_id'].partition('@')[2]
+    filename = cfg.get('hf_hub_filename')
+    reason = str(error)
+    if isinstance(error, GatedRepoError):
+        reason = 'access to it is restricted: ask for access on its page and log in with `hf auth login`'
+    elif isinstance(error, RepositoryNotFoundError):
+        reason = 'there is no such repository, or it is private: log in with `hf auth login`'
+    elif isinstance(error, RevisionNotFoundError):
+        reason = f'it has no revision {revision!r}'
+    elif isinstance(error, EntryNotFoundError) and isinstance(error, HfHubHTTPError):
+        reason = 'it has no such file; pretrained_cfg_overlay=dict(hf_hub_filename=...) names another one to load'
+    elif isinstance(error, EntryNotFoundError):  # not in the cache, and the Hub does not answer
+        cause = error.__cause__ or error
+        offline = isinstance(cause, OfflineModeIsEnabled)
+        why = 'HF_HUB_OFFLINE is set' if offline else f'the Hub cannot be reached, {first_line(cause)}'
+        reason = f'it is not in the cache and {why}'
+    elif isinstance(error, HTTPError):
+        reason = f'the download failed, {first_line(error)}'
+    message = (
+        f'cannot load weights for {variant} from the Hugging Face Hub, repository {cfg["hf_hub_id"]}, file {filename}: '
+        f'{" ".join(reason.split())}; pretrained_cfg_overlay=dict(file=...) loads a local file'
+    )
+    return _reworded(error, message)
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _reworded(error: Exception, message: str) -> Exception:
+    """A copy with another message; the constructors of huggingface_hub's errors want a response, or may not."""
+    copy = type(error).__new__(type(error), message)
+    copy.__dict__.update(error.__dict__)
+    copy.args = (message,)
+    return copy
+
+
+def check_hash(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> None:
+    """Raises OSError if the downloaded weights are not those that the Hub has, which huggingface_hub does not check.
+
+    It names a file in its cache by its SHA-256. Without links there, as on Windows, it cannot be told.
+    """
+    repo_id, _, revision = cfg['hf_hub_id'].partition('@')
+    cached = try_to_load_from_cache(repo_id, cfg['hf_hub_filename'], cache_dir=cache_dir, revision=revision or None)
+    if not isinstance(cached, str):
+        return
+    blob = Path(cached).resolve()
+    if re.fullmatch('[0-9a-f]{64}', blob.name):
+        with open(blob, 'rb') as file:
+            digest = sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != blob.name:
+            raise OSError(f'its SHA-256 is not that of the Hub: delete {blob} to download it again')
