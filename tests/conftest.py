@@ -7,8 +7,6 @@ import torch
 import timm_snn
 from timm_snn.ops import backend
 
-MODELS = sorted(set(timm.list_models(module='msvit')))
-
 
 @pytest.fixture(autouse=True)
 def _reproducible(monkeypatch):

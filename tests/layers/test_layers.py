@@ -285,7 +285,7 @@ def test_ssa_stays_in_the_range_of_float16():
 
 
 def test_even_kernels_are_refused():
-    with pytest.raises(ValueError, match='odd kernels only, got kernel_size=2'):
+    with pytest.raises(ValueError, match='even ones as large as their stride, got kernel_size=2 and stride=1'):
         ConvBnLif(3, 4, kernel_size=2)
 
 

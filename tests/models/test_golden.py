@@ -1,8 +1,6 @@
-"""Blocks and a whole model against outputs of the research code (`tests/golden/README.md`)."""
+"""Blocks against outputs of the research code (`tests/golden/README.md`)."""
 
 import json
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,36 +8,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import timm_snn
-from timm_snn.layers import MultiScaleSpikingAttention, SpikingMlp, SpikingPatchEmbed, SpikingSelfAttention, SpikingStem
-from timm_snn.models.msvit import MSViTBlock, _from_authors_key, checkpoint_filter_fn
-
-GOLDEN = Path(__file__).parents[1] / 'golden'
-
-
-def fill(shapes: dict[str, list[int]], bn_table: dict[str, list[float]]) -> dict[str, Tensor]:
-    """The state dict that the research code was given: every tensor follows from its key."""
-    state_dict = {}
-    for key, shape in shapes.items():
-        module, leaf = key.rsplit('.', 1) if '.' in key else ('', key)
-        z = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(size=shape)
-        if leaf == 'num_batches_tracked':
-            state_dict[key] = torch.tensor(0)
-            continue
-        if module.endswith('_bn'):
-            shift, variance = bn_table[module]
-            value = {
-                'weight': 1 + 0.1 * z,
-                'bias': shift + 0.2 * z,
-                'running_mean': 0.1 * z,
-                'running_var': variance * (1 + 0.5 * np.tanh(z)),
-            }[leaf]
-        elif module == 'head':
-            value = 0.1 * z
-        else:
-            value = 0.05 * z if leaf == 'bias' else z / np.sqrt(np.prod(shape[1:]))
-        state_dict[key] = torch.from_numpy(np.asarray(value, np.float32))
-    return state_dict
+from tests.reference import GOLDEN, fill, input_of, outputs_of, weights_of
+from timm_snn.layers import (
+    MultiScaleSpikingAttention,
+    QKTokenAttention,
+    SpikingBlock,
+    SpikingMlp,
+    SpikingPatchEmbed,
+    SpikingSelfAttention,
+    SpikingStem,
+)
+from timm_snn.models.msvit import checkpoint_filter_fn
 
 
 @pytest.fixture(scope='module')
@@ -92,12 +71,12 @@ def stem_keys(units: int) -> dict[str, str]:
 BLOCKS = {
     'mssa_k3': (lambda: MultiScaleSpikingAttention(48, 4), ATTENTION_KEYS),
     'mssa_cifar100_k1_unsummed': (lambda: UnsummedAttention(48, 4, query_kernels=(1, 1)), ATTENTION_KEYS),
-    'qkta': (lambda: MultiScaleSpikingAttention(48, 4, attn_v_threshold=0.5, query_kernels=(1,)), ATTENTION_KEYS),
+    'qkta': (lambda: QKTokenAttention(48, 4), ATTENTION_KEYS),
     'ssa_msvit_thr1': (lambda: SpikingSelfAttention(48, 4), ATTENTION_KEYS),
     'ssa_qk_thr05': (lambda: SpikingSelfAttention(48, 4, attn_v_threshold=0.5), ATTENTION_KEYS),
     'mlp': (lambda: SpikingMlp(48, 192), MLP_KEYS),
-    'block_mssa': (lambda: MSViTBlock(48, 4), block_keys('tssa')),
-    'block_ssa': (lambda: MSViTBlock(48, 4, attn_layer=SpikingSelfAttention), block_keys('attn')),
+    'block_mssa': (lambda: SpikingBlock(MultiScaleSpikingAttention(48, 4), SpikingMlp(48, 192)), block_keys('tssa')),
+    'block_ssa': (lambda: SpikingBlock(SpikingSelfAttention(48, 4), SpikingMlp(48, 192)), block_keys('attn')),
     'stem_imagenet': (
         lambda: Embed(SpikingStem(3, (16,), (True,)), SpikingPatchEmbed(16, (32, 32), (True, False))),
         stem_keys(1),
@@ -150,94 +129,10 @@ def test_block_spikes_and_gradients_are_those_of_the_research_code(blocks, name)
     np.testing.assert_allclose(dx.flatten()[:64], head, rtol=0, atol=1e-6 * np.abs(head).max())
 
 
-@pytest.fixture(scope='module')
-def cifar_weights() -> dict[str, Tensor]:
-    shapes = json.loads((GOLDEN / 'msvit_cifar10.keys.json').read_text())
-    table = json.loads((GOLDEN / 'msvit_cifar10.bn_table.json').read_text())
-    return fill({key: shape for key, (shape, _) in shapes.items()}, table)
-
-
-@pytest.fixture(scope='module')
-def golden_cifar() -> dict:
-    with np.load(GOLDEN / 'msvit_cifar10.npz') as arrays:
-        return dict(arrays)
-
-
-@pytest.fixture
-def images(golden_cifar) -> Tensor:
-    x = np.random.RandomState(0).standard_normal(size=(2, 3, 32, 32)).astype(np.float32)
-    np.testing.assert_array_equal(x.ravel()[:8], golden_cifar['x_first8'])
-    return torch.from_numpy(x).double()
-
-
-def make_cifar(weights, **kwargs) -> timm_snn.MSViT:
-    model = timm.create_model('msvit_4_384.cifar10', **kwargs)
-    model.load_state_dict(checkpoint_filter_fn(dict(weights), model))
-    return model.double().eval()
-
-
-# Where each neuron of the research code sits here, in its forward order; stages count from 1 there.
-def our_neuron(name: str) -> str:
-    if name.endswith('.attn_lif'):
-        stage, block = name.split('.')[:2]
-        return f'stages.{int(stage[-1]) - 1}.blocks.{block}.attn.attn_lif'
-    return _from_authors_key(name.removesuffix('_lif') + '_bn.weight').replace('.bn.weight', '.lif')
-
-
-def test_whole_model_in_float64_equals_the_research_code(cifar_weights, golden_cifar, images):
-    model = make_cifar(cifar_weights)
-    counts = {}
-    for name, module in model.named_modules():
-        if isinstance(module, timm_snn.LIF):
-            module.register_forward_hook(
-                lambda _, args, spikes, name=name: counts.__setitem__(name, (int(spikes.sum()), spikes.numel()))
-            )
-
-    logits = model(images)
-
-    np.testing.assert_allclose(logits.detach(), golden_cifar['logits_fixed'], rtol=0, atol=1e-9)
-    names = [our_neuron(name) for name in golden_cifar['lif_names']]
-    assert set(names) == set(counts)
-    assert [counts[name][0] for name in names] == golden_cifar['lif_spikes_fixed'].tolist()
-    assert [counts[name][1] for name in names] == golden_cifar['lif_numel'].tolist()
-
-    loss = (logits * torch.from_numpy(np.random.RandomState(1).standard_normal(logits.shape))).sum()
-    loss.backward()
-    gradients = {name: p.grad.norm().item() for name, p in model.named_parameters()}
-    theirs = zip(golden_cifar['grad_names'].tolist(), golden_cifar['grad_l2_fixed'], strict=True)
-    theirs = {_from_authors_key(key): norm for key, norm in theirs}
-    assert set(gradients) == set(theirs)
-    for name, norm in gradients.items():
-        np.testing.assert_allclose(norm, theirs[name], rtol=1e-9, err_msg=name)
-    np.testing.assert_allclose(
-        model.stem.units[0].conv.weight.grad,
-        golden_cifar['grad_patch_embed1_proj_conv_weight'],
-        rtol=1e-9,
-        atol=1e-12,
-    )
-
-
-def test_attention_threshold_of_one_half_equals_the_research_code(cifar_weights, golden_cifar, images):
-    model = make_cifar(cifar_weights, attn_v_threshold=float(golden_cifar['alt_attn_thr']))
+def test_attention_threshold_of_one_half_equals_the_research_code():
+    golden = outputs_of('msvit_cifar10')
+    model = timm.create_model('msvit_4_384.cifar10', attn_v_threshold=float(golden['alt_attn_thr']))
+    model.load_state_dict(checkpoint_filter_fn(weights_of('msvit_cifar10'), model))
     with torch.no_grad():
-        logits = model(images)
-    np.testing.assert_allclose(logits, golden_cifar['logits_fixed_alt_attn_thr'], rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ('file', 'name', 'kwargs'),
-    [
-        ('msvit_10_384', 'msvit_10_384', {}),
-        ('msvit_10_512', 'msvit_10_512', {}),
-        ('msvit_10_768', 'msvit_10_768', {}),
-        ('msvit_cifar10', 'msvit_4_384.cifar10', {}),
-        # the released CIFAR-100 file has P with kernel 1, unlike the paper and its parameter count
-        ('msvit_cifar100', 'msvit_4_384.cifar100', dict(query_kernels=((1, 1), (1, 1), (1,)))),
-    ],
-)
-def test_authors_key_layouts_map_onto_every_weight(file, name, kwargs):
-    shapes = json.loads((GOLDEN / f'{file}.keys.json').read_text())
-    state_dict = {key: torch.empty(shape, device='meta') for key, (shape, _) in shapes.items()}
-    model = timm.create_model(name, device='meta', **kwargs)
-    ours = checkpoint_filter_fn(state_dict, model)
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
+        logits = model.double().eval()(input_of('msvit_cifar10', (2, 3, 32, 32)))
+    np.testing.assert_allclose(logits, golden['logits_fixed_alt_attn_thr'], rtol=0, atol=1e-9)

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MODELS
+from tests.families import MEMBERS
 from tests.timm_suite import fetch_sdist
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != 'msvit_4_96']
 
-
-@pytest.mark.parametrize('name', ['msvit_4_96', *SLOW])
+@pytest.mark.parametrize('name', MEMBERS)
 def test_timms_own_tests_pass(name):
     try:
         fetch_sdist()

@@ -1,4 +1,4 @@
-"""Spiking attention: MSViT's multi-scale attention (MSSA) and Spikformer's self-attention (SSA).
+"""Spiking attention: Spikformer's self-attention (SSA), QKFormer's token attention (QKTA), MSViT's multi-scale (MSSA).
 
 Both see the feature map as N = H * W tokens in raster order, [T, B, C, N], and split the channels into heads,
 [T, B, heads, D, N]. Every neuron runs along T alone, so a sample never sees its neighbours in the batch.
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..ops.mssa import mssa
-from .conv import ConvBnLif, is_plain
+from .conv import ConvBn, ConvBnLif, is_plain
 from .neuron import LIF, ParametricLIF
 from .registry import LayerFn, attentions
 
-__all__ = ['MultiScaleSpikingAttention', 'SpikingSelfAttention']
+__all__ = ['MultiScaleSpikingAttention', 'QKTokenAttention', 'SpikingSelfAttention']
 
 
 @attentions.register('mssa')
@@ -28,7 +29,7 @@ class MultiScaleSpikingAttention(nn.Module):
 
     `query_kernels` has a kernel size per query: 1 is Q and 3 is P, which runs over the raster order, so that a token
     sees its neighbours in the row and, at the border, the end of the row before. Others than (1, 3) are the ablations
-    of Table 3; (1,) is QKFormer's token attention.
+    of Table 3; (1,) is `QKTokenAttention`.
 
     Shape: [T, B, dim, H, W] -> spikes of the same shape.
     Raises: ValueError if num_heads does not divide dim.
@@ -78,17 +79,39 @@ class MultiScaleSpikingAttention(nn.Module):
         return mssa(queries, k, **neuron.arguments())
 
 
+@attentions.register('qkta')
+class QKTokenAttention(MultiScaleSpikingAttention):
+    """QK token attention, linear in N (QKTA, arXiv 2403.16552): A = SN(sum_d Q), out = SN(BN(Conv(A * K))).
+
+    MSSA with the point-wise query alone. Shape and errors: as `MultiScaleSpikingAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        attn_v_threshold: float = 0.5,
+        lif_layer: LayerFn = LIF,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(dim, num_heads, attn_v_threshold, (1,), lif_layer, device=device, dtype=dtype)
+
+
 @attentions.register('ssa')
 class SpikingSelfAttention(nn.Module):
     """Spiking self-attention without softmax (SSA, arXiv 2209.15425; arXiv 2505.14719, Eq. 9-12).
 
-    out = SN(BN(Conv(SN(Q (K^T V) * 0.125)))); the scale is 0.125 for every head size. Q may be a sum of scales, as in
-    MSSA: `query_kernels=(1, 3)` adds P and is the "MSSA in all stages" of MSViT's Table 3.
+    out = SN(BN(Conv(SN(Q (K^T V) * scale)))). The published scale is 0.125 for every head size, and 0.25 in
+    Spikformer's model for events. Q may be a sum of scales, as in MSSA: `query_kernels=(1, 3)` adds P and is the "MSSA
+    in all stages" of MSViT's Table 3. With `pre_activation` a neuron comes first, which Q, K and V share, and none
+    last, for membrane shortcuts (arXiv 2304.11954): out = BN(Conv(SN(Q (K^T V) * scale))), Q = SN(BN(Conv(SN(u)))).
 
-    The released code runs the last neuron over [T * B, ...], so that its membrane leaks from one image to the next
-    and logits depend on the order of the batch. Here it runs over T; published accuracies were obtained with the leak.
+    QKFormer's and MSViT's released code runs the last neuron over [T * B, ...], so that its membrane leaks from one
+    image to the next and logits depend on the order of the batch. Here it runs over T; published accuracies were
+    obtained with the leak.
 
-    Shape: [T, B, dim, H, W] -> spikes of the same shape.
+    Shape: [T, B, dim, H, W] -> spikes, or currents with `pre_activation`, of the same shape.
     Raises: ValueError if num_heads does not divide dim.
     """
 
@@ -98,6 +121,9 @@ class SpikingSelfAttention(nn.Module):
         num_heads: int,
         attn_v_threshold: float = 1.0,
         query_kernels: Sequence[int] = (1,),
+        qkv_bias: bool = False,
+        scale: float = 0.125,
+        pre_activation: bool = False,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
@@ -105,23 +131,38 @@ class SpikingSelfAttention(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.head_dim = _head_dim(dim, num_heads)
-        self.q = _SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
-        self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
-        self.v = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
+        self.scale = scale
+        self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
+        self.q = _SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **dd)
+        self.k = ConvBnLif(dim, dim, bias=qkv_bias, dims=1, lif_layer=lif_layer, **dd)
+        self.v = ConvBnLif(dim, dim, bias=qkv_bias, dims=1, lif_layer=lif_layer, **dd)
         self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
-        self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
+        if pre_activation:
+            self.proj: nn.Module = ConvBn(dim, dim, bias=True, dims=1, **dd)
+        else:
+            self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
-        x = x.flatten(3)  # [T, B, C, N]
-        q = self.q(x).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
-        k = self.k(x).unflatten(2, [-1, self.head_dim])
-        v = self.v(x).unflatten(2, [-1, self.head_dim])
-        # Tokens stay last, so this is the transpose of Q (K^T V): first D x D, which is linear in N. The scale is a
-        # power of two and exact anywhere; on Q it keeps the product within the range of float16.
-        x = (v @ k.transpose(-2, -1)) @ (q * 0.125)
-        x = self.proj(self.attn_lif(x).flatten(2, 3))
-        return x.unflatten(3, [H, W])
+        x = self.lif(x).flatten(3)  # [T, B, C, N]
+        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        # First K^T V, D x D, which is linear in N. The scale is a power of two and exact anywhere; on Q it keeps the
+        # product within the range of float16.
+        y = (q * self.scale) @ (k.transpose(1, 2) @ v)
+        y = self.attn_lif(y.unflatten(0, [x.shape[0], x.shape[1], x.shape[2] // self.head_dim]))  # [T, B, heads, N, D]
+        return self.proj(_merge_heads(y, x)).unflatten(3, [H, W])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[T, B, C, N] -> [T * B * heads, N, D]: a view, or of channels_last maps a copy that moves whole rows."""
+        return x.unflatten(2, [-1, self.head_dim]).transpose(3, 4).flatten(0, 2)
+
+
+@register_notrace_function  # branches on strides, which torch.fx does not know
+def _merge_heads(x: Tensor, like: Tensor) -> Tensor:
+    """[T, B, heads, N, D] -> [T, B, C, N] in the memory order of `like`, to which it is added in the end."""
+    if like.stride(2) == 1:  # channels_last
+        return x.transpose(2, 3).flatten(3).transpose(2, 3)
+    return x.transpose(3, 4).flatten(2, 3)
 
 
 def _head_dim(dim: int, num_heads: int) -> int:

@@ -1,4 +1,4 @@
-"""ConvBnLif, the brick that every block is built from."""
+"""ConvBn and ConvBnLif, the bricks that every block is built from."""
 
 from typing import Any, Literal
 
@@ -7,19 +7,65 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..ops.bn_lif import bn_lif, pool_lif
+from ..ops.bn_lif import bn_lif, pool_lif, takes_offset
 from .neuron import LIF, ParametricLIF
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
-__all__ = ['ConvBnLif']
+__all__ = ['ConvBn', 'ConvBnLif', 'pool_spikes']
 
 
-class ConvBnLif(nn.Module):
-    """Convolution, batch norm, optional 3x3 max pooling with stride 2, neuron.
+class ConvBn(nn.Module):
+    """Convolution, batch norm, optional 3x3 max pooling with stride 2: real values, for a membrane to integrate.
 
-    Convolution and norm act on every step alone; batch statistics are taken over T and B together, as all published
-    models do. Pooling and strides round an odd size up, so that branches which halve it differently meet again.
+    Both act on every step alone; batch statistics are taken over T and B together, as all published models do. Pooling
+    and strides round an odd size up, so that branches which halve it differently meet again. A kernel of even size
+    must be as large as its stride: it cuts the map into patches and drops what is left over at the border.
+
+    Shape: [T, B, in_chs, H, W] -> [T, B, out_chs, H', W']; with `dims=1` tokens, [T, B, C, N] instead.
+    Raises: ValueError for an even kernel_size with another stride.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        pool: bool = False,
+        bias: bool = False,
+        groups: int = 1,
+        dims: Literal[1, 2] = 2,
+        device=None,
+        dtype=None,
+    ) -> None:
+        if kernel_size % 2 == 0 and kernel_size != stride:
+            raise ValueError(
+                f'{type(self).__name__} takes odd kernels, or even ones as large as their stride, got '
+                f'kernel_size={kernel_size} and stride={stride}'
+            )
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        conv_layer, norm_layer, pool_layer = {
+            1: (TokenConv, nn.BatchNorm1d, nn.MaxPool1d),
+            2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
+        }[dims]
+        padding = kernel_size // 2 if kernel_size % 2 else 0
+        self.conv = conv_layer(in_chs, out_chs, kernel_size, stride, padding, groups=groups, bias=bias, **dd)
+        self.bn = norm_layer(out_chs, **dd)
+        self.pool = pool_layer(3, 2, 1) if pool else nn.Identity()
+
+    def current(self, x: Tensor) -> Tensor:
+        return split_time(self.pool(self.bn(self.conv(merge_time(x)))), x.shape[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.current(x)
+
+
+class ConvBnLif(ConvBn):
+    """Convolution, batch norm, optional pooling, neuron: `ConvBn` and what fires on it.
+
+    Its `current`, without spikes, can be computed once for steps with the same input.
 
     Shape: [T, B, in_chs, H, W] -> spikes [T, B, out_chs, H', W']; with `dims=1` tokens, [T, B, C, N] instead.
     """
@@ -32,27 +78,15 @@ class ConvBnLif(nn.Module):
         stride: int = 1,
         pool: bool = False,
         bias: bool = False,
+        groups: int = 1,
         dims: Literal[1, 2] = 2,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
     ) -> None:
-        if kernel_size % 2 == 0:
-            raise ValueError(f'ConvBnLif keeps sizes with odd kernels only, got kernel_size={kernel_size}')
         dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        conv_layer, norm_layer, pool_layer = {
-            1: (TokenConv, nn.BatchNorm1d, nn.MaxPool1d),
-            2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
-        }[dims]
-        self.conv = conv_layer(in_chs, out_chs, kernel_size, stride, (kernel_size - 1) // 2, bias=bias, **dd)
-        self.bn = norm_layer(out_chs, **dd)
-        self.pool = pool_layer(3, 2, 1) if pool else nn.Identity()
+        super().__init__(in_chs, out_chs, kernel_size, stride, pool, bias, groups, dims, **dd)
         self.lif = lif_layer().to(**dd)
-
-    def current(self, x: Tensor) -> Tensor:
-        """What the neuron integrates; without spikes, so it can be computed once for steps with the same input."""
-        return split_time(self.pool(self.bn(self.conv(merge_time(x)))), x.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting() or not self._can_fuse(x):
@@ -71,12 +105,19 @@ class ConvBnLif(nn.Module):
 
     @torch.jit.unused
     def _fused(self, x: Tensor) -> Tensor:
-        y = split_time(self.conv(merge_time(x)), x.shape[0])
         bn: Any = self.bn
         lif: Any = self.lif
+        conv: Any = self.conv
         pool, neuron = not isinstance(self.pool, nn.Identity), lif.arguments()
+        offset = None
+        if conv.bias is not None and is_plain(conv, (nn.Conv2d, TokenConv)):
+            how = {key: neuron[key] for key in ('surrogate', 'backend')}
+            if takes_offset(x, training=bn.training and not isinstance(bn, nn.Identity), pool=pool, **how):
+                offset = conv.bias
+        y = merge_time(x)
+        y = split_time(conv(y) if offset is None else conv._conv_forward(y, conv.weight, None), x.shape[0])
         if isinstance(bn, nn.Identity):
-            return pool_lif(y, pool=pool, **neuron)
+            return pool_lif(y, pool=pool, offset=offset, **neuron)
         if bn.training:
             bn.num_batches_tracked.add_(1)
         return bn_lif(
@@ -89,6 +130,7 @@ class ConvBnLif(nn.Module):
             momentum=bn.momentum,
             eps=bn.eps,
             pool=pool,
+            offset=offset,
             **neuron,
         )
 
@@ -102,14 +144,20 @@ def _is_usual(bn: Any) -> bool:
 
 
 class TokenConv(nn.Conv1d):
-    """Conv1d that keeps sizes, for odd kernels, and leaves channels_last tokens as they are.
+    """Conv1d that leaves channels_last tokens as they are; torch's own copies them to contiguous ones and back."""
 
-    torch's own copies them to contiguous ones and back.
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        stride, padding = (1, self.stride[0]), (0, self.kernel_size[0] // 2)
+        y = F.conv2d(input.unsqueeze(2), weight.unsqueeze(2), bias, stride, padding, groups=self.groups)
+        return y.squeeze(2)
+
+
+def pool_spikes(x: Tensor) -> Tensor:
+    """3x3 max pooling of every step, which halves a map of spikes: a window fires if one in it does.
+
+    Shape: [T, B, C, H, W] -> [T, B, C, H', W'], rounded up.
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, padding = self.weight.unsqueeze(2), (0, (self.kernel_size[0] - 1) // 2)
-        return F.conv2d(x.unsqueeze(2), weight, self.bias, (1, self.stride[0]), padding).squeeze(2)
+    return split_time(F.max_pool2d(merge_time(x), 3, 2, 1), x.shape[0])
 
 
 def is_plain(module: nn.Module, types: tuple[type, ...]) -> bool:

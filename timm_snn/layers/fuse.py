@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .conv import ConvBnLif
+from .conv import ConvBn
 
 __all__ = ['fuse']
 
@@ -23,19 +23,19 @@ def fuse(model: nn.Module) -> nn.Module:
         with torch.inference_mode(), timm_snn.use_backend('compile'):
             logits = fused(images)
 
-    The model itself is left as it is. Raises: ValueError for a model without units of convolution, norm and neuron.
+    The model itself is left as it is. Raises: ValueError for a model without units of convolution and norm.
     """
-    units = [module for module in model.modules() if isinstance(module, ConvBnLif)]
+    units = [module for module in model.modules() if isinstance(module, ConvBn)]
     if not units:
-        raise ValueError(f'fuse found no ConvBnLif in {type(model).__name__}: it takes the models of timm_snn')
+        raise ValueError(f'fuse found no ConvBn in {type(model).__name__}: it takes the models of timm_snn')
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for unit in model.modules():
-        if isinstance(unit, ConvBnLif) and isinstance(unit.bn, nn.modules.batchnorm._BatchNorm):
+        if isinstance(unit, ConvBn) and isinstance(unit.bn, nn.modules.batchnorm._BatchNorm):
             _fold(unit)
     return model.to(memory_format=torch.channels_last)
 
 
-def _fold(unit: ConvBnLif) -> None:
+def _fold(unit: ConvBn) -> None:
     conv: Any = unit.conv
     bn: Any = unit.bn
     statistics = (bn.running_mean.double(), bn.running_var.double(), bn.eps, bn.weight.double(), bn.bias.double())

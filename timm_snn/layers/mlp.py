@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .conv import ConvBnLif
+from .conv import ConvBn, ConvBnLif
 from .neuron import LIF
 from .registry import LayerFn
 
@@ -10,16 +10,32 @@ __all__ = ['SpikingMlp']
 
 
 class SpikingMlp(nn.Module):
-    """SMLP (arXiv 2505.14719, Sec. 3.1.3): two 1x1 convolution units with bias, dim -> hidden_dim -> dim.
+    """SMLP (arXiv 2505.14719, Sec. 3.1.3): two convolution units, dim -> hidden_dim -> dim, 1x1 with bias by default.
 
-    Shape: [T, B, dim, H, W] -> spikes of the same shape.
+    With `pre_activation` a neuron comes first and none comes last, for membrane shortcuts: BN(W SN(BN(W SN(u)))).
+
+    Shape: [T, B, dim, H, W] -> spikes, or currents with `pre_activation`, of the same shape.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, lif_layer: LayerFn = LIF, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        kernel_size: int = 1,
+        bias: bool = True,
+        pre_activation: bool = False,
+        lif_layer: LayerFn = LIF,
+        device=None,
+        dtype=None,
+    ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.fc1 = ConvBnLif(dim, hidden_dim, bias=True, lif_layer=lif_layer, **dd)
-        self.fc2 = ConvBnLif(hidden_dim, dim, bias=True, lif_layer=lif_layer, **dd)
+        self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
+        self.fc1 = ConvBnLif(dim, hidden_dim, kernel_size, bias=bias, lif_layer=lif_layer, **dd)
+        if pre_activation:
+            self.fc2: nn.Module = ConvBn(hidden_dim, dim, kernel_size, bias=bias, **dd)
+        else:
+            self.fc2 = ConvBnLif(hidden_dim, dim, kernel_size, bias=bias, lif_layer=lif_layer, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
+        return self.fc2(self.fc1(self.lif(x)))

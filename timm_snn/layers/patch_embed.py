@@ -1,18 +1,18 @@
-"""From pixels to spikes, and from one resolution to the next: MSViT's SPEMSF (arXiv 2505.14719, Eq. 3)."""
+"""From pixels to spikes, and from one resolution to the next: MSViT's SPEMSF and the steps of Spikformer's SPS."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .conv import ConvBnLif
+from .conv import ConvBn, ConvBnLif, pool_spikes
 from .neuron import LIF
 from .registry import LayerFn, patch_embeds
 
-__all__ = ['SpikingPatchEmbed', 'SpikingStem']
+__all__ = ['CurrentStem', 'SpikingPatchEmbed', 'SpikingPatchSplitting', 'SpikingStem']
 
 
 class SpikingStem(nn.Module):
-    """3x3 convolution units that turn real-valued input into spikes: `widths[i]` channels, pooled if `pools[i]`.
+    """Convolution units that turn real-valued input into spikes: `widths[i]` channels, pooled if `pools[i]`.
 
     The current of the first unit does not depend on the neurons, so for a static image it is computed for one step
     and held for `num_steps`. In training the batch statistics of that one step are the mean and variance of all.
@@ -25,12 +25,15 @@ class SpikingStem(nn.Module):
         in_chs: int,
         widths: Sequence[int],
         pools: Sequence[bool],
+        kernel_size: int = 3,
+        stride: int = 1,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
     ) -> None:
+        dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.units = _conv_units(in_chs, widths, pools, lif_layer=lif_layer, device=device, dtype=dtype)
+        self.units = _conv_units(in_chs, widths, pools, kernel_size, stride, lif_layer=lif_layer, **dd)
 
     def forward(self, x: Tensor, num_steps: int) -> Tensor:
         for i, unit in enumerate(self.units):
@@ -38,9 +41,27 @@ class SpikingStem(nn.Module):
         return x
 
 
+class CurrentStem(nn.Module):
+    """A convolution unit without a neuron, for families whose stream holds membrane currents.
+
+    Takes the arguments of `ConvBn`.
+
+    As in `SpikingStem`, the current of a static image is computed for one step and held for `num_steps`.
+
+    Shape: [1 or T, B, in_chs, H, W] -> currents [T, B, out_chs, H', W'], with T = num_steps.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, kernel_size: int, **kwargs) -> None:
+        super().__init__()
+        self.unit = ConvBn(in_chs, out_chs, kernel_size, **kwargs)
+
+    def forward(self, x: Tensor, num_steps: int) -> Tensor:
+        return self.unit(x).expand(num_steps, -1, -1, -1, -1)
+
+
 @patch_embeds.register('spemsf')
 class SpikingPatchEmbed(nn.Module):
-    """Spiking patch embedding with multi-scale feature fusion (SPEMSF): Y = F(x) + G(x).
+    """Spiking patch embedding with multi-scale feature fusion (SPEMSF, arXiv 2505.14719, Eq. 3): Y = F(x) + G(x).
 
     G is a chain of 3x3 convolution units of `widths[i]` channels, those with `pools[i]` halve the resolution; F is a
     1x1 convolution unit whose stride makes up for the pooling. The sum of the two is a map of 0, 1 and 2.
@@ -66,10 +87,55 @@ class SpikingPatchEmbed(nn.Module):
         return self.units(x) + self.shortcut(x)
 
 
-def _conv_units(in_chs: int, widths: Sequence[int], pools: Sequence[bool], **kwargs) -> nn.Sequential:
+class SpikingPatchSplitting(nn.Module):
+    """Steps of spiking patch splitting (SPS, arXiv 2209.15425): 3x3 convolution units of `widths[i]` channels.
+
+    Where `pools[i]`, the resolution is halved: by pooling the spikes of the unit or, with `cml`, the current before its
+    neuron (CML, arXiv 2305.05954: Conv-BN-MaxPool-LIF), whose maximum has a gradient. The parameters are the same.
+    `pool_input` pools what comes in first: the spikes of a stem, which has no pooling of that kind. With `position` a
+    unit adds the conditional position embedding at the end, y = x + SN(BN(Conv(x))).
+
+    Shape: spikes [T, B, in_chs, H, W] -> [T, B, widths[-1], H / 2**pooled, W / 2**pooled], rounded up.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        widths: Sequence[int],
+        pools: Sequence[bool],
+        pool_input: bool = False,
+        cml: bool = False,
+        position: bool = False,
+        lif_layer: LayerFn = LIF,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.pool_input = pool_input
+        self.pool_after = [pool and not cml for pool in pools]
+        self.units = _conv_units(in_chs, widths, [pool and cml for pool in pools], lif_layer=lif_layer, **dd)
+        chs = widths[-1]
+        self.position = ConvBnLif(chs, chs, kernel_size=3, lif_layer=lif_layer, **dd) if position else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pool_input:
+            x = pool_spikes(x)
+        for i, unit in enumerate(self.units):
+            x = unit(x)
+            if self.pool_after[i]:
+                x = pool_spikes(x)
+        if self.position is not None:
+            x = x + self.position(x)
+        return x
+
+
+def _conv_units(
+    in_chs: int, widths: Sequence[int], pools: Sequence[bool], kernel_size: int = 3, stride: int = 1, **kwargs
+) -> nn.Sequential:
     if len(widths) != len(pools) or not widths:
         raise ValueError(f'expected as many widths as pools and at least one, got {tuple(widths)} and {tuple(pools)}')
     chs = [in_chs, *widths]
     return nn.Sequential(
-        *(ConvBnLif(chs[i], chs[i + 1], kernel_size=3, pool=pool, **kwargs) for i, pool in enumerate(pools))
+        *(ConvBnLif(chs[i], chs[i + 1], kernel_size, stride, pool=pool, **kwargs) for i, pool in enumerate(pools))
     )

@@ -1,4 +1,10 @@
 """Model families; importing one registers its models with timm."""
 
+from .base import SpikingStage as SpikingStage
+from .base import SpikingTransformer as SpikingTransformer
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
+from .qkformer import *  # noqa: F403
+from .qkformer import QKFormer as QKFormer
+from .spikformer import *  # noqa: F403
+from .spikformer import Spikformer as Spikformer

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -9,8 +10,19 @@ from safetensors import SafetensorError
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-__all__ = ['build_spiking_model', 'check_state_dict', 'per_stage', 'take_indices']
+__all__ = [
+    'KeyRules',
+    'build_spiking_model',
+    'check_state_dict',
+    'match_pointwise_shapes',
+    'per_stage',
+    'rename_key',
+    'rename_keys',
+    'take_indices',
+]
 
+# A regular expression and what replaces its match, as in re.sub; applied one after the other.
+KeyRules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
 
@@ -129,6 +141,36 @@ def adopt_sizes(state_dict: Mapping[str, Tensor], model: nn.Module, asked: Conta
             )
     cfg['num_classes'] = sizes['num_classes']
     cfg['input_size'] = (sizes['in_chans'], *cfg['input_size'][1:])
+
+
+def rename_key(key: str, rules: KeyRules) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def rename_keys(state_dict: Mapping[str, Tensor], rules: KeyRules, unused: str | None = None) -> dict[str, Tensor]:
+    """Another key layout in our names, without the keys in which `unused`, a regular expression, is found.
+
+    `unused` is for parameters that the released code has and never computes with.
+    """
+    return {
+        rename_key(key, rules): value
+        for key, value in state_dict.items()
+        if unused is None or re.search(unused, key) is None
+    }
+
+
+def match_pointwise_shapes(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Point-wise weights in the model's shape: the same map is [o, i] in a linear layer and [o, i, 1(, 1)] in ours."""
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+
+    def fit(key: str, value: Any) -> Any:
+        shape = shapes.get(key, ())
+        pointwise = isinstance(value, Tensor) and value.ndim > 1 and all(n == 1 for n in (*value.shape[2:], *shape[2:]))
+        return value.reshape(shape) if pointwise and value.shape[:2] == shape[:2] else value
+
+    return {key: fit(key, value) for key, value in state_dict.items()}
 
 
 def per_stage(value: Any, num_stages: int, name: str) -> tuple:

@@ -16,83 +16,23 @@ over time. Where the released code differs from the paper, or is wrong, we decid
 * Stochastic depth, an unused argument there, works here, per sample. Non-square input works.
 """
 
-import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype
-from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.layers import calculate_drop_path_rates
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import (
-    LIF,
-    DropPath,
-    LayerFn,
-    MultiScaleSpikingAttention,
-    SpikingMlp,
-    SpikingStem,
-    attentions,
-    merge_time,
-    neurons,
-    patch_embeds,
-    split_time,
-    to_time_first,
-)
-from ..ops.backend import keep_backend
-from .builder import build_spiking_model, check_state_dict, per_stage, take_indices
+from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingStem, attentions, patch_embeds
+from .base import SpikingStage, SpikingTransformer, neuron_layer
+from .builder import KeyRules, build_spiking_model, check_state_dict, per_stage, rename_keys
 
 __all__ = ['MSViT']
 
 
-class MSViTBlock(nn.Module):
-    """X' = Attention(X) + X, then SMLP(X') + X' (Eq. 1 and 2). Shape: [T, B, dim, H, W] -> the same."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        attn_layer: LayerFn = MultiScaleSpikingAttention,
-        attn_v_threshold: float = 1.0,
-        lif_layer: LayerFn = LIF,
-        drop_path: float = 0.0,
-        device=None,
-        dtype=None,
-    ) -> None:
-        dd = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.attn = attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, lif_layer=lif_layer, **dd)
-        self.mlp = SpikingMlp(dim, int(dim * mlp_ratio), lif_layer=lif_layer, **dd)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(x))
-        x = x + self.drop_path(self.mlp(x))
-        return x
-
-
-class MSViTStage(nn.Module):
-    """Patch embedding, then blocks. Shape: [T, B, C, H, W] -> [T, B, dim, H', W']."""
-
-    def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.embed = embed
-        self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq([keep_backend(block) for block in self.blocks], x)
-        else:
-            x = self.blocks(x)
-        return x
-
-
-class MSViT(nn.Module):
+class MSViT(SpikingTransformer):
     """Multi-scale spiking vision transformer (arXiv 2505.14719).
 
     Args:
@@ -107,6 +47,7 @@ class MSViT(nn.Module):
             `model.num_steps` to run the same weights for more or fewer steps.
         stem_pools: Per 3x3 convolution of the stem, whether it is pooled. The first has half of embed_dims[0].
         embed_pools: Per stage, the same for the convolutions of its patch embedding. () for a stage without one.
+        embed_widths: Per stage, the channels of these convolutions; None for those of the stage.
         attn: Name in `timm_snn.layers.attentions` or layer, one for all stages or one each.
         query_kernels: Per stage, the kernels of the attention's queries; None, for one stage or all, leaves them to the
             attention layer. The ablations of the paper's Table 3: MSSA(P+P) is ((3, 3), (3, 3), (1,)), MSSA(Q) is
@@ -123,8 +64,6 @@ class MSViT(nn.Module):
     Raises: ValueError for arguments and input that do not fit, with what was expected.
     """
 
-    __jit_unused_properties__: ClassVar = ['_model_args']
-
     def __init__(
         self,
         num_classes: int = 1000,
@@ -137,6 +76,7 @@ class MSViT(nn.Module):
         num_steps: int = 4,
         stem_pools: Sequence[bool] = (True,),
         embed_pools: Sequence[Sequence[bool]] = ((True, False), (True, False), (True, False)),
+        embed_widths: Sequence[Sequence[int]] | None = None,
         attn: str | LayerFn | Sequence[str | LayerFn] = ('mssa', 'mssa', 'ssa'),
         query_kernels: Sequence[Sequence[int] | None] | None = None,
         attn_v_threshold: float = 1.0,
@@ -149,7 +89,6 @@ class MSViT(nn.Module):
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        super().__init__()
         num_stages = len(embed_dims)
         depths = per_stage(depths, num_stages, 'depth')
         embed_pools = per_stage(embed_pools, num_stages, 'tuple of embed_pools')
@@ -161,169 +100,52 @@ class MSViT(nn.Module):
                 layer if k is None else partial(layer, query_kernels=k)
                 for layer, k in zip(attn_layers, kernels, strict=True)
             ]
+        if embed_widths is None:
+            embed_widths = [(dim,) * len(pools) for dim, pools in zip(embed_dims, embed_pools, strict=True)]
+        embed_widths = per_stage(embed_widths, num_stages, 'tuple of embed_widths')
+        if any(widths and widths[-1] != dim for widths, dim in zip(embed_widths, embed_dims, strict=True)):
+            raise ValueError(
+                f'embed_widths={embed_widths} must end in the embed_dims={tuple(embed_dims)} of their stages'
+            )
         embed_layer = patch_embeds.get(patch_embed)
-        neuron = neurons.get(lif_layer)
-        if backend is not None:
-            neuron = partial(neuron, backend=backend)
-        if not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f'num_steps must be a whole number of at least 1, got {num_steps!r}')
-
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.num_steps = num_steps
+        neuron = neuron_layer(lif_layer, backend)
 
         stem_widths = [embed_dims[0] // 2, *(embed_dims[0] for _ in stem_pools[1:])]
-        self.stem = SpikingStem(in_chans, stem_widths, stem_pools, lif_layer=neuron, **dd)
+        stem = SpikingStem(in_chans, stem_widths, stem_pools, lif_layer=neuron, **dd)
         chs, reduction = stem_widths[-1], 2 ** sum(stem_pools)
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        feature_info: list[dict[str, Any]] = []
         for i, (dim, depth, pools) in enumerate(zip(embed_dims, depths, embed_pools, strict=True)):
             if pools:
-                embed = embed_layer(chs, (dim,) * len(pools), pools, lif_layer=neuron, **dd)
+                embed = embed_layer(chs, embed_widths[i], pools, lif_layer=neuron, **dd)
             elif chs == dim:
                 embed = nn.Identity()
             else:
                 raise ValueError(f'stage {i} has no patch embedding and cannot change {chs} channels into {dim}')
-            blocks = [
-                MSViTBlock(
-                    dim,
-                    stage_heads[i],
-                    mlp_ratio=mlp_ratio,
-                    attn_layer=attn_layers[i],
-                    attn_v_threshold=attn_v_threshold,
-                    lif_layer=neuron,
-                    drop_path=drop_paths[i][j],
-                    **dd,
+            blocks = []
+            for j in range(depth):
+                attn_block = attn_layers[i](
+                    dim, stage_heads[i], attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd
                 )
-                for j in range(depth)
-            ]
-            stages.append(MSViTStage(embed, blocks))
+                mlp = SpikingMlp(dim, int(dim * mlp_ratio), lif_layer=neuron, **dd)
+                blocks.append(SpikingBlock(attn_block, mlp, drop_paths[i][j]))  # Eq. 1 and 2
             chs, reduction = dim, reduction * 2 ** sum(pools)
-            feature_info.append(dict(num_chs=chs, reduction=reduction, module=f'stages.{i}'))
-        self.stages = nn.Sequential(*stages)
-        self.feature_info = feature_info
-
-        self.num_features = self.head_hidden_size = chs
-        self.head = ClassifierHead(chs, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self._init_head()
-
-    def _init_head(self) -> None:
-        """Convolutions keep PyTorch's initialisation, as in the released code."""
-        if self.num_classes > 0:
-            nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
-            nn.init.zeros_(self.head.fc.bias)
-
-    @property
-    def _model_args(self) -> dict[str, Any]:
-        # timm keeps create_model's arguments here and writes them to config.json. `num_steps` may have been assigned.
-        return dict(self._timm_args, num_steps=self.num_steps)
-
-    @_model_args.setter
-    def _model_args(self, args: dict[str, Any]) -> None:
-        self._timm_args = {k: v for k, v in args.items() if k != 'backend'}  # which belongs to the machine
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        return set()  # timm's optimizer factory exempts 1-D and 0-D parameters, such as ParametricLIF's w, by itself
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
-            stem=r'^stem\.',
-            blocks=r'^stages\.(\d+)'
-            if coarse
-            else [(r'^stages\.(\d+)\.embed', (0,)), (r'^stages\.(\d+)\.blocks\.(\d+)', None)],
+            stages.append(SpikingStage(embed, blocks, chs, reduction))
+        super().__init__(
+            stem,
+            stages,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            num_steps=num_steps,
+            drop_rate=drop_rate,
+            **dd,
         )
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for module in self.modules():
-            if isinstance(module, MSViTStage):
-                module.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        # in_features: pruning may have left fewer than the head was made for
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
-        self._init_head()
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the stages, averaged over time.
-
-        Args:
-            x: Images or frames, as in `forward`.
-            indices: Stages to return: None is all, an int the last n, a list these.
-            norm: No effect, there is no final norm.
-            stop_early: Do not compute stages after the last one wanted.
-            output_fmt: 'NCHW' only.
-            intermediates_only: Return the list alone, without the final features.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        taken, deepest = take_indices(len(self.stages), indices)
-        stages = self.stages[: deepest + 1] if stop_early else self.stages
-        intermediates = []
-        x = self._forward_stem(x)
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in taken:
-                intermediates.append(x.mean(0))
-        return intermediates if intermediates_only else (x.mean(0), intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove stages after the last one wanted, and the classifier with them. `prune_norm`: there is no norm."""
-        taken, deepest = take_indices(len(self.stages), indices)
-        prune_end = deepest < len(self.stages) - 1
-        self.stages = self.stages[: deepest + 1]
-        if prune_end:
-            self.num_features = self.head_hidden_size = self.feature_info[deepest]['num_chs']
-        if prune_head or prune_end:
-            self.reset_classifier(0, '')
-        return taken
-
-    def _forward_stem(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] or frames [B, T, C, H, W] -> spikes [T, B, C', H', W']."""
-        return self.stem(to_time_first(x, self.num_steps, self.in_chans), self.num_steps)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.stages(self._forward_stem(x)).mean(0)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward_steps(self, x: Tensor) -> Tensor:
-        """Logits of every time step [B, T, num_classes], whose mean over T is what `forward` returns, up to rounding.
-
-        The model is causal: the mean of the first t steps is the answer of the same model with `num_steps=t`. That is
-        early exit, and with a loss at every step it is temporal efficient training (arXiv 2202.11946).
-        """
-        x = self.stages(self._forward_stem(x))
-        return split_time(self.forward_head(merge_time(x)), len(x)).transpose(0, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.forward_features(x)
-        x = self.forward_head(x)
-        return x
 
 
 # Keys of the authors' files, which count stages from 1: ImageNet files say attn and fc1 where CIFAR files say ssa and
 # mlp1; stages 1 and 2 say tssa in both.
-_AUTHORS_KEYS = (
+AUTHORS_KEYS: KeyRules = (
     (r'^patch_embed1\.proj_(conv|bn)\.', r'stem.units.0.\1.'),
     (r'^patch_embed1\.proj1_(conv|bn)\.', r'stage1.embed.units.0.\1.'),
     (r'^patch_embed1\.proj2_(conv|bn)\.', r'stage1.embed.units.1.\1.'),
@@ -336,22 +158,17 @@ _AUTHORS_KEYS = (
     (r'\.(?:tssa|ssa|attn)\.(k|v|proj)_(conv|bn)\.', r'.attn.\1.\2.'),
     (r'\.mlp\.(?:fc|mlp)(\d)_(conv|bn)\.', r'.mlp.fc\1.\2.'),
     (r'^head\.(weight|bias)$', r'head.fc.\1'),
+    (r'^stage(\d)\.', lambda match: f'stages.{int(match[1]) - 1}.'),
 )
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Our layout, or that of the authors' ImageNet and CIFAR files, to our keys. Raises RuntimeError for any other."""
     if 'patch_embed1.proj_conv.weight' in state_dict:
-        state_dict = {_from_authors_key(key): value for key, value in state_dict.items()}
+        state_dict = rename_keys(state_dict, AUTHORS_KEYS)
     layouts = "our keys (stem.units.0.conv.weight) or the authors' (patch_embed1.proj_conv.weight)"
     check_state_dict(state_dict, model, layouts)
     return state_dict
-
-
-def _from_authors_key(key: str) -> str:
-    for pattern, replacement in _AUTHORS_KEYS:
-        key = re.sub(pattern, replacement, key)
-    return re.sub(r'^stage(\d)\.', lambda match: f'stages.{int(match[1]) - 1}.', key)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..layers import MultiScaleSpikingAttention, SpikingSelfAttention
+from ..layers import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
 from .counts import count_elements, count_matmul
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ def multi_scale(layer: MultiScaleSpikingAttention, spikes: Mapping[str, Tensor],
         site.operate('sum', [query], count_elements(spikes[query]))
     site.operate('mask', ['k'], count_elements(spikes['k']))
     site.fire(gates(layer, [spikes[query] for query in queries]))
+
+
+register(QKTokenAttention, 'QKTA')(multi_scale)
 
 
 def gates(layer: MultiScaleSpikingAttention, queries: Sequence[Tensor]) -> Tensor:

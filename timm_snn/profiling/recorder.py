@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..layers import LIF, ConvBnLif, SpikingStem, neurons
+from ..layers import LIF, ConvBn, ConvBnLif, SpikingStem, neurons
 from .attention import rule_of, runs_as
 from .counts import (
     CONVOLUTIONS,
@@ -84,7 +84,7 @@ class Site:
         self.neurons = 0  # per sample
         self.state_bytes = 0  # of their membranes
         self.spikes: Tensor | None = None  # [T, B, ...]
-        self.unit: Any = None  # a ConvBnLif, its input, and how many steps each step of that stands for
+        self.unit: Any = None  # a ConvBn, its input, and how many steps each step of that stands for
         self._called = 0  # operations of this batch
 
     def operate(self, kind: str, operands: Sequence[str | Tensor], counts: Counts, repeats: int = 1) -> Operation:
@@ -243,7 +243,7 @@ class Recorder:
         """Which modules stand for others."""
         for name, module in self.model.named_modules():
             name = self.names[module] = plain_name(name)
-            if runs_as(module, ConvBnLif):
+            if runs_as(module, ConvBn):
                 for part in module.modules():
                     if part is not module:
                         self._owners.setdefault(part, []).append(module)
@@ -255,10 +255,9 @@ class Recorder:
                     self._feeds[stem.units[1]] = f'{name}.units.0'
             elif rule_of(module):
                 for part_name, part in module.named_modules():
-                    if isinstance(part, ConvBnLif):
+                    if isinstance(part, ConvBn):
                         self._attention_of[part] = (module, part_name)
-                for part in module.children():
-                    if is_neuron(part):
+                    elif part_name == 'attn_lif':
                         self._owners.setdefault(part, []).append(module)
 
     def _attach(self, module: nn.Module, stack: ExitStack) -> None:
@@ -267,7 +266,7 @@ class Recorder:
         on_output: Any = None
         if runs_as(module, SpikingStem):
             on_input, on_output = self._stem_begins, self._stem_ends
-        elif runs_as(module, ConvBnLif):
+        elif runs_as(module, ConvBn):
             on_input, on_output = self._unit_begins, self._unit_ends
         elif rule_of(module):
             on_output = self._attention_ends
@@ -313,7 +312,8 @@ class Recorder:
     def _unit_begins(self, name: str, unit: Any, x: Tensor) -> None:
         if unit in self._feeds:
             self.sites[self._feeds[unit]].fire(x)
-        self._connect_unit(self.site(name, 'conv'), unit, x)
+        # one step of a static image stands for all
+        self._connect_unit(self.site(name, 'conv'), unit, x, repeats=max(1, self.num_steps // len(x)))
         layer, part = self._attention_of.get(unit, (None, ''))
         if layer is not None and part == 'proj':
             self.kept.setdefault(layer, {})[part] = x
@@ -330,6 +330,8 @@ class Recorder:
         self._note_first(site.operate('connection', [x], counts, repeats))
 
     def _unit_ends(self, name: str, unit: Any, x: Tensor, spikes: Tensor) -> None:
+        if not isinstance(unit, ConvBnLif):  # currents
+            return
         self.site(name, 'conv').fire(spikes)
         layer, part = self._attention_of.get(unit, (None, ''))
         if layer is not None and part != 'proj':
@@ -340,7 +342,7 @@ class Recorder:
         rule(layer, self.kept[layer], self.site(f'{name}.attn_lif', kind))
 
     def _connection_ends(self, name: str, layer: Any, x: Tensor, output: Tensor) -> None:
-        unit = next((owner for owner in self._owners.get(layer, ()) if isinstance(owner, ConvBnLif)), None)
+        unit = next((owner for owner in self._owners.get(layer, ()) if isinstance(owner, ConvBn)), None)
         has_bias = layer.bias is not None and unit is None
         if isinstance(layer, nn.Linear):
             kind, feature_dims = 'linear', 1
@@ -358,7 +360,7 @@ class Recorder:
 
     def _neuron_ends(self, name: str, neuron: nn.Module, x: Tensor, output: Any) -> None:
         spikes = output if isinstance(output, Tensor) else output[0]  # snnTorch's return the membrane as well
-        unit = next((owner for owner in self._owners.get(neuron, ()) if isinstance(owner, ConvBnLif)), None)
+        unit = next((owner for owner in self._owners.get(neuron, ()) if isinstance(owner, ConvBn)), None)
         if not isinstance(neuron, LIF):
             spikes = self.sort(spikes, max(0, spikes.ndim - 2))
         self.site(self.names[unit] if unit else name, 'neuron').fire(spikes)

@@ -1,0 +1,160 @@
+"""What every family promises, on its smallest member, two blocks a stage; `-m slow` has all members.
+
+A family's file is enough to be tested here: nothing below names one.
+"""
+
+import copy
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+from tests.conftest import lively
+from tests.families import MEMBERS, SMALLEST, shallow
+from timm_snn.models import SpikingTransformer
+
+
+@pytest.fixture(scope='module', params=MEMBERS)
+def model(request) -> SpikingTransformer:
+    """At two steps, to save time; in float64, where spikes do not depend on threads."""
+    torch.manual_seed(0)
+    return lively(shallow(timm.create_model(request.param, num_steps=2)).double().eval())
+
+
+@pytest.fixture(scope='module', params=SMALLEST)
+def tiny(request) -> SpikingTransformer:
+    """torch.compile takes a second for every neuron and step."""
+    torch.manual_seed(0)
+    return lively(shallow(timm.create_model(request.param, num_steps=2, num_classes=10)).double().eval())
+
+
+def images(model: SpikingTransformer, batch: int = 3, size: tuple[int, int] = (32, 48)) -> Tensor:
+    return torch.rand(batch, model.in_chans, *size, dtype=torch.float64)
+
+
+def parts_of(model: SpikingTransformer) -> list[nn.Module]:
+    """Those with parameters; a stage may have none."""
+    return [part for part in (model.stem, *model.stages, model.head) if list(part.parameters())]
+
+
+class TestEveryModel:
+    """What the field gets wrong: state that leaks between images, steps and calls."""
+
+    def test_logits_do_not_depend_on_order_or_company(self, model):
+        with torch.no_grad():
+            x = images(model)
+            logits = model(x)
+            order = torch.tensor([2, 0, 1])
+            torch.testing.assert_close(model(x[order]), logits[order], rtol=0, atol=1e-9)
+            torch.testing.assert_close(model(x[:1]), logits[:1], rtol=0, atol=1e-9)
+            assert not torch.allclose(logits[0], logits[1])
+
+    def test_calls_do_not_depend_on_earlier_calls(self, model):
+        with torch.no_grad():
+            x = images(model, batch=1)
+            assert torch.equal(model(x), model(x))
+
+    def test_frames_that_repeat_an_image_equal_the_image(self, model):
+        with torch.no_grad():
+            x = images(model, batch=2)
+            frames = x.unsqueeze(1).repeat(1, 2, 1, 1, 1)
+            torch.testing.assert_close(model(frames), model(x), rtol=0, atol=1e-9)
+
+    def test_a_step_does_not_see_the_future(self, model):
+        stream = []
+        hook = model.stages.register_forward_hook(lambda module, args, output: stream.append(output))
+        with torch.no_grad():
+            frames = torch.rand(1, 2, model.in_chans, 32, 32, dtype=torch.float64)
+            model(frames)
+            frames[:, 1] = 1 - frames[:, 1]
+            model(frames)
+        hook.remove()
+        assert torch.equal(stream[0][0], stream[1][0])
+        assert not torch.equal(stream[0][1], stream[1][1])
+
+    def test_three_feature_levels_halve_the_resolution(self, model):
+        taps = model.forward_intermediates(images(model, size=(64, 96)), intermediates_only=True)
+        assert len(taps) == 3
+        for tap, info in zip(taps, model.feature_info, strict=True):
+            assert tap.shape == (3, info['num_chs'], 64 // info['reduction'], 96 // info['reduction'])
+            assert tap.mean() > 0
+
+
+class TestTime:
+    def test_one_step(self, tiny):
+        with torch.no_grad():
+            tiny.num_steps = 1
+            x = images(tiny)
+            torch.testing.assert_close(tiny(x.unsqueeze(1)), tiny(x), rtol=0, atol=1e-9)
+            tiny.num_steps = 2
+
+    def test_the_first_steps_answer_as_a_model_of_fewer_steps(self, tiny):
+        with torch.no_grad():
+            x = images(tiny)
+            logits = tiny.forward_steps(x)
+            torch.testing.assert_close(logits.mean(1), tiny(x))
+            tiny.num_steps = 1
+            torch.testing.assert_close(logits[:, 0], tiny(x))
+            tiny.num_steps = 2
+
+    def test_frames_of_another_number_are_refused(self, tiny):
+        with pytest.raises(ValueError, match=r'expected 2 frames .* assign model.num_steps = 3'):
+            tiny(images(tiny).unsqueeze(1).repeat(1, 3, 1, 1, 1))
+
+
+class TestTraining:
+    def test_every_part_learns(self, tiny):
+        twin = copy.deepcopy(tiny).train()
+        twin(images(twin)).square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in twin.parameters())
+        for part in parts_of(twin):
+            assert any(p.grad.any() for p in part.parameters())
+
+    def test_checkpointing_changes_neither_logits_nor_gradients(self, tiny):
+        x = images(tiny)
+        results = []
+        for enable in (False, True):
+            twin = copy.deepcopy(tiny).train()
+            twin.set_grad_checkpointing(enable)
+            logits = twin(x)
+            logits.square().sum().backward()
+            results.append([logits, *(p.grad for p in twin.parameters())])
+        for plain, checkpointed in zip(*results, strict=True):
+            torch.testing.assert_close(plain, checkpointed)
+
+    def test_earlier_stages_learn_more_slowly_with_layer_decay(self, tiny):
+        optimizer = create_optimizer_v2(tiny, opt='adamw', lr=1e-3, weight_decay=0.05, layer_decay=0.8)
+        groups = {id(p): g for g in optimizer.param_groups for p in g['params']}
+        scales = [groups[id(list(part.parameters())[-1])]['lr_scale'] for part in parts_of(tiny)]
+        assert scales == sorted(set(scales)) and scales[-1] == 1
+        for name, parameter in tiny.named_parameters():
+            assert (groups[id(parameter)]['weight_decay'] == 0) == (parameter.ndim < 2), name
+
+
+class TestTools:
+    def test_compiles_without_graph_breaks(self, tiny):
+        torch.compiler.reset()
+        compiled = torch.compile(tiny, fullgraph=True, backend='eager')
+        x = images(tiny)
+        torch.testing.assert_close(compiled(x), tiny(x), rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize('name', SMALLEST)
+    def test_saved_models_load(self, name, tmp_path):
+        model = timm.create_model(name, num_classes=7, num_steps=3, backend='torch').eval()
+        save_for_hf(model, tmp_path, safe_serialization=True)
+        assert 'backend' not in (tmp_path / 'config.json').read_text()
+        loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+        x = images(model, batch=1).float()
+        assert loaded.num_steps == 3 and torch.equal(loaded(x), model(x))
+
+    @pytest.mark.parametrize('name', SMALLEST)
+    def test_reduced_precision_and_the_meta_device(self, name):
+        model = timm.create_model(name, num_steps=2, lif_layer='plif', dtype=torch.bfloat16).eval()
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        assert model(images(model, batch=1).bfloat16()).dtype == torch.bfloat16
+        model = timm.create_model(name, num_steps=2, lif_layer='plif', device='meta')
+        assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
+        assert model(images(model).float().to('meta')).is_meta

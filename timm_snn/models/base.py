@@ -1,0 +1,222 @@
+"""What every family shares: a stem, stages of blocks, a head, how time enters and leaves, and timm's contract."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from timm.layers import ClassifierHead, get_device_dtype
+from timm.models import checkpoint_seq
+from torch import Tensor, nn
+
+from ..layers import LayerFn, merge_time, neurons, split_time, to_time_first
+from ..ops.backend import keep_backend
+from .builder import take_indices
+
+__all__ = ['SpikingStage', 'SpikingTransformer', 'neuron_layer']
+
+
+def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any) -> LayerFn:
+    """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None."""
+    settings = {name: value for name, value in dict(settings, backend=backend).items() if value is not None}
+    return partial(neurons.get(lif_layer), **settings) if settings else neurons.get(lif_layer)
+
+
+class SpikingStage(nn.Module):
+    """Patch embedding, then blocks: a feature level of `num_chs` channels at 1 / `reduction` of the input's size.
+
+    Shape: [T, B, C, H, W] -> [T, B, num_chs, H', W'].
+    """
+
+    def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module], num_chs: int, reduction: int) -> None:
+        super().__init__()
+        self.embed = embed
+        self.blocks = nn.Sequential(*blocks)
+        self.num_chs = num_chs
+        self.reduction = reduction
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq([keep_backend(block) for block in self.blocks], x)
+        else:
+            x = self.blocks(x)
+        return x
+
+
+class SpikingTransformer(nn.Module):
+    """Stem, stages, head. A family builds the parts from its arguments and hands them to this constructor.
+
+    Args:
+        stem: Called as stem(x, num_steps) with x [1 or T, B, in_chans, H, W], where one step stands for all; returns
+            [T, B, C, H, W], with T = num_steps.
+        stages: The feature levels. What comes out of the last is averaged over H and W, and over T, and classified.
+        head_lif: A neuron between pooling and classifier; None for none.
+        num_classes, in_chans, global_pool, num_steps, drop_rate: As documented by every family.
+
+    Raises: ValueError if num_steps is not a whole number of at least 1.
+    """
+
+    __jit_unused_properties__: ClassVar = ['_model_args']
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[SpikingStage],
+        *,
+        num_classes: int,
+        in_chans: int,
+        global_pool: str,
+        num_steps: int,
+        drop_rate: float,
+        head_lif: nn.Module | None = None,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if not isinstance(num_steps, int) or num_steps < 1:
+            raise ValueError(f'num_steps must be a whole number of at least 1, got {num_steps!r}')
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_steps = num_steps
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+        self.feature_info: list[dict[str, Any]] = [
+            dict(num_chs=stage.num_chs, reduction=stage.reduction, module=f'stages.{i}')
+            for i, stage in enumerate(stages)
+        ]
+        self.num_features = self.head_hidden_size = stages[-1].num_chs
+        self.head_lif = head_lif
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self._init_head()
+
+    def _init_head(self) -> None:
+        """Convolutions keep PyTorch's initialisation, as in most released code."""
+        if self.num_classes > 0:
+            nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
+            nn.init.zeros_(self.head.fc.bias)
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        # timm keeps create_model's arguments here and writes them to config.json. `num_steps` may have been assigned.
+        return dict(self._timm_args, num_steps=self.num_steps)
+
+    @_model_args.setter
+    def _model_args(self, args: dict[str, Any]) -> None:
+        self._timm_args = {k: v for k, v in args.items() if k != 'backend'}  # which belongs to the machine
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return set()  # timm's optimizer factory exempts 1-D and 0-D parameters, such as ParametricLIF's w, by itself
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r'^stem\.',
+            blocks=r'^stages\.(\d+)'
+            if coarse
+            else [(r'^stages\.(\d+)\.embed', (0,)), (r'^stages\.(\d+)\.blocks\.(\d+)', None)],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for module in self.modules():
+            if isinstance(module, SpikingStage):
+                module.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        # in_features: pruning may have left fewer than the head was made for
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self._init_head()
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Features of the stages, averaged over time.
+
+        Args:
+            x: Images or frames, as in `forward`.
+            indices: Stages to return: None is all, an int the last n, a list these.
+            norm: No effect, there is no final norm.
+            stop_early: Do not compute stages after the last one wanted.
+            output_fmt: 'NCHW' only.
+            intermediates_only: Return the list alone, without the final features.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        taken, deepest = take_indices(len(self.stages), indices)
+        stages = self.stages[: deepest + 1] if stop_early else self.stages
+        intermediates = []
+        x = self._forward_stem(x)
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in taken:
+                intermediates.append(x.mean(0))
+        return intermediates if intermediates_only else (x.mean(0), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove stages after the last one wanted, and the classifier with them. `prune_norm`: there is no norm."""
+        taken, deepest = take_indices(len(self.stages), indices)
+        prune_end = deepest < len(self.stages) - 1
+        self.stages = self.stages[: deepest + 1]
+        if prune_end:
+            self.num_features = self.head_hidden_size = self.feature_info[deepest]['num_chs']
+        if prune_head or prune_end:
+            self.reset_classifier(0, '')
+        return taken
+
+    def _forward_stem(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] or frames [B, T, C, H, W] -> [T, B, C', H', W']."""
+        return self.stem(to_time_first(x, self.num_steps, self.in_chans), self.num_steps)
+
+    def _head_steps(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features [T, B, C, H, W] -> logits of every step [T, B, num_classes]."""
+        if self.head_lif is not None:
+            x = self.head_lif(split_time(self.head.global_pool(merge_time(x)), x.shape[0]))
+            T = x.shape[0]
+            x = self.head.drop(merge_time(x))
+            return split_time(x if pre_logits else self.head.fc(x), T)
+        return split_time(self.head(merge_time(x), pre_logits=pre_logits), x.shape[0])
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.stages(self._forward_stem(x)).mean(0)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of features averaged over time [B, C, H, W].
+
+        A neuron in the head takes them for the current of every step, which is less than `forward` gives it: there, the
+        features of every step.
+        """
+        if self.head_lif is not None:
+            return self._head_steps(x.unsqueeze(0).expand(self.num_steps, -1, -1, -1, -1), pre_logits).mean(0)
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward_steps(self, x: Tensor) -> Tensor:
+        """Logits of every time step [B, T, num_classes], whose mean over T is what `forward` returns, up to rounding.
+
+        The model is causal: the mean of the first t steps is the answer of the same model with `num_steps=t`. That is
+        early exit, and with a loss at every step it is temporal efficient training (arXiv 2202.11946).
+        """
+        return self._head_steps(self.stages(self._forward_stem(x))).transpose(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.head_lif is not None:
+            return self._head_steps(self.stages(self._forward_stem(x))).mean(0)
+        x = self.forward_features(x)
+        x = self.forward_head(x)
+        return x
