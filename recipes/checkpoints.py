@@ -1,25 +1,29 @@
 """The folder of a run and its checkpoints, which survive what happens to long runs: kills, full disks, torn files.
 
 A checkpoint is a folder of Accelerate's (weights, optimizer, scaler, random states) with what is ours beside it:
-progress.json, ema.safetensors, and manifest.json with size and CRC-32 of every file. It is written under another name,
-flushed to the disk and renamed when complete. epoch_0012 follows the 12th epoch, epoch_0012_step_000340 another 340
-updates.
+progress.json, setup.json, ema.safetensors, and manifest.json with size and CRC-32 of every file. It is written under
+another name, flushed to the disk and renamed when complete. epoch_0012 follows the 12th epoch, epoch_0012_step_000340
+another 340 updates.
 """
 
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, load
+from data import UnreadableSample
 from options import as_config, one_line_errors
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
@@ -28,10 +32,12 @@ __all__ = ['Checkpoints', 'Progress', 'StopSignal', 'prepare_output', 'save_fail
 
 # What a run leaves in --output.
 RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'model', 'logs', 'failed')
-# Options of a run that may differ when it goes on; all others would be mixed with, or lose to, what was saved.
+# Options of a run that may differ when it goes on; all others would be mixed with, or lose to, what was saved. Those of
+# the batch may as far as the effective batch stays the same, which setup.json tells.
 MAY_CHANGE = (
     *('output', 'resume', 'overwrite', 'epochs', 'max_steps', 'data_dir', 'dataset_download', 'workers', 'num_threads'),
     *('checkpoint_steps', 'checkpoint_hist', 'log_with', 'push_to_hub', 'backend', 'compile', 'grad_checkpointing'),
+    *('batch_size', 'grad_accum_steps', 'find_batch_size'),
 )
 
 
@@ -70,10 +76,11 @@ class Progress:
 
 
 class StopSignal:
-    """Notes SIGTERM, which schedulers send some time before they kill."""
+    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be read."""
 
     def __init__(self) -> None:
         self.came = False
+        self.unreadable: UnreadableSample | None = None
         signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, *_: Any) -> None:
@@ -81,19 +88,30 @@ class StopSignal:
 
     def came_to(self, accelerator: Accelerator) -> bool:
         """Whether it came to any process; all of them ask together and get the same answer."""
-        return bool(accelerator.reduce(torch.tensor([float(self.came)], device=accelerator.device)).item())
+        has_come = float(self.came or self.unreadable is not None)
+        return bool(accelerator.reduce(torch.tensor([has_come], device=accelerator.device)).item())
+
+    def readable(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Its batches, up to one with a sample that cannot be read: other processes wait, so it must not just raise."""
+        try:
+            yield from loader
+        except UnreadableSample as error:
+            self.unreadable = error
 
 
-def prepare_output(args: argparse.Namespace, accelerator: Accelerator) -> Path | None:
+def prepare_output(args: argparse.Namespace, accelerator: Accelerator, setup: dict[str, Any]) -> Path | None:
     """Make --output and find the checkpoint to go on from; ends the program in one line rather than mix two runs.
 
-    The first process decides and tells the others.
+    `setup` is what options do not say and a run must not change. The first process decides and tells the others.
     """
-    checkpoint = [_prepare_output(args, accelerator.print) if accelerator.is_main_process else None]
-    return broadcast_object_list(checkpoint)[0]
+    checkpoint = [_prepare_output(args, accelerator.print, setup) if accelerator.is_main_process else None]
+    checkpoint = broadcast_object_list(checkpoint)
+    if not (args.output / 'config.yaml').is_file():  # the other nodes would write their part of a checkpoint elsewhere
+        raise SystemExit(f'error: --output {args.output} is not the same folder on all nodes: use a disk they share')
+    return checkpoint[0]
 
 
-def _prepare_output(args: argparse.Namespace, say: Any) -> Path | None:
+def _prepare_output(args: argparse.Namespace, say: Any, setup: dict[str, Any]) -> Path | None:
     with one_line_errors(f'write to --output {args.output}'):
         args.output.mkdir(parents=True, exist_ok=True)
     old_run = [path for name in RUN if (path := args.output / name).exists()]
@@ -109,6 +127,11 @@ def _prepare_output(args: argparse.Namespace, say: Any) -> Path | None:
             if damaged:
                 raise SystemExit(
                     f'error: no checkpoint in {args.output} is whole; pass --overwrite without --resume to start anew'
+                )
+            if (args.output / 'model').exists():
+                raise SystemExit(
+                    f'error: {args.output} holds a finished run without checkpoints; pass --overwrite without --resume '
+                    'to start anew'
                 )
     elif args.resume:
         checkpoint = Path(args.resume)
@@ -128,9 +151,11 @@ def _prepare_output(args: argparse.Namespace, say: Any) -> Path | None:
     if checkpoint:
         with one_line_errors('read the options of that run', '--resume takes a folder in OUTPUT/checkpoints'):
             before = yaml.safe_load((checkpoint.parent.parent / 'config.yaml').read_text(encoding='utf-8'))
-        changed = [key for key in config if key not in MAY_CHANGE and config[key] != before.get(key)]
+            before |= json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
+        given = config | setup
+        changed = [key for key in given if key not in MAY_CHANGE and given[key] != before.get(key)]
         if changed:
-            now = ', '.join(f'{key} {before.get(key)!r} to {config[key]!r}' for key in changed)
+            now = ', '.join(f'{key} {before.get(key)!r} to {given[key]!r}' for key in changed)
             raise SystemExit(f'error: a run goes on with the options it began with, these changed: {now}')
     with one_line_errors(f'write to --output {args.output}'):
         for path in old_run if args.overwrite and not args.resume else ():
@@ -145,11 +170,19 @@ class Checkpoints:
     """Saves and loads the state of a run; keeps the newest `hist` checkpoints and the best epoch's."""
 
     def __init__(
-        self, accelerator: Accelerator, output: Path, progress: Progress, ema: ModelEmaV3 | None, hist: int, metric: str
+        self,
+        accelerator: Accelerator,
+        output: Path,
+        progress: Progress,
+        setup: dict[str, Any],
+        ema: ModelEmaV3 | None,
+        hist: int,
+        metric: str,
     ) -> None:
         self.accelerator = accelerator
         self.folder = output / 'checkpoints'
         self.progress = progress
+        self.setup = setup
         self.ema = ema
         self.hist = hist
         self.metric = metric  # column of the history in which the best epoch is highest
@@ -169,6 +202,7 @@ class Checkpoints:
                 self.accelerator.save_state(str(unfinished))
                 if main:
                     (unfinished / 'progress.json').write_text(json.dumps(asdict(self.progress)), encoding='utf-8')
+                    (unfinished / 'setup.json').write_text(json.dumps(self.setup), encoding='utf-8')
                     if self.ema:
                         average = self.ema.module.state_dict()
                         contiguous([], [average], '')
@@ -197,18 +231,44 @@ class Checkpoints:
         return self.folder / f'epoch_{self.progress.best_epoch(self.metric):04d}'
 
     def load(self, checkpoint: Path) -> None:
-        """Go on from there: `progress` and the average as they were, random states too."""
+        """Go on from there: `progress` and the average as they were, random states too.
+
+        A process that finds none of its own, as on other hardware, says so and keeps those of the seed.
+        """
+        random_states = checkpoint / f'random_states_{self.accelerator.process_index}.pkl'
         with one_line_errors(f'read checkpoint {checkpoint}'):
             state = json.loads((checkpoint / 'progress.json').read_text(encoding='utf-8'))
             self.accelerator.load_state(str(checkpoint))
             if self.ema:
                 self.ema.module.load_state_dict(load_file(checkpoint / 'ema.safetensors'))
             vars(self.progress).update(state)
+            missing = not_restored(load(random_states)) if random_states.is_file() else 'all'
+        if missing:
+            index = self.accelerator.process_index
+            print(
+                f'warning: checkpoint {checkpoint} has not the random states of process {index} ({missing}), which go '
+                'on from the seed: what is drawn for mixing and stochastic depth is not what it would have been'
+            )
 
     def load_weights(self, checkpoint: Path, model: torch.nn.Module) -> None:
         """Only the weights that `metric` is about: the average's where there is one."""
         with one_line_errors(f'read checkpoint {checkpoint}'):
             model.load_state_dict(load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors')))
+
+
+def not_restored(states: dict[str, Any]) -> str:
+    """Whose random numbers are not in these states, which Accelerate leaves as they are without a word."""
+    numpy_state: Any = np.random.get_state()
+    found = {
+        'Python': random.getstate() == states['random_state'],
+        'NumPy': bool((numpy_state[1] == states['numpy_random_seed'][1]).all()),
+        'torch': torch.equal(torch.get_rng_state(), states['torch_manual_seed']),
+    }
+    if torch.cuda.is_available():
+        saved = states.get('torch_cuda_manual_seed', [])
+        now = torch.cuda.get_rng_state_all()
+        found['CUDA'] = len(saved) >= len(now) and all(map(torch.equal, now, saved))
+    return ', '.join(name for name, is_there in found.items() if not is_there)
 
 
 def contiguous(_: Any, states: list[dict[str, torch.Tensor]], __: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from options import one_line_errors
+from options import EVENT_DATASETS, one_line_errors
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from timm.data import ImageDataset, create_dataset, create_transform
@@ -20,14 +20,20 @@ from torchvision.transforms import Normalize
 
 from timm_snn.data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
 
-__all__ = ['EVENT_DATASETS', 'Samples', 'choose_samples', 'class_names', 'make_transform', 'open_datasets']
+__all__ = [
+    'EVENT_DATASETS',
+    'Samples',
+    'UnreadableSample',
+    'choose_samples',
+    'class_names',
+    'make_transform',
+    'open_datasets',
+]
 
-EVENT_DATASETS: dict[str, Any] = {
-    'nmnist': NMNIST,
-    'cifar10_dvs': CIFAR10DVS,
-    'dvs128_gesture': DVS128Gesture,
-    'event_rows': EventRows,
-}
+# Those of EVENT_DATASETS that are read from recordings, in two parts.
+RECORDINGS: dict[str, Any] = {'nmnist': NMNIST, 'cifar10_dvs': CIFAR10DVS, 'dvs128_gesture': DVS128Gesture}
+# Splits of the data sets that have two parts; the second is to validate on.
+PARTS = {'train': True, 'training': True, 'validation': False, 'val': False, 'test': False}
 
 
 class Digits(Dataset):
@@ -167,7 +173,8 @@ def choose_samples(
             labels = np.concatenate([labels_of(train_set), labels_of(val_set)])[list(train)]
             train, val = train_test_split(train, test_size=args.val_fraction, stratify=labels, random_state=0)
     train, val = evenly(train, args.max_train_samples), evenly(val, args.max_val_samples)
-    return TrainingSamples(source, train, args.seed), Samples(source, val), test and Samples(source, test)
+    held_out = None if test is None else Samples(source, evenly(test, args.max_val_samples))
+    return TrainingSamples(source, train, args.seed), Samples(source, val), held_out
 
 
 def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
@@ -259,6 +266,12 @@ def open_dataset(
     """One split by its name. `num_steps` and `size` are of event frames, `class_map` numbers a folder's classes."""
     split = args.train_split if train else args.val_split
     mode = 'L' if in_chans == 1 else 'RGB'
+    if args.dataset == 'digits' or args.dataset in RECORDINGS:
+        if split not in PARTS:
+            raise SystemExit(
+                f'error: data set {args.dataset!r} has no split {split!r}: use train, or validation, also called test'
+            )
+        train = PARTS[split]
     if args.dataset == 'digits':
         return Digits(train, mode)
     kind = args.dataset.removeprefix('torch/')
@@ -277,10 +290,8 @@ def open_dataset(
         if is_events:
             frames: dict[str, Any] = dict(channels=in_chans, size=size)
             if args.dataset == 'event_rows':
-                return EVENT_DATASETS[args.dataset](args.data_dir, split, **frames)
-            return EVENT_DATASETS[args.dataset](
-                args.data_dir, train, num_steps=num_steps, split_by=args.split_by, **frames
-            )
+                return EventRows(args.data_dir, split, **frames)
+            return RECORDINGS[args.dataset](args.data_dir, train, num_steps=num_steps, split_by=args.split_by, **frames)
         dataset = create_dataset(
             args.dataset,
             root=args.data_dir,

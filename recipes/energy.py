@@ -13,11 +13,10 @@ timm_snn/profiling/energy.py.
 
 from pathlib import Path
 
-import torch
-from evaluation import is_trained, make_parser, open_model, open_samples
+from evaluation import is_trained, make_parser, open_model, open_samples, parse_args
+from labels import labelled_batches
 from options import one_line_errors
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 import timm_snn
 from timm_snn.profiling import AC_PJ, MAC_PJ, NOTICE, Report
@@ -33,9 +32,7 @@ def main() -> None:
     add('--mac-pj', type=float, default=MAC_PJ, help='price of a multiply-accumulate in pJ')
     add('--ac-pj', type=float, default=AC_PJ, help='price of an accumulate in pJ')
     add('--output', type=Path, default=Path('output/energy'))
-    args = parser.parse_args()
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
+    args = parse_args(parser)
 
     def report_of(name: str, **kwargs: object) -> Report:
         model = open_model(args, name, **kwargs)
@@ -43,7 +40,7 @@ def main() -> None:
         with one_line_errors(f'profile {name!r}'):
             return timm_snn.profile(
                 model,
-                DataLoader(samples, args.batch_size, num_workers=args.workers),
+                labelled_batches(args, model, samples),
                 mac_pj=args.mac_pj,
                 ac_pj=args.ac_pj,
                 data_name=samples.description,
@@ -57,7 +54,7 @@ def main() -> None:
                 earlier[name] = Report.from_json(Path(name).read_text(encoding='utf-8'))
                 check_prices(args.mac_pj, args.ac_pj, [earlier[name]])
     report = report_of(args.model, **args.model_kwargs)
-    args.checkpoint = None  # which is that of --model
+    args.checkpoint = args.labels = None  # which are those of --model
     others = [earlier.get(name) or report_of(name, in_chans=report.input_shape[-3]) for name in args.compare]
     with one_line_errors(f'write to --output {args.output}'):
         files = report.save(args.output, others)

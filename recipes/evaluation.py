@@ -75,6 +75,7 @@ def make_parser(description: str, num_samples: int | None) -> ArgumentParser:
     add('--split', dest='val_split', default='validation')
     add('--input-key', help='column of the images of an hfds/ data set')
     add('--target-key', help='column of its labels')
+    add('--labels', type=Path, help="names of the classes as the data has them, one in each line, in the model's order")
     add('--split-by', choices=('number', 'time'), default='number', help='how event recordings become frames')
     add(
         '--num-samples',

@@ -2,13 +2,21 @@
 
 import argparse
 import sys
+from functools import partial
 from typing import Any
 
-from data import class_names, summary
+import torch
+from data import Samples, class_names, summary
 from options import one_line_errors
 from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 
-__all__ = ['descriptions_of', 'match_labels', 'open_labels']
+__all__ = ['descriptions_of', 'labelled_batches', 'match_labels', 'open_labels']
+
+
+class UnmatchedClasses(SystemExit):
+    """Ends the program in one line, unless it can do without labels."""
 
 
 def open_labels(args: argparse.Namespace, model: Any) -> Any:
@@ -44,7 +52,7 @@ def match_labels(args: argparse.Namespace, model: Any, dataset: Any) -> tuple[li
     """Names to show for the model's classes, and its number of each class of the data, None if they agree.
 
     A data set may number a part of the classes, or all in another order, as a folder without one of them does. They
-    are matched by name where the names are the same. Ends the program in one line if they cannot be matched.
+    are matched by name where the names are the same. Raises: UnmatchedClasses.
     """
     labels = open_labels(args, model)
     known = list(labels.label_names()) if labels else None
@@ -58,7 +66,7 @@ def match_labels(args: argparse.Namespace, model: Any, dataset: Any) -> tuple[li
     # Folders are numbered by the order of their names, other data sets by those who made them.
     is_folder = args.dataset.removeprefix('torch/') in ('', 'folder', 'image_folder')
     if len(found) != model.num_classes or (is_folder and own_names):
-        raise SystemExit(
+        raise UnmatchedClasses(
             f'error: cannot match the classes of the data, {summary(found)}, with those of the model, '
             f'{summary(known) if own_names else model.num_classes}: pass --labels FILE with the {model.num_classes} '
             'names that the data uses, one in each line, in the order of the model'
@@ -70,3 +78,26 @@ def match_labels(args: argparse.Namespace, model: Any, dataset: Any) -> tuple[li
             file=sys.stderr,
         )
     return found, None
+
+
+def labelled_batches(args: argparse.Namespace, model: Any, samples: Samples) -> DataLoader:
+    """Batches for the profiler, labelled by the model's numbers of their classes.
+
+    Without labels, and with a note, where the classes cannot be matched.
+    """
+    numbers: Tensor | None = None
+    if model.num_classes:
+        try:
+            found = match_labels(args, model, samples.source)[1]
+            numbers = torch.arange(model.num_classes) if found is None else torch.tensor(found)
+        except UnmatchedClasses as error:
+            print(f'note: no accuracy, {str(error).removeprefix("error: ")}', file=sys.stderr)
+    collate = partial(collate_labelled, numbers)
+    return DataLoader(samples, args.batch_size, num_workers=args.workers, collate_fn=collate)
+
+
+def collate_labelled(numbers: Tensor | None, samples: list[tuple[Any, Any]]) -> Any:
+    images, labels = default_collate(samples)
+    if numbers is None or not isinstance(labels, Tensor) or labels.is_floating_point() or (labels < 0).any():
+        return images  # timm's label of a sample that has none is -1
+    return images, numbers[labels]

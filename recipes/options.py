@@ -2,8 +2,9 @@
 
 import argparse
 import difflib
+import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +14,26 @@ from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from timm.utils import ParseKwargs
 
-__all__ = ['ArgumentParser', 'as_config', 'one_line_errors', 'parse_args', 'positive_int']
+__all__ = [
+    'EVENT_DATASETS',
+    'ArgumentParser',
+    'as_config',
+    'natural_int',
+    'one_line_errors',
+    'parse_args',
+    'positive_int',
+]
+
+
+# Data sets of event cameras by name; data.py opens them.
+EVENT_DATASETS = ('nmnist', 'cifar10_dvs', 'dvs128_gesture', 'event_rows')
+
+# Options that would be ignored without others, and are refused rather.
+FOR_IMAGES = ('scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'crop_pct', 'interpolation')
+FOR_EVENTS = ('event_aug', 'split_by')
+FOR_COLUMNS = ('input_key', 'target_key')
+FOR_A_TEACHER = ('kd_checkpoint', 'kd_temperature', 'kd_task_weight')
+FOR_THE_AVERAGE = ('model_ema_decay', 'model_ema_warmup')
 
 
 @contextmanager
@@ -57,7 +77,7 @@ def make_parser(description: str) -> ArgumentParser:
     add('--checkpoint', type=Path, help='start from these weights, .safetensors or .pth, but not where they stopped')
     add('--num-classes', type=int, help="default: the model's")
     add('--in-chans', type=int, help="default: the model's")
-    add('--drop-path', type=float, help='stochastic depth of the last block')
+    add('--drop-path', type=between(0, 1), help='stochastic depth of the last block')
     add('--freeze', nargs='*', default=[], metavar='MODULE', help='not trained, e.g. stem stages.0')
     add('--backend', help="of the neurons, e.g. 'triton'; default: timm_snn's choice")
     add('--compile', action=flag, default=False, help='torch.compile with Inductor')
@@ -67,7 +87,7 @@ def make_parser(description: str) -> ArgumentParser:
     add(
         '--dataset',
         default='digits',
-        help="'digits' (of scikit-learn); of event cameras 'nmnist', 'cifar10_dvs', 'dvs128_gesture', 'event_rows'; "
+        help=f"'digits' (of scikit-learn); of event cameras {', '.join(map(repr, EVENT_DATASETS))}; "
         "or as timm says: torch/..., hfds/..., '' for a folder",
     )
     add('--data-dir', type=Path, help='root folder of the data set')
@@ -82,7 +102,7 @@ def make_parser(description: str) -> ArgumentParser:
     )
     add('--fold', type=fold, metavar='K/N', help='validate on the Kth of N folds of both splits, train on the others')
     add('--max-train-samples', type=positive_int, help='evenly spread over the split')
-    add('--max-val-samples', type=positive_int)
+    add('--max-val-samples', type=positive_int, help='and of those to validate on, to test on in the end')
     add('--input-key', help='column of the images of an hfds/ data set')
     add('--target-key', help='column of its labels')
     add('--img-size', type=positive_int, help='image size; default: that of the model')
@@ -97,23 +117,23 @@ def make_parser(description: str) -> ArgumentParser:
         '--find-batch-size',
         action=flag,
         default=False,
-        help='halve the batch until it fits into memory, and accumulate as many more',
+        help='halve the batch until it fits into memory, and accumulate as many more; tried without --compile',
     )
-    add('--workers', '-j', type=int, default=2, help='processes that load data; 0 loads in the main one')
+    add('--workers', '-j', type=natural_int, default=2, help='processes that load data; 0 loads in the main one')
     add = parser.add_argument_group('augmentation and regularisation').add_argument
     add('--scale', type=float, nargs=2, default=(0.08, 1.0), help='area of random resized crops')
     add('--ratio', type=float, nargs=2, default=(3 / 4, 4 / 3), help='and their aspect ratio')
-    add('--hflip', type=float, default=0.5)
-    add('--color-jitter', type=float, default=0.4)
+    add('--hflip', type=between(0, 1), default=0.5)
+    add('--color-jitter', type=between(0), default=0.4)
     add('--aa', help="auto-augment policy, e.g. 'rand-m9-mstd0.5-inc1'")
-    add('--reprob', type=float, default=0.0, help='random erasing')
-    add('--remode', default='pixel')
-    add('--mixup', type=float, default=0.0)
-    add('--cutmix', type=float, default=0.0)
-    add('--mixup-prob', type=float, default=1.0, help='share of the batches that are mixed')
-    add('--mixup-switch-prob', type=float, default=0.5, help='share of CutMix where both are on')
-    add('--mixup-off-epoch', type=int, default=0, help='no mixing from this epoch on; 0 never stops')
-    add('--smoothing', type=float, default=0.1, help='label smoothing')
+    add('--reprob', type=between(0, 1), default=0.0, help='random erasing')
+    add('--remode', choices=('const', 'rand', 'pixel'), default='pixel', help='what is put there')
+    add('--mixup', type=between(0), default=0.0)
+    add('--cutmix', type=between(0), default=0.0)
+    add('--mixup-prob', type=between(0, 1), default=1.0, help='share of the batches that are mixed')
+    add('--mixup-switch-prob', type=between(0, 1), default=0.5, help='share of CutMix where both are on')
+    add('--mixup-off-epoch', type=natural_int, default=0, help='no mixing from this epoch on; 0 never stops')
+    add('--smoothing', type=between(0, 1), default=0.1, help='label smoothing')
     add(
         '--event-aug',
         nargs='*',
@@ -124,32 +144,36 @@ def make_parser(description: str) -> ArgumentParser:
     add = parser.add_argument_group('loss').add_argument
     add(
         '--tet',
-        type=float,
+        type=between(0, 1),
         metavar='WEIGHT',
         help='loss at every time step (TET, arXiv 2202.11946), and the weight of its pull of the logits to 1',
     )
     add('--kd-model-name', help='distil the logits of this timm model, pretrained')
     add('--kd-checkpoint', type=Path, help="the teacher's weights, where they are not the pretrained ones")
-    add('--kd-temperature', type=float, default=1.0)
-    add('--kd-task-weight', type=float, default=0.5, help="of the labels' loss; the teacher's has the rest")
+    add('--kd-temperature', type=positive, default=1.0)
+    add('--kd-task-weight', type=between(0, 1), default=0.5, help="of the labels' loss; the teacher's has the rest")
     add = parser.add_argument_group('optimisation').add_argument
     add('--epochs', type=positive_int, default=100)
-    add('--cooldown-epochs', type=int, default=0, help='after those, at the lowest learning rate')
+    add('--cooldown-epochs', type=natural_int, default=0, help='after those, at the lowest learning rate')
     add('--opt', default='adamw')
-    add('--lr', type=float, default=1e-3)
-    add('--lr-base', type=float, help='learning rate per --lr-base-size samples of the effective batch; replaces --lr')
+    add('--lr', type=between(0), default=1e-3)
+    add(
+        '--lr-base',
+        type=between(0),
+        help='learning rate per --lr-base-size samples of the effective batch; replaces --lr',
+    )
     add('--lr-base-size', type=positive_int, default=256)
-    add('--weight-decay', type=float, default=0.05, help='not applied to 1-D parameters')
-    add('--layer-decay', type=float, help='factor of the learning rate from each layer to the one before')
-    add('--clip-grad', type=float, help='largest norm of the gradient')
+    add('--weight-decay', type=between(0), default=0.05, help='not applied to 1-D parameters')
+    add('--layer-decay', type=between(0, 1), help='factor of the learning rate from each layer to the one before')
+    add('--clip-grad', type=positive, help='largest norm of the gradient')
     add('--sched', default='cosine', help='stepped every update')
-    add('--warmup-epochs', type=int, default=5)
-    add('--warmup-lr', type=float, default=1e-6)
-    add('--min-lr', type=float, default=1e-6)
+    add('--warmup-epochs', type=natural_int, default=5)
+    add('--warmup-lr', type=between(0), default=1e-6)
+    add('--min-lr', type=between(0), default=1e-6)
     add(
         '--model-ema', action=flag, default=False, help='average the weights; what is reported and saved is the average'
     )
-    add('--model-ema-decay', type=float, default=0.9998)
+    add('--model-ema-decay', type=between(0, 1), default=0.9998)
     add('--model-ema-warmup', action=flag, default=False, help='let the decay grow to that')
     add('--sync-bn', action=flag, default=True, help='batch statistics of all GPUs; without GPUs of each process')
     add = parser.add_argument_group('run').add_argument
@@ -161,7 +185,7 @@ def make_parser(description: str) -> ArgumentParser:
     add('--max-steps', type=positive_int, help='stop after so many updates, then evaluate and save as usual')
     add('--log-with', default='tensorboard', help="a tracker of Accelerate's: wandb, trackio, ...; 'none' for none")
     add('--push-to-hub', metavar='USER/NAME', help='upload the model in the end')
-    add('--seed', type=int, default=42)
+    add('--seed', type=seed, default=42)
     add('--deterministic', action=flag, default=False, help='repeatable on a GPU too, and slower')
     add('--num-threads', type=positive_int, help='on a CPU; default: all cores, shared by the processes')
     return parser
@@ -178,6 +202,35 @@ def fold(text: str) -> str:
 def positive_int(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f'{number} is less than 1')
+    return number
+
+
+def positive(text: str) -> float:
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f'{text} is not a finite number above 0')
+    return number
+
+
+def natural_int(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f'{number} is less than 0')
+    return number
+
+
+def seed(text: str) -> int:
+    """One that Python, NumPy and torch all take, with room for a number of processes above it."""
+    if not 0 <= (number := int(text)) < 2**31:
+        raise argparse.ArgumentTypeError(f'{number} is not between 0 and {2**31 - 1}')
+    return number
+
+
+def between(low: float, high: float = math.inf) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if not low <= (value := float(text)) <= high or math.isinf(value):
+            limits = f'between {low:g} and {high:g}' if high < math.inf else f'a finite number of at least {low:g}'
+            raise argparse.ArgumentTypeError(f'{text} is not {limits}')
+        return value
+
     return number
 
 
@@ -201,6 +254,16 @@ def parse_args(description: str) -> argparse.Namespace:
         parser.error('arguments --tet and --kd-model-name: one of them, there is no loss that is both')
     if args.pretrained and args.checkpoint:
         parser.error('arguments --pretrained and --checkpoint: start from one of them')
+    for names, works, needed in (
+        (FOR_IMAGES, args.dataset not in EVENT_DATASETS, 'a data set of images; --event-aug augments event frames'),
+        (FOR_EVENTS, args.dataset in EVENT_DATASETS, f'event recordings, --dataset {", ".join(EVENT_DATASETS)}'),
+        (FOR_COLUMNS, args.dataset.startswith('hfds/'), 'a data set of Hugging Face, --dataset hfds/...'),
+        (FOR_A_TEACHER, args.kd_model_name, '--kd-model-name'),
+        (FOR_THE_AVERAGE, args.model_ema, '--model-ema'),
+    ):
+        for name in () if works else names:
+            if plain(getattr(args, name)) != plain(parser.get_default(name)):
+                parser.error(f'argument --{name.replace("_", "-")}: it needs {needed}')
     return args
 
 

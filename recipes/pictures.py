@@ -9,10 +9,9 @@ three show one sample of the data, the last one --num-samples of them. A model w
 
 from pathlib import Path
 
-import torch
-from evaluation import make_parser, open_model, open_samples
+from evaluation import make_parser, open_model, open_samples, parse_args
+from labels import labelled_batches
 from options import one_line_errors, positive_int
-from torch.utils.data import DataLoader
 
 from timm_snn.layers import MultiScaleSpikingAttention
 from timm_snn.profiling import pictures
@@ -27,16 +26,14 @@ def main() -> None:
     add('--steps', type=positive_int, nargs='+', default=[1, 2, 4, 8], help='T to compare')
     add('--dpi', type=positive_int, default=110)
     add('--output', type=Path, default=Path('output/pictures'))
-    args = parser.parse_args()
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
+    args = parse_args(parser)
 
     model = open_model(args, args.model, **args.model_kwargs)
     samples = open_samples(args, model)
     if not 0 <= args.sample < len(samples):
         parser.error(f'--sample {args.sample} is not one of the {len(samples)} samples')
     image = samples[args.sample][0]
-    loader = DataLoader(samples, args.batch_size, num_workers=args.workers)
+    loader = labelled_batches(args, model, samples)
 
     makers = {
         'spike_raster': lambda: pictures.spike_raster(model, image, args.layers),

@@ -54,6 +54,7 @@ from tqdm import tqdm
 import timm_snn
 from timm_snn.data import EventAugment, EventMixup
 from timm_snn.models import save_for_hf
+from timm_snn.ops import lif
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -74,6 +75,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         )
         if args.log_with != 'none' and not accelerator.log_with:  # Accelerate leaves out what is not installed
             raise ValueError('it is not installed')
+    if accelerator.mixed_precision == 'fp16' and accelerator.device.type == 'cpu':  # Accelerate would use float32
+        raise SystemExit('error: mixed precision fp16 needs a GPU: pass --mixed_precision bf16 or no to accelerate')
     if (launched := int(os.environ.get('WORLD_SIZE', 1))) != accelerator.num_processes:
         raise SystemExit(
             f'error: {launched} processes were launched, and each would train alone: without CUDA they need '
@@ -86,7 +89,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def make_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+def make_model(args: argparse.Namespace, device: torch.device) -> tuple[Any, dict[str, Any]]:
     """The model, and how its input is prepared."""
     with one_line_errors(f'create model {args.model!r}'):
         if args.backend:
@@ -111,20 +114,32 @@ def make_model(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
             modules[name].requires_grad_(False)
         if args.channels_last:
             model = model.to(memory_format=torch.channels_last)
+    with one_line_errors('run the neurons'):
+        for backend in {getattr(module, 'backend', None) for module in model.modules()}:
+            lif(torch.zeros(1, 1, device=device), backend=backend)  # one that cannot run here says why
     return model, data_config
 
 
 def largest_batch_size(args: argparse.Namespace, accelerator: Accelerator, model: Any, image: torch.Tensor) -> int:
     """--batch-size, or the first of its halves with which a copy of the model makes an update in the memory there is.
 
-    That of the process with the least memory.
+    The update has the loss, the teacher, the average and the buckets of the gradients of DDP as the run will, but is
+    not compiled. Of all processes, that with the least memory decides.
     """
+    device = accelerator.device
 
     def update(batch_size: int) -> int:
-        twin = copy.deepcopy(model).to(accelerator.device).train()
+        twin = copy.deepcopy(model).to(device)
+        learner = StepLogits(twin) if args.tet is not None else twin
+        kept: list[Any] = [ModelEmaV3(learner)] if args.model_ema else []
+        kept += [torch.empty_like(p) for p in twin.parameters() if p.requires_grad and accelerator.num_processes > 1]
+        task = make_task(args, learner, create_classification_loss(smoothing=args.smoothing), device).train()
         optimizer = create_optimizer_v2(twin, opt=args.opt, lr=args.lr)
+        images = image.to(device).expand(batch_size, *image.shape).clone()
+        if args.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
-            loss = twin(image.to(accelerator.device).expand(batch_size, *image.shape).clone()).float().mean()
+            loss = task(images, torch.zeros(batch_size, dtype=torch.long, device=device))['loss']
         loss.backward()
         optimizer.step()
         return batch_size
@@ -144,13 +159,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss and top-1 accuracy in percent over every sample once, however many processes share them.
 
-    Of a model to be watched, the firing rates by stage over the first batch besides. Ends early when told to stop.
+    Of a model to be watched, the firing rates by stage over the first batch besides. Ends early when told to stop, and
+    for a sample that cannot be read, which the other processes learn of through `stop`; what it returns is then
+    no result.
     """
     learner.eval()
     losses: list[torch.Tensor] = []
     hits: list[torch.Tensor] = []
     rates: dict[str, float] = {}
-    for images, labels in loader:
+    for images, labels in stop.readable(loader):
+        if stop.came_to(accelerator):
+            return {}
         if watched and not losses:
             report = timm_snn.profile(watched, images, progress=False)
             rates = {
@@ -163,8 +182,8 @@ def evaluate(
         loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
         losses.append(loss.cpu())
         hits.append(hit.cpu())
-        if stop.came_to(accelerator):
-            break
+    if stop.came_to(accelerator):
+        return {}
     top1 = 100 * torch.cat(hits).double().mean().item()
     return {'loss': torch.cat(losses).double().mean().item(), 'top1': top1, **rates}
 
@@ -219,9 +238,11 @@ def main() -> None:
     stop = StopSignal()
     accelerator = make_accelerator(args)
     say, num_processes, is_main = accelerator.print, accelerator.num_processes, accelerator.is_main_process
+    if args.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # or cuBLAS refuses to multiply
     set_seed(args.seed, device_specific=True, deterministic=args.deterministic)
     with accelerator.main_process_first():  # one process downloads
-        model, data_config = make_model(args)
+        model, data_config = make_model(args, accelerator.device)
         sources = open_datasets(args, model, data_config['input_size'][1:])
     train_set, val_set, test_set = choose_samples(args, *sources)
     with one_line_errors('set up the augmentation'):
@@ -306,12 +327,14 @@ def main() -> None:
             step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
         )
-    total_updates = min(epochs * updates_per_epoch, args.max_steps or math.inf)
+    total_updates = min(epochs * updates_per_epoch, args.max_steps or epochs * updates_per_epoch)
+    last_epoch = math.ceil(total_updates / updates_per_epoch)
 
     progress = Progress()
     reported = 'ema' if ema else 'eval'
-    checkpoints = Checkpoints(accelerator, args.output, progress, ema, args.checkpoint_hist, f'{reported}_top1')
-    if checkpoint := prepare_output(args, accelerator):
+    setup = {'mixed_precision': accelerator.mixed_precision, 'effective_batch': effective_batch}
+    checkpoints = Checkpoints(accelerator, args.output, progress, setup, ema, args.checkpoint_hist, f'{reported}_top1')
+    if checkpoint := prepare_output(args, accelerator, setup):
         checkpoints.load(checkpoint)
     if args.push_to_hub and is_main:
         with one_line_errors(f'make the repository {args.push_to_hub!r}', 'log in with `hf auth login`'):
@@ -324,20 +347,26 @@ def main() -> None:
 
     def save_and_exit() -> NoReturn:
         saved = checkpoints.save()
-        say(f'stopped by SIGTERM; --resume auto goes on from {saved}')
+        if stop.unreadable:
+            raise SystemExit(f'error: cannot evaluate: {stop.unreadable}; --resume auto goes on from {saved}')
+        say(f'stopped by {"SIGTERM" if stop.came else "another process"}; --resume auto goes on from {saved}')
         accelerator.end_training()
         sys.exit(128 + signal.SIGTERM)
 
-    nothing_left = updates_done() >= total_updates and progress.updates == 0
+    def largest_lr() -> float:  # with --layer-decay that of the classifier, which is what was asked for
+        return max(group['lr'] for group in optimizer.param_groups)
+
     say(
         f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, input {data_config["input_size"]}; '
         f'{args.dataset}: {len(train_set)} training and {len(val_set)} validation samples; effective batch '
         f'{effective_batch} ({batch_size} x {num_processes} processes x {accumulation} accumulated), lr {lr:g}, epochs '
         f'{progress.epoch + 1} to {epochs}, seed {args.seed}, {accelerator.device}'
-        + (' (nothing left to train)' if nothing_left else '')
+        + (' (nothing left to train)' if progress.epoch >= last_epoch else '')
     )
+    if args.warmup_epochs >= args.epochs:
+        say(f'note: the learning rate warms up for {args.warmup_epochs} of {args.epochs} epochs and is never {lr:g}')
     start, updates_before = time.perf_counter(), updates_done()
-    for epoch in range(progress.epoch, 0 if nothing_left else epochs):
+    for epoch in range(progress.epoch, last_epoch):
         task.train()
         for name in args.freeze:
             model.get_submodule(name).eval()  # batch norms keep their statistics
@@ -373,15 +402,18 @@ def main() -> None:
                     norm = float(accelerator.clip_grad_norm_(learner.parameters(), args.clip_grad or math.inf))
                     # of all processes, which then do the same
                     loss_sum, num_hits, seen = accelerator.reduce(sums).tolist()
-                    # a scaler tries gradients that are too large by itself
-                    if not math.isfinite(loss_sum) or not (math.isfinite(norm) or accelerator.scaler):
+                    # a scaler tries gradients that are too large for float16 again, smaller by half
+                    tries = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1
+                    if not math.isfinite(loss_sum) or not (math.isfinite(norm) or tries):
                         where = f'update {progress.updates + 1} of epoch {epoch + 1}'
                         batch = {'images': images, 'labels': labels, 'logits': result['output']}
                         facts = {'where': where, 'loss': loss_sum / seen, 'gradient norm': norm}
                         folder = save_failure(accelerator, args.output, model, batch, facts)
+                        start_from = '' if is_sharded else f' --checkpoint {folder}/state/model.safetensors'
                         raise SystemExit(
                             f'error: loss {loss_sum / seen:g}, gradient norm {norm:g} in {where}; the state before it '
-                            f'and its batch are in {folder}; a lower --lr, --clip-grad or more warm-up may help'
+                            f'and its batch are in {folder}; a lower --lr or --clip-grad may help, in a new run: pass '
+                            f'--output NEW{start_from} too'
                         )
                 optimizer.step()
                 optimizer.zero_grad()
@@ -399,7 +431,7 @@ def main() -> None:
                     'images_per_s': (progress.seen - seen_before) / (time.perf_counter() - epoch_start),
                 }
                 bar.set_postfix({name: f'{value:.4g}' for name, value in state.items()})
-                accelerator.log({**state, 'gradient': norm, 'lr': optimizer.param_groups[0]['lr']}, updates_done())
+                accelerator.log({**state, 'gradient': norm, 'lr': largest_lr()}, updates_done())
             if stop.came_to(accelerator):
                 save_and_exit()
             if args.checkpoint_steps and updates_done() % args.checkpoint_steps == 0:
@@ -419,7 +451,7 @@ def main() -> None:
             save_and_exit()
         row = {
             'epoch': epoch,
-            'lr': optimizer.param_groups[0]['lr'],
+            'lr': largest_lr(),
             'train_loss': progress.loss_sum / progress.seen,
             'train_top1': 100 * progress.hits / progress.seen,
             **{f'{split}_{name}': value for split in metrics for name, value in metrics[split].items()},
@@ -446,15 +478,16 @@ def main() -> None:
     if test_set:
         best = checkpoints.best
         checkpoints.load_weights(best, plain)
-        top1 = evaluate(learner, accelerator.prepare(DataLoader(test_set, **loader_args)), accelerator, stop)['top1']
+        tested = evaluate(learner, accelerator.prepare(DataLoader(test_set, **loader_args)), accelerator, stop)
         if stop.came_to(accelerator):
             save_and_exit()
+        top1 = tested['top1']
         say(f'{best.name} was the best on {len(val_set)} held-out training samples; on {len(test_set)} to test with:')
     elif ema:
         plain.load_state_dict(ema.module.state_dict())
     if is_sharded:
         weights = accelerator.get_state_dict(learner)
-        model = make_model(args)[0]
+        model = make_model(args, accelerator.device)[0]
         if is_main:
             model.load_state_dict(weights)
     if is_main:

@@ -158,7 +158,6 @@ def tables(steps: list[dict[str, Any]], classes: list[dict[str, Any]], worst: in
 def read_options() -> argparse.Namespace:
     parser = make_parser(__doc__ or '', num_samples=None)
     add = parser.add_argument_group('evaluation').add_argument
-    add('--labels', type=Path, help="names of the classes as the data has them, one in each line, in the model's order")
     add('--steps', type=positive_int, nargs='+', help='report early exit after these; default: 1 to T')
     add('--amp', choices=('bfloat16', 'float16'), help='mixed precision')
     add('--channels-last', action='store_true')

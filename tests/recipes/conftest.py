@@ -24,10 +24,12 @@ def train(monkeypatch, capsys):
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, 'argv', [str(TRAIN), *map(str, arguments)])
         threads, on_sigterm = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+        deterministic = torch.are_deterministic_algorithms_enabled()
         try:
             runpy.run_path(str(TRAIN), run_name='__main__')
         finally:
             torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic)
             signal.signal(signal.SIGTERM, on_sigterm)
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()

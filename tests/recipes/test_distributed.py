@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,17 +71,34 @@ AcceleratorState.__init__ = sharded
 """
 
 
-def launch(folder: Path, before: str, processes: int, *arguments: object, **environment: str) -> str:
-    """Run the script after some code in every process; returns what was printed."""
+# One validation image, the first of the second process.
+BROKEN = """
+import data
+read = data.Digits.__getitem__
+def broken(self, index):
+    if len(self) == 360 and index == 64:
+        raise OSError('torn')
+    return read(self, index)
+data.Digits.__getitem__ = broken
+"""
+
+
+def start(folder: Path, before: str, processes: int, *arguments: object, **environment: str) -> Any:
+    """Run the script after some code in every process."""
     (folder / 'script.py').write_text(RUN + before + GO)
     launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
-    result = subprocess.run(
+    return subprocess.run(
         [*launcher, str(folder / 'script.py'), str(TRAIN), *map(str, arguments)],
         env={**os.environ, 'ACCELERATE_USE_CPU': '1', **environment},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def launch(folder: Path, before: str, processes: int, *arguments: object, **environment: str) -> str:
+    """The same of what must not fail; returns what was printed."""
+    result = start(folder, before, processes, *arguments, **environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -139,3 +157,14 @@ def test_sharded_weights_are_saved_whole_and_resumed(tmp_path):
     after = weights(tmp_path / 'out')
     assert 'epochs 2 to 2' in printed and before.keys() == after.keys()
     assert not torch.equal(before['head.fc.weight'], after['head.fc.weight'])
+
+
+def test_an_image_that_one_process_cannot_read_stops_all_and_loses_nothing(tmp_path):
+    arguments = [*QUICK, '--max-train-samples', '128', '--epochs', '1', '--output', tmp_path / 'out']
+    result = start(tmp_path, BROKEN, 2, *arguments)
+    saved = 'epoch_0000_step_000001'
+    assert result.returncode == 1 and 'stopped by another process; --resume auto goes on from' in result.stdout
+    assert 'error: cannot evaluate: sample 64 is unreadable, OSError: torn' in result.stderr
+    assert [path.name for path in (tmp_path / 'out' / 'checkpoints').iterdir()] == [saved]
+    printed = launch(tmp_path, '', 2, *arguments, '--resume', 'auto')
+    assert 'top-1: ' in printed and 'random states' not in printed

@@ -75,6 +75,31 @@ def test_weights_by_name_and_checkpoint(run, saved, tmp_path, capsys):
     assert one['layers'] != random['layers'] and (random['mac_pj'], random['ac_pj']) == (1.5, 0.9)
 
 
+def test_accuracy_is_that_of_a_folder_without_some_classes(run, tmp_path):
+    """Which timm numbers anew, from 0; and none for classes that are not the model's."""
+    load_digits = pytest.importorskip('sklearn.datasets').load_digits
+    names = [f'digit {i}' for i in range(10)]
+    torch.manual_seed(0)
+    # always answers with class 7
+    model = timm.create_model('msvit_4_96', num_steps=1)
+    torch.nn.init.zeros_(model.head.fc.weight)
+    model.head.fc.bias.data = torch.eye(10)[7]
+    save_for_hf(model, tmp_path / 'model', model_config={'label_names': names}, safe_serialization=True)
+    images, labels = load_digits(return_X_y=True)
+    for i, label in enumerate(labels[:20]):
+        if label >= 5:
+            path = tmp_path / 'data' / 'validation' / names[label] / f'{i}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[i].reshape(8, 8).astype('uint8')).save(path)
+
+    def accuracy(*arguments: object) -> float | None:
+        run('energy.py', '--dataset', '', '--data-dir', tmp_path / 'data', *arguments, '--output', tmp_path / 'out')
+        return json.loads((tmp_path / 'out' / 'report.json').read_text())['top1']
+
+    assert accuracy('--model', f'local-dir:{tmp_path / "model"}') == 20.0
+    assert accuracy('--model', 'resnet10t', '--model-kwargs', 'in_chans=1') is None
+
+
 def test_four_pictures(run, saved, tmp_path):
     layers = ('stem.units.0', 'stages.0.blocks.0.attn.attn_lif')
     out = run(

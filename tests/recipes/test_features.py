@@ -73,6 +73,7 @@ class TestFineTuning:
         start = ['--checkpoint', finished / 'model' / 'model.safetensors', '--weight-decay', '0']
         train(*SMALL, *start, '--layer-decay', '1e-6', '--output', tmp_path)
         before, after = weights(finished), weights(tmp_path)
+        assert float(rows(tmp_path)[0]['lr']) > 1e-5  # that of the classifier
         change = {key: (after[key] - before[key]).abs().max() for key in ('stem.units.0.conv.weight', 'head.fc.weight')}
         assert change['stem.units.0.conv.weight'] < 1e-8 < 1e-4 < change['head.fc.weight']
 
@@ -128,6 +129,25 @@ class TestOptimisation:
         with pytest.raises(SystemExit, match='cannot find a batch size: No executable batch size found'):
             train(*SMALL, '--batch-size', '51', '--find-batch-size', '--output', tmp_path / 'odd')
 
+    @pytest.mark.parametrize('kept', ['average', 'teacher'])
+    def test_what_is_kept_beside_the_model_counts_for_the_size_of_the_batch(
+        self, train, finished, tmp_path, monkeypatch, kept
+    ):
+        tasks, ema = importlib.import_module('tasks'), importlib.import_module('timm.utils.model_ema').ModelEmaV3
+        task = tasks.LogitDistillationTask if kept == 'teacher' else tasks.ClassificationTask
+        forward, init, averages = task.forward, ema.__init__, []
+
+        def limited(self, images, labels):
+            if len(images) > 16 and (kept == 'teacher' or averages):
+                raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')
+            return forward(self, images, labels)
+
+        monkeypatch.setattr(task, 'forward', limited)
+        monkeypatch.setattr(ema, '__init__', lambda self, *args, **kwargs: averages.append(init(self, *args, **kwargs)))
+        option = ['--kd-model-name', f'local-dir:{finished / "model"}'] if kept == 'teacher' else ['--model-ema']
+        printed = train(*SMALL, *option, '--find-batch-size', '--max-steps', '1', '--output', tmp_path)
+        assert 'effective batch 64 (16 x 1 processes x 4 accumulated)' in printed
+
     @pytest.mark.parametrize(
         'option', ['--grad-checkpointing', '--channels-last', '--deterministic', '--backend=torch']
     )
@@ -140,6 +160,27 @@ class TestOptimisation:
         with pytest.raises(SystemExit, match=r"cannot create model 'msvit_4_96': unknown .*'abacus'"):
             train(*SMALL, '--backend', 'abacus')
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU has it')
+    @pytest.mark.parametrize('option', [['--backend', 'triton'], ['--model-kwargs', 'backend=cupy']])
+    def test_a_backend_that_cannot_run_here_is_found_out_before_anything_is_written(self, train, tmp_path, option):
+        with pytest.raises(SystemExit, match=r'^error: cannot run the neurons: LIF backend .*, asked for by') as stop:
+            train(*SMALL, *option, '--output', tmp_path / 'out')
+        assert '\n' not in str(stop.value) and not (tmp_path / 'out').exists()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU has float16')
+    def test_float16_on_a_cpu_is_refused(self, train, tmp_path, monkeypatch):
+        """Accelerate would train in float32."""
+        monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'fp16')
+        with pytest.raises(SystemExit, match='error: mixed precision fp16 needs a GPU: pass --mixed_precision bf16'):
+            train(*SMALL, '--output', tmp_path / 'out')
+        assert not (tmp_path / 'out').exists()
+
+    @pytest.mark.slow
+    def test_a_compiled_model_learns_and_is_saved_as_usual(self, train, tmp_path):
+        train(*SMALL, '--max-steps', '1', '--compile', '--output', tmp_path)
+        assert abs(float(rows(tmp_path)[0]['train_loss']) - 2.305) < 0.02
+        assert weights(tmp_path).keys() == timm.create_model('msvit_4_96').state_dict().keys()
+
 
 class TestSplits:
     def test_an_epoch_is_picked_by_held_out_samples_and_tested_once(self, train, tmp_path):
@@ -147,7 +188,7 @@ class TestSplits:
         printed = train(*SMALL, *arguments, '--output', tmp_path)
         accuracies = [float(row['eval_top1']) for row in rows(tmp_path)]
         best = accuracies.index(max(accuracies)) + 1
-        assert f'epoch_{best:04d} was the best on 200 held-out training samples; on 360 to test with' in printed
+        assert f'epoch_{best:04d} was the best on 200 held-out training samples; on 200 to test with' in printed
         checkpoint = load_file(tmp_path / 'checkpoints' / f'epoch_{best:04d}' / 'model.safetensors')
         assert torch.equal(weights(tmp_path)['head.fc.weight'], checkpoint['head.fc.weight'])
 

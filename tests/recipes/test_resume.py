@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import math
 import os
 import random
 import resource
@@ -12,12 +13,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import accelerate
 import pytest
 import safetensors.torch
 import torch
 from running import QUICK, TRAIN, weights
+
+import timm_snn
 
 # All that has a state: augmentation, mixing, stochastic depth, averaging, accumulation. 10 updates an epoch.
 STATEFUL = [
@@ -51,9 +55,16 @@ def wait_for_another_checkpoint(process: subprocess.Popen, output: Path) -> None
         time.sleep(0.01)
 
 
-def assert_same_run(one: Path, two: Path) -> None:
+def assert_same_weights(one: Path, two: Path) -> None:
+    """Bit for bit; otherwise the largest differences tell a last bit from another run."""
     first, second = weights(one), weights(two)
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert first.keys() == second.keys()
+    differ = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not differ, {key: (first[key].double() - second[key].double()).abs().max().item() for key in differ}
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    assert_same_weights(one, two)
     summaries = [list(csv.DictReader((output / 'summary.csv').open())) for output in (one, two)]
     for rows in summaries:
         assert len(rows) == 2
@@ -143,7 +154,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(train, output
     assert (output / 'checkpoints' / 'epoch_0001').is_dir()
 
 
-def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_path):
+def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_path, monkeypatch):
     newest = output / 'checkpoints' / 'epoch_0001'
 
     def refused(*arguments, match: str) -> None:
@@ -153,8 +164,12 @@ def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_
 
     refused('--weight-decay', '0.5', '--seed', '7', match='these changed: weight_decay 0.05 to 0.5, seed 42 to 7')
     refused('--model-kwargs', 'depths=(1,1,1)', match=r'changed: model_kwargs \{\} to .*depths')
+    refused('--batch-size', '32', match='these changed: effective_batch 64 to 32')
     refused('--resume', output / 'model', match='holds other checkpoints')
     refused('--resume', output / 'model', '--output', tmp_path / 'new', match=r'has no manifest.json; --resume takes')
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')
+    refused(match="these changed: mixed_precision 'no' to 'bf16'")
+    monkeypatch.delenv('ACCELERATE_MIXED_PRECISION')
     flip_a_bit(newest / 'model.safetensors')
     refused('--resume', newest, match=f'cannot read checkpoint {newest}: model.safetensors is not what was written')
 
@@ -189,13 +204,52 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_what_is_needed(train, tmp_pa
     assert state['head.fc.weight'].abs().max() < 1e35 and not (tmp_path / 'checkpoints').exists()
 
 
+@pytest.mark.parametrize('loss', [[], ['--tet', '0.1']])
+def test_the_advice_after_a_loss_that_is_not_finite_works(train, tmp_path, monkeypatch, loss):
+    arguments = [*QUICK, *loss, '--max-train-samples', '192', '--epochs', '1']
+    steps = timm_snn.MSViT.forward_steps
+    calls = []
+
+    def breaks_at_the_third(self, x):
+        calls.append(len(x))
+        return steps(self, x) * (float('nan') if len(calls) == 3 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timm_snn.MSViT, 'forward', lambda self, x: self.forward_steps(x).mean(1))
+        patch.setattr(timm_snn.MSViT, 'forward_steps', breaks_at_the_third)
+        with pytest.raises(SystemExit, match=r'loss nan.* in update 3 of epoch 1; .* lower --lr') as stop:
+            train(*arguments, '--output', tmp_path / 'out')
+    advice = str(stop.value).split('pass ')[1].removesuffix(' too').replace('NEW', str(tmp_path / 'new')).split()
+    assert '--checkpoint' in advice
+    printed = train(*arguments, *advice, '--lr', '0', '--warmup-epochs', '0', '--min-lr', '0')
+    assert 'top-1: ' in printed
+    state = safetensors.torch.load_file(tmp_path / 'out' / 'failed' / 'state' / 'model.safetensors')
+    prefix = 'module.' if loss else ''
+    assert torch.equal(weights(tmp_path / 'new')['head.fc.weight'], state[f'{prefix}head.fc.weight'])
+
+
+def test_gradients_that_no_scale_makes_finite_stop(train, tmp_path, monkeypatch):
+    """A scaler for float16 halves its scale for ever; the CPU's stands for that of a GPU."""
+    init = accelerate.Accelerator.__init__
+
+    def with_scaler(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.scaler = torch.amp.GradScaler('cpu', init_scale=8.0)
+
+    monkeypatch.setattr(accelerate.Accelerator, '__init__', with_scaler)
+    monkeypatch.setattr(accelerate.Accelerator, 'clip_grad_norm_', lambda *_: torch.tensor(math.inf))
+    monkeypatch.setattr(torch.amp.GradScaler, '_unscale_grads_', lambda *_: {torch.device('cpu'): torch.tensor([1.0])})
+    with pytest.raises(SystemExit, match='gradient norm inf in update 5 of epoch 1; the state before it'):
+        train(*QUICK, '--output', tmp_path)
+
+
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     checkpoints = importlib.import_module('checkpoints')
     progress = checkpoints.Progress([{'eval_top1': top1} for top1 in (1.0, 5.0, 2.0, 5.0, 3.0)])
     names = [f'epoch_{i:04d}' for i in range(1, 6)]
     for name in (*names, 'epoch_0005_step_000010'):
         (tmp_path / 'checkpoints' / name).mkdir(parents=True)
-    keeper = checkpoints.Checkpoints(accelerate.Accelerator(), tmp_path, progress, None, 2, 'eval_top1')
+    keeper = checkpoints.Checkpoints(MagicMock(), tmp_path, progress, {}, None, 2, 'eval_top1')
     keeper._prune()
     kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
     assert kept == ['epoch_0002', 'epoch_0005', 'epoch_0005_step_000010'] and keeper.best.name == 'epoch_0002'
@@ -207,5 +261,58 @@ def test_a_run_of_max_steps_goes_on_with_more(train, tmp_path):
     train(*arguments, tmp_path / 'parts', '--max-steps', '3')
     printed = train(*arguments, tmp_path / 'parts', '--max-steps', '7', '--resume', 'auto')
     assert 'epochs 1 to 2' in printed
-    one, two = weights(tmp_path / 'whole'), weights(tmp_path / 'parts')
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert_same_weights(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_a_run_may_stop_at_the_end_of_an_epoch(train, tmp_path):
+    arguments = [*QUICK, '--max-train-samples', '128', '--max-val-samples', '37', '--max-steps', '2']
+    printed = train(*arguments, '--output', tmp_path)
+    assert 'epoch 1/2' in printed and 'epoch 2/2' not in printed
+    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['epoch_0001']
+
+
+def test_other_batches_of_the_same_effective_batch_go_on_with_the_same_samples(train, tmp_path, monkeypatch):
+    """As on hardware with less memory, or with another number of processes."""
+    TrainingSamples = importlib.import_module('data').TrainingSamples
+    read, get = [], TrainingSamples.__getitem__
+    monkeypatch.setattr(TrainingSamples, '__getitem__', lambda self, i: read.append(i) or get(self, i))
+    arguments = [*QUICK, '--max-train-samples', '256', '--max-val-samples', '37', '--epochs', '1', '--workers', '0']
+    train(*arguments, '--output', tmp_path / 'whole')
+    whole, read[:] = read[-256:], []
+    train(*arguments, '--output', tmp_path / 'parts', '--max-steps', '2')
+    read.clear()
+    other = ['--batch-size', '16', '--grad-accum-steps', '4']
+    printed = train(*arguments, '--output', tmp_path / 'parts', '--resume', 'auto', *other)
+    assert 'effective batch 64 (16 x 1 processes x 4 accumulated)' in printed
+    assert read[-128:] == whole[128:]
+
+
+def test_random_states_that_are_not_restored_are_told(train, output):
+    checkpoints = importlib.import_module('checkpoints')
+    checkpoint = output / 'checkpoints' / 'epoch_0001'
+    arguments = [*QUICK, '--max-steps', '23', '--output', output, '--resume', 'auto']
+
+    def declare_whole() -> None:
+        (checkpoint / 'manifest.json').unlink()
+        checkpoints.write_manifest(checkpoint)
+
+    states = checkpoint / 'random_states_0.pkl'
+    content = states.read_bytes()
+    states.write_bytes(b'nonsense')
+    declare_whole()
+    with pytest.raises(SystemExit, match=f'cannot read checkpoint {checkpoint}: '):
+        train(*arguments)
+    states.unlink()
+    declare_whole()
+    assert 'has not the random states of process 0 (all), which go on from the seed' in train(*arguments)
+    states.write_bytes(content)
+    declare_whole()
+    shutil.rmtree(output / 'checkpoints' / 'epoch_0001_step_000001')
+    assert 'random states' not in train(*arguments)
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(train, output):
+    shutil.rmtree(output / 'checkpoints')
+    with pytest.raises(SystemExit, match='holds a finished run without checkpoints; pass --overwrite without --resume'):
+        train(*QUICK, '--output', output, '--resume', 'auto')
+    assert (output / 'model').is_dir()

@@ -123,6 +123,21 @@ def test_a_class_that_validation_lacks_leaves_the_labels_as_they_are(train, fold
     assert "its label is 'class1'" in train(*ONE_EPOCH, *data, '--output', tmp_path / 'out')
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_unreadable_validation_image_ends_the_run_and_loses_nothing(train, folder, tmp_path, workers):
+    broken = folder / 'validation' / 'class1' / '99.png'
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    data = ['--dataset', '', '--data-dir', folder, '--in-chans', '3', '--workers', workers]
+    arguments = [*ONE_EPOCH, *data, '--output', tmp_path / 'out']
+    with pytest.raises(SystemExit, match=r'^error: cannot evaluate: sample .*class1/99\.png is unreadable') as stop:
+        train(*arguments)
+    assert '\n' not in str(stop.value) and str(stop.value).endswith('epoch_0000_step_000006')
+    broken.write_bytes(whole)
+    printed = train(*arguments, '--resume', 'auto')
+    assert 'epoch 1/1' in printed and (tmp_path / 'out' / 'checkpoints' / 'epoch_0001').is_dir()
+
+
 @pytest.mark.parametrize(
     ('change', 'arguments', 'message'),
     [
@@ -214,6 +229,20 @@ def test_every_config_has_known_keys_and_says_what_was_measured(train):
         (['--sched', 'nonsense'], 'cannot set up the schedule'),
         (['--aa', 'nonsense'], 'cannot set up the augmentation'),
         (['--output', __file__], 'cannot write to --output'),
+        (['--seed', '-1'], 'argument --seed: -1 is not between 0 and 2147483647'),
+        (['--remode', 'pixels'], "argument --remode: invalid choice: 'pixels'"),
+        (['--smoothing', '1.5'], 'argument --smoothing: 1.5 is not between 0 and 1'),
+        (['--lr', 'nan'], 'argument --lr: nan is not a finite number of at least 0'),
+        (['--clip-grad', '0'], 'argument --clip-grad: 0 is not a finite number above 0'),
+        (['--workers', '-1'], 'argument --workers/-j: -1 is less than 0'),
+        (['--val-split', 'tset'], "data set 'digits' has no split 'tset': use train, or validation, also called test"),
+        (['--dataset', 'nmnist', '--hflip', '0.1'], '--hflip: it needs a data set of images; --event-aug augments'),
+        (['--dataset', 'event_rows', '--scale', '0.5', '1'], 'argument --scale: it needs a data set of images'),
+        (['--event-aug'], 'argument --event-aug: it needs event recordings, --dataset nmnist, cifar10_dvs, '),
+        (['--split-by', 'time'], 'argument --split-by: it needs event recordings'),
+        (['--input-key', 'img'], 'argument --input-key: it needs a data set of Hugging Face, --dataset hfds/...'),
+        (['--kd-checkpoint', 'teacher.pth'], 'argument --kd-checkpoint: it needs --kd-model-name'),
+        (['--model-ema-decay', '0.99'], 'argument --model-ema-decay: it needs --model-ema'),
     ],
 )
 def test_wrong_arguments_end_in_one_line(train, tmp_path, arguments, message):

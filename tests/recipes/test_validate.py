@@ -272,6 +272,7 @@ def test_an_unreadable_image_ends_the_run_and_no_other_takes_its_place(validate,
         (['--amp', 'int8'], "invalid choice: 'int8'"),
         (['--split', 'tset', '--dataset', '', '--data-dir', '.'], "cannot open split 'tset'"),
         (['--dataset', 'digitz'], "unknown data set 'digitz'"),
+        (['--split', 'tset'], "data set 'digits' has no split 'tset': use train, or validation, also called test"),
         (['--device', 'nonsense'], 'cannot create model'),
     ],
 )
@@ -326,3 +327,9 @@ def test_logits_that_are_not_finite_are_refused():
     model.num_classes = 3
     with pytest.raises(ValueError, match='not finite'):
         evaluate(model, [(torch.full((1, 2), float('inf')), torch.tensor([0]))])
+
+
+def test_the_split_that_is_named_is_the_one_that_is_counted(validate, saved):
+    for split, number in (('train', 1437), ('test', 360)):
+        printed, _ = validate('--model', f'local-dir:{saved}', '--split', split, '--num-steps', 1, '-b', 240)
+        assert f'digits, {split} split, all {number:,}' in printed
