@@ -120,7 +120,8 @@ def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> li
     models = contenders(args, kind)
     if dtype == args.dtype[0]:  # weights and layers are the same for all
         check_equality(models, images)
-    if dtype == 'bfloat16' and models.pop(OLD_CUPY, None):
+    if dtype == 'bfloat16' and OLD_CUPY in models:
+        del models[OLD_CUPY]
         print(f'without {OLD_CUPY}: it has no kernel for bfloat16')
     step = inference if kind == 'inference' else training
     runs = {name: functools.partial(step, model, images, labels, autocast) for name, model in models.items()}

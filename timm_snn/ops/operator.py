@@ -35,13 +35,19 @@ class Operator:
         self.op.register_autograd(backward, setup_context=setup_context)
         function = self._function
 
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = function(*args)
-            setup_context(ctx, args, output)  # here, because torch looks up signatures in every call of its own hook
-            return output
+        class Direct(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Any:
+                output = function(*args)
+                setup_context(ctx, args, output)  # here, as torch's own hook looks up signatures in every call
+                return output
 
-        methods = dict(forward=staticmethod(forward), backward=staticmethod(once_differentiable(backward)))
-        self._function = type(self.op._name, (torch.autograd.Function,), methods).apply
+            @staticmethod
+            @once_differentiable
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return backward(ctx, *grads)
+
+        self._function = Direct.apply
 
     def __call__(self, *args: Any) -> Any:
         # A tracer, a transform of torch.func and a subclass such as FakeTensor must see the operator.
