@@ -2,11 +2,11 @@
 
 from .attention import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
 from .block import SpikingBlock, SpikingResidual
-from .conv import ConvBn, ConvBnLif, pool_spikes
+from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .fuse import fuse
 from .mlp import SpikingMlp
 from .neuron import LIF, ParametricLIF
-from .patch_embed import CurrentStem, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
+from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
 from .temporal import DropPath, merge_time, split_time, to_time_first
 
@@ -17,6 +17,8 @@ __all__ = [
     'CurrentStem',
     'DropPath',
     'LayerFn',
+    'LifConvBn',
+    'MembranePatchEmbed',
     'MultiScaleSpikingAttention',
     'ParametricLIF',
     'QKTokenAttention',

@@ -1,4 +1,4 @@
-"""ConvBn and ConvBnLif, the bricks that every block is built from."""
+"""ConvBn, ConvBnLif and LifConvBn, the bricks that every block is built from."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from .neuron import LIF, ParametricLIF
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
-__all__ = ['ConvBn', 'ConvBnLif', 'pool_spikes']
+__all__ = ['ConvBn', 'ConvBnLif', 'LifConvBn', 'pool_spikes']
 
 
 class ConvBn(nn.Module):
@@ -125,6 +125,33 @@ class ConvBnLif(ConvBn):
             pool=pool,
             **neuron,
         )
+
+
+class LifConvBn(nn.Module):
+    """Neuron, convolution, batch norm: a unit between two currents, for membrane shortcuts.
+
+    Shape: currents [T, B, in_chs, H, W] -> currents [T, B, out_chs, H', W']. Raises: as `ConvBn`.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        bias: bool = False,
+        groups: int = 1,
+        lif_layer: LayerFn = LIF,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.lif = lif_layer().to(**dd)
+        self.unit = ConvBn(in_chs, out_chs, kernel_size, stride, bias=bias, groups=groups, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unit(self.lif(x))
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

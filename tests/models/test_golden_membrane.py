@@ -1,0 +1,131 @@
+"""Blocks with membrane shortcuts against outputs of the research code, in float64 (`tests/golden/README.md`)."""
+
+import json
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import timm_snn
+from tests.reference import GOLDEN, fill
+from timm_snn.layers import (
+    LifConvBn,
+    MembranePatchEmbed,
+    SpikingMlp,
+    SpikingResidual,
+    SpikingSelfAttention,
+    SpikingStem,
+)
+from timm_snn.models.builder import rename_key
+
+
+class Stem(nn.Sequential):
+    """A stem with its patch embedding, which the research code has in one module."""
+
+    def __init__(self, stem: SpikingStem, embed: MembranePatchEmbed) -> None:
+        super().__init__(OrderedDict(stem=stem, embed=embed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(self.stem(x, x.shape[0]))
+
+
+def depthwise(kernel_size: int) -> SpikingResidual:
+    return SpikingResidual(LifConvBn(32, 32, kernel_size, bias=True, groups=32))
+
+
+def spike_input(in_chs: int, widths: tuple, pools: tuple, stride: int = 1) -> MembranePatchEmbed:
+    return MembranePatchEmbed(in_chs, widths, pools, stride, pre_activation=False)
+
+
+MIXER = ((r'^conv5?_bn\.', 'branch.unit.bn.'), (r'^conv5?\.', 'branch.unit.conv.'))
+
+
+def embed_keys(**names: str):
+    """Which of the research code's convolutions is which of ours."""
+    rules = [(rf'^{name}\.embed_', f'{ours}.') for name, ours in names.items() if name != 'proj']
+    return (*rules, (r'^proj_', f'{names.get("proj")}.'))
+
+
+# Our block and the rules that rename the research code's keys.
+BLOCKS = {
+    'mixer_dwc7_d32': (lambda: depthwise(7), MIXER),
+    'mixer_dwc5_d32': (lambda: depthwise(5), MIXER),
+    'mixer_dwc3_d32': (lambda: depthwise(3), MIXER),
+    'ms_mlp_d32_r4': (
+        lambda: SpikingResidual(SpikingMlp(32, 128, pre_activation=True)),
+        ((r'^fc(\d)_', r'branch.fc\1.'),),
+    ),
+    'ms_mlp_d32_r1': (
+        lambda: nn.Sequential(*(SpikingResidual(LifConvBn(32, 32, bias=True)) for _ in range(2))),
+        (('^fc1_', '0.branch.unit.'), ('^fc2_', '1.branch.unit.')),
+    ),
+    'ms_ssa_d64_h2': (
+        lambda: SpikingResidual(SpikingSelfAttention(64, 2, attn_v_threshold=0.5, pre_activation=True)),
+        (('^q_', 'branch.q.0.'), (r'^(k|v|proj)_', r'branch.\1.')),
+    ),
+    'embed_max_32_48': (
+        lambda: MembranePatchEmbed(32, (48, 48), (True, False), max_shortcut=True),
+        embed_keys(max_embed1='units.0', embed1='units.1', max_embed2='shortcut'),
+    ),
+    'embed_1max_cifar_32_48': (
+        lambda: MembranePatchEmbed(32, (48, 48), (False, True)),
+        embed_keys(embed1='units.0', max_embed1='units.1', embed2='shortcut'),
+    ),
+    'embed_orig_imagenet_3_32': (
+        lambda: Stem(SpikingStem(3, (16,), (False,), stride=2), spike_input(16, (32, 32), (False, False), 2)),
+        embed_keys(embed1='stem.units.0', embed2='embed.units.0', embed3='embed.units.1', embed4='embed.shortcut'),
+    ),
+    'embed_orig_cifar_3_32': (
+        lambda: Stem(SpikingStem(3, (16,), (False,)), spike_input(16, (32,), (False,))),
+        embed_keys(proj='stem.units.0', embed1='embed.units.0', embed2='embed.shortcut'),
+    ),
+    'embed_max_plus_dvs_2_64': (
+        lambda: Stem(SpikingStem(2, (8, 16), (False, True)), spike_input(16, (32, 64), (True, True))),
+        embed_keys(
+            proj='stem.units.0',
+            max_embed1='stem.units.1',
+            max_embed2='embed.units.0',
+            max_embed3='embed.units.1',
+            embed1='embed.shortcut',
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def golden() -> tuple[dict, dict]:
+    with np.load(GOLDEN / 'membrane_blocks.npz') as arrays:
+        return json.loads((GOLDEN / 'membrane_blocks.json').read_text()), dict(arrays)
+
+
+def test_every_golden_block_is_covered(golden):
+    assert set(BLOCKS) == set(golden[0])
+
+
+@pytest.mark.parametrize('name', BLOCKS)
+def test_block_currents_spikes_and_gradients_are_those_of_the_research_code(golden, name):
+    meta, arrays = golden[0][name], golden[1]
+    make, rules = BLOCKS[name]
+    block = make().double().eval()
+    state_dict = fill(meta['keys'], meta['bn_table'])
+    block.load_state_dict({rename_key(key, rules): value for key, value in state_dict.items()})
+    x = (2 * np.random.RandomState(2).standard_normal(meta['input_shape'])).astype(np.float32)
+    x = torch.from_numpy(x).double().requires_grad_()
+    fired = []
+    for module in block.modules():
+        if isinstance(module, timm_snn.LIF):
+            module.register_forward_hook(lambda _, args, out: fired.append(int(out.sum())))
+
+    y = block(x)
+
+    assert list(y.shape) == arrays[f'{name}.y_shape'].tolist()
+    np.testing.assert_allclose(y.detach().flatten()[:512], arrays[f'{name}.y_head'], rtol=0, atol=1e-9)
+    weighted = (y * torch.from_numpy(np.random.RandomState(3).standard_normal(y.shape))).sum()
+    np.testing.assert_allclose(weighted.detach(), arrays[f'{name}.y_sumw'], rtol=1e-9)
+    spikes = arrays[f'{name}.spikes'].tolist()
+    assert sorted(fired) == sorted(set(spikes) if name == 'embed_orig_cifar_3_32' else spikes)  # one neuron is twice
+    (dx,) = torch.autograd.grad(weighted, x)
+    np.testing.assert_allclose(dx.norm(), arrays[f'{name}.dx_l2'], rtol=1e-9)
+    np.testing.assert_allclose(dx.flatten()[:64], arrays[f'{name}.dx_head'], rtol=0, atol=1e-9)
