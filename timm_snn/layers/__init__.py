@@ -8,6 +8,7 @@ from .mlp import SpikingMlp
 from .neuron import LIF, ParametricLIF
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
+from .sep_conv import SepConv
 from .temporal import DropPath, merge_time, split_time, to_time_first
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     'ParametricLIF',
     'QKTokenAttention',
     'Registry',
+    'SepConv',
     'SpikingBlock',
     'SpikingMlp',
     'SpikingPatchEmbed',

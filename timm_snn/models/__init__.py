@@ -10,3 +10,5 @@ from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
 from .spikformer import *  # noqa: F403
 from .spikformer import Spikformer as Spikformer
+from .spikformer_v2 import *  # noqa: F403
+from .spikformer_v2 import SpikformerV2 as SpikformerV2
