@@ -5,6 +5,7 @@ import timm
 import torch
 
 import timm_snn
+from timm_snn.layers import RunningFiringRate
 from timm_snn.ops import backend
 
 
@@ -37,4 +38,6 @@ def lively(model: torch.nn.Module) -> torch.nn.Module:
             torch.nn.init.uniform_(module.weight, 0.8, 1.6)
             torch.nn.init.uniform_(module.bias, 0.5, 1.2)
             module.running_var.fill_(0.5)
+        elif isinstance(module, RunningFiringRate):
+            module.running.fill_(0.2)  # without which an untrained model goes by the batch
     return model

@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,14 +12,19 @@ from torch import Tensor, nn
 import timm_snn
 from tests.reference import GOLDEN, fill
 from timm_snn.layers import (
+    LIF,
+    DualSpikeSelfAttention,
+    GroupWiseMlp,
     LifConvBn,
     MembranePatchEmbed,
+    ParametricLIF,
     SpikingMlp,
     SpikingResidual,
     SpikingSelfAttention,
     SpikingStem,
 )
 from timm_snn.models.builder import rename_key
+from timm_snn.models.spikingresformer import AUTHORS_KEYS as RESFORMER_KEYS
 
 
 class Stem(nn.Sequential):
@@ -48,6 +54,15 @@ def embed_keys(**names: str):
     return (*rules, (r'^proj_', f'{names.get("proj")}.'))
 
 
+def resformer_keys(theirs: str, ours: str):
+    """The family's rules for a block of a model."""
+    branch = '' if 'embed' in ours else 'branch.'
+    return ((r'^', theirs), *RESFORMER_KEYS, (rf'^{ours}', branch))
+
+
+ATAN, ATAN_PLIF = partial(LIF, surrogate='atan'), partial(ParametricLIF, surrogate='atan')
+DSSA = resformer_keys('layers.0.0.', 'stages.0.blocks.0.attn.')
+
 # Our block and the rules that rename the research code's keys.
 BLOCKS = {
     'mixer_dwc7_d32': (lambda: depthwise(7), MIXER),
@@ -65,6 +80,13 @@ BLOCKS = {
         lambda: SpikingResidual(SpikingSelfAttention(64, 2, attn_v_threshold=0.5, pre_activation=True)),
         (('^q_', 'branch.q.0.'), (r'^(k|v|proj)_', r'branch.\1.')),
     ),
+    'dssa_d64_h2_p4': (lambda: SpikingResidual(DualSpikeSelfAttention(64, 2, 4, 8, ATAN)), DSSA),
+    'dssa_d32_h1_p1_plif': (lambda: SpikingResidual(DualSpikeSelfAttention(32, 1, 1, 48, ATAN_PLIF)), DSSA),
+    'gwffn_d32_g32': (
+        lambda: SpikingResidual(GroupWiseMlp(32, 128, 32, ATAN)),
+        resformer_keys('layers.0.1.', 'stages.0.blocks.0.mlp.'),
+    ),
+    'down_32_48': (lambda: LifConvBn(32, 48, 3, 2, lif_layer=ATAN), resformer_keys('layers.1.0.', 'stages.1.embed.')),
     'embed_max_32_48': (
         lambda: MembranePatchEmbed(32, (48, 48), (True, False), max_shortcut=True),
         embed_keys(max_embed1='units.0', embed1='units.1', max_embed2='shortcut'),
@@ -129,3 +151,23 @@ def test_block_currents_spikes_and_gradients_are_those_of_the_research_code(gold
     (dx,) = torch.autograd.grad(weighted, x)
     np.testing.assert_allclose(dx.norm(), arrays[f'{name}.dx_l2'], rtol=1e-9)
     np.testing.assert_allclose(dx.flatten()[:64], arrays[f'{name}.dx_head'], rtol=0, atol=1e-9)
+
+
+def test_running_firing_rates_are_those_of_the_research_code(golden):
+    meta, arrays = golden[0]['dssa_d64_h2_p4'], golden[1]
+    block = BLOCKS['dssa_d64_h2_p4'][0]().double().train()
+    state_dict = fill(meta['keys'], meta['bn_table'])
+    for key in ('firing_rate_x', 'firing_rate_attn'):
+        state_dict[key].zero_()
+    block.load_state_dict({rename_key(key, DSSA): value for key, value in state_dict.items()})
+    r = np.random.RandomState(4)
+    with torch.no_grad():
+        for step in range(3):
+            x = ((2 + 0.5 * step) * r.standard_normal((4, 2, 64, 16, 8))).astype(np.float32)
+            y = block(torch.from_numpy(x).double())
+            np.testing.assert_allclose(y.flatten()[:64], arrays[f'dssa_train.step{step}.y_head'], rtol=0, atol=1e-9)
+            for ours, theirs in (('lif_rate', 'firing_rate_x'), ('attn_rate', 'firing_rate_attn')):
+                running = getattr(block.branch, ours).running.flatten()
+                np.testing.assert_allclose(running, arrays[f'dssa_train.step{step}.{theirs}'], rtol=1e-12)
+        y = block.eval()(torch.from_numpy(x).double())
+    np.testing.assert_allclose(y.sum(), arrays['dssa_train.eval_after.y_sum'], rtol=1e-9)

@@ -3,6 +3,7 @@
 from .attention import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
 from .block import SpikingBlock, SpikingResidual
 from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
+from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .fuse import fuse
 from .mlp import SpikingMlp
 from .neuron import LIF, ParametricLIF
@@ -17,6 +18,8 @@ __all__ = [
     'ConvBnLif',
     'CurrentStem',
     'DropPath',
+    'DualSpikeSelfAttention',
+    'GroupWiseMlp',
     'LayerFn',
     'LifConvBn',
     'MembranePatchEmbed',
@@ -24,6 +27,7 @@ __all__ = [
     'ParametricLIF',
     'QKTokenAttention',
     'Registry',
+    'RunningFiringRate',
     'SepConv',
     'SpikingBlock',
     'SpikingMlp',

@@ -12,3 +12,5 @@ from .spikformer import *  # noqa: F403
 from .spikformer import Spikformer as Spikformer
 from .spikformer_v2 import *  # noqa: F403
 from .spikformer_v2 import SpikformerV2 as SpikformerV2
+from .spikingresformer import *  # noqa: F403
+from .spikingresformer import SpikingResformer as SpikingResformer
