@@ -6,7 +6,7 @@ from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .fuse import fuse
 from .mlp import SpikingMlp
-from .neuron import LIF, ParametricLIF
+from .neuron import LIF, IntegerNeuron, ParametricLIF
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
 from .sep_conv import SepConv
@@ -20,6 +20,7 @@ __all__ = [
     'DropPath',
     'DualSpikeSelfAttention',
     'GroupWiseMlp',
+    'IntegerNeuron',
     'LayerFn',
     'LifConvBn',
     'MembranePatchEmbed',
