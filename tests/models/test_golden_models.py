@@ -19,6 +19,7 @@ MODELS = {
     'qkformer_cifar10': ('qkformer_4_384.cifar10', {}, IMAGES),
     'spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {}, IMAGES),
     'cml_spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {'downsample': 'cml'}, IMAGES),
+    'spikingformer_cifar10_4_384': ('spikingformer_4_384.cifar10', {}, IMAGES),
 }
 
 # Files of which only the keys are known.

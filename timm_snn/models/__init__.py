@@ -8,3 +8,5 @@ from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
 from .spikformer import *  # noqa: F403
 from .spikformer import Spikformer as Spikformer
+from .spikingformer import *  # noqa: F403
+from .spikingformer import Spikingformer as Spikingformer
