@@ -10,3 +10,5 @@ from .spikformer import *  # noqa: F403
 from .spikformer import Spikformer as Spikformer
 from .spikingformer import *  # noqa: F403
 from .spikingformer import Spikingformer as Spikingformer
+from .spikformer_v2 import *  # noqa: F403
+from .spikformer_v2 import SpikformerV2 as SpikformerV2

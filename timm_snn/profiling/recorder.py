@@ -243,7 +243,7 @@ class Recorder:
         """Which modules stand for others."""
         for name, module in self.model.named_modules():
             name = self.names[module] = plain_name(name)
-            if runs_as(module, ConvBn):
+            if _is_unit(module):
                 for part in module.modules():
                     if part is not module:
                         self._owners.setdefault(part, []).append(module)
@@ -266,7 +266,7 @@ class Recorder:
         on_output: Any = None
         if runs_as(module, SpikingStem):
             on_input, on_output = self._stem_begins, self._stem_ends
-        elif runs_as(module, ConvBn):
+        elif _is_unit(module):
             on_input, on_output = self._unit_begins, self._unit_ends
         elif rule_of(module):
             on_output = self._attention_ends
@@ -407,6 +407,10 @@ class Recorder:
         if layer not in self._has_zeros:
             self._has_zeros[layer] = bool((layer.weight == 0).any())
         return self._has_zeros[layer]
+
+
+def _is_unit(module: nn.Module) -> bool:
+    return runs_as(module, ConvBnLif) or runs_as(module, ConvBn)
 
 
 class _Products(TorchDispatchMode):
