@@ -19,6 +19,7 @@ MODELS = {
     'qkformer_cifar10': ('qkformer_4_384.cifar10', {}, IMAGES),
     'spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {}, IMAGES),
     'cml_spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {'downsample': 'cml'}, IMAGES),
+    'sdt_v1_cifar_2_512': ('sdt_2_512.cifar10', {}, IMAGES),
     'spikingformer_cifar10_4_384': ('spikingformer_4_384.cifar10', {}, IMAGES),
 }
 

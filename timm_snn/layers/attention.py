@@ -46,7 +46,7 @@ class MultiScaleSpikingAttention(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.head_dim = _head_dim(dim, num_heads)
+        self.head_dim = head_dim_of(dim, num_heads)
         self.q = _SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
@@ -129,7 +129,7 @@ class SpikingSelfAttention(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.head_dim = _head_dim(dim, num_heads)
+        self.head_dim = head_dim_of(dim, num_heads)
         self.scale = scale
         self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
         self.q = _SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **dd)
@@ -154,7 +154,7 @@ class SpikingSelfAttention(nn.Module):
         return x.unflatten(3, [H, W])
 
 
-def _head_dim(dim: int, num_heads: int) -> int:
+def head_dim_of(dim: int, num_heads: int) -> int:
     if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
         raise ValueError(f'num_heads={num_heads!r} does not divide dim={dim}: choose a whole number that does')
     return dim // num_heads
