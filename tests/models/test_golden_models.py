@@ -23,6 +23,8 @@ MODELS = {
     'spikingresformer_cifar10': ('spikingresformer_cifar.cifar10', {}, IMAGES),
     'spikingresformer_dvsg': ('spikingresformer_gesture', {'num_steps': 4}, (2, 4, 3, 64, 64)),
     'cml_spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {'downsample': 'cml'}, IMAGES),
+    'sdt_v1_cifar_2_512': ('sdt_2_512.cifar10', {}, IMAGES),
+    'spikingformer_cifar10_4_384': ('spikingformer_4_384.cifar10', {}, IMAGES),
 }
 
 # A second neuron of the released code on the input of another, which fires the same.

@@ -9,6 +9,7 @@ from .mlp import SpikingMlp
 from .neuron import LIF, IntegerNeuron, ParametricLIF
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
+from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
 from .temporal import DropPath, merge_time, split_time, to_time_first
 
@@ -30,6 +31,7 @@ __all__ = [
     'Registry',
     'RunningFiringRate',
     'SepConv',
+    'SpikeDrivenSelfAttention',
     'SpikingBlock',
     'SpikingMlp',
     'SpikingPatchEmbed',

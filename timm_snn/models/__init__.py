@@ -8,9 +8,13 @@ from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all
 from .msvit import MSViT as MSViT
 from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
+from .sdt import *  # noqa: F403
+from .sdt import SpikeDrivenTransformer as SpikeDrivenTransformer
 from .spikformer import *  # noqa: F403
 from .spikformer import Spikformer as Spikformer
 from .spikformer_v2 import *  # noqa: F403
 from .spikformer_v2 import SpikformerV2 as SpikformerV2
+from .spikingformer import *  # noqa: F403
+from .spikingformer import Spikingformer as Spikingformer
 from .spikingresformer import *  # noqa: F403
 from .spikingresformer import SpikingResformer as SpikingResformer

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..layers import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
+from ..layers import MultiScaleSpikingAttention, QKTokenAttention, SpikeDrivenSelfAttention, SpikingSelfAttention
 from .counts import count_elements, count_matmul
 
 if TYPE_CHECKING:
@@ -87,3 +87,13 @@ def self_attention(layer: SpikingSelfAttention, spikes: Mapping[str, Tensor], si
     q = sum(heads[query] for query in queries)
     site.operate('matmul', queries if len(queries) == 1 else [q], count_matmul(kv, q))
     site.fire(spikes['proj'])
+
+
+@register(SpikeDrivenSelfAttention, 'SDSA')
+def spike_driven(layer: SpikeDrivenSelfAttention, spikes: Mapping[str, Tensor], site: 'Site') -> None:
+    """SN(sum_n K * V) * Q: N * C masks of values by keys, N * C additions, N * C masks of queries."""
+    agreement = layer.agreement(spikes['k'], spikes['v'])
+    site.operate('mask', ['v'], count_elements(spikes['v']))
+    site.operate('sum', [agreement], count_elements(agreement))
+    site.operate('mask', ['q'], count_elements(spikes['q']))
+    site.fire(layer.attn_lif.forward(agreement.sum(3, keepdim=True)))
