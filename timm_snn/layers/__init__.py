@@ -4,6 +4,7 @@ from .attention import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelf
 from .block import SpikingBlock, SpikingResidual
 from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
+from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .fuse import fuse
 from .mlp import SpikingMlp
 from .neuron import LIF, IntegerNeuron, ParametricLIF
@@ -20,6 +21,7 @@ __all__ = [
     'CurrentStem',
     'DropPath',
     'DualSpikeSelfAttention',
+    'EfficientSpikeDrivenSelfAttention',
     'GroupWiseMlp',
     'IntegerNeuron',
     'LayerFn',

@@ -2,6 +2,8 @@
 
 from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
+from .espikeformer import *  # noqa: F403
+from .espikeformer import ESpikeformer as ESpikeformer
 from .maxformer import *  # noqa: F403
 from .maxformer import MaxFormer as MaxFormer
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
