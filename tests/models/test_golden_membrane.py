@@ -23,7 +23,7 @@ from timm_snn.layers import (
     SpikingSelfAttention,
     SpikingStem,
 )
-from timm_snn.models.builder import rename_key
+from timm_snn.models.builder import rename_keys
 from timm_snn.models.spikingresformer import AUTHORS_KEYS as RESFORMER_KEYS
 
 
@@ -58,6 +58,11 @@ def resformer_keys(theirs: str, ours: str):
     """The family's rules for a block of a model."""
     branch = '' if 'embed' in ours else 'branch.'
     return ((r'^', theirs), *RESFORMER_KEYS, (rf'^{ours}', branch))
+
+
+def renamed(state_dict: dict[str, Tensor], rules) -> dict[str, Tensor]:
+    ours = rename_keys(state_dict, rules)
+    return {key: value.flatten() if key.endswith('_rate.running') else value for key, value in ours.items()}
 
 
 ATAN, ATAN_PLIF = partial(LIF, surrogate='atan'), partial(ParametricLIF, surrogate='atan')
@@ -132,7 +137,7 @@ def test_block_currents_spikes_and_gradients_are_those_of_the_research_code(gold
     make, rules = BLOCKS[name]
     block = make().double().eval()
     state_dict = fill(meta['keys'], meta['bn_table'])
-    block.load_state_dict({rename_key(key, rules): value for key, value in state_dict.items()})
+    block.load_state_dict(renamed(state_dict, rules))
     x = (2 * np.random.RandomState(2).standard_normal(meta['input_shape'])).astype(np.float32)
     x = torch.from_numpy(x).double().requires_grad_()
     fired = []
@@ -159,7 +164,7 @@ def test_running_firing_rates_are_those_of_the_research_code(golden):
     state_dict = fill(meta['keys'], meta['bn_table'])
     for key in ('firing_rate_x', 'firing_rate_attn'):
         state_dict[key].zero_()
-    block.load_state_dict({rename_key(key, DSSA): value for key, value in state_dict.items()})
+    block.load_state_dict(renamed(state_dict, DSSA))
     r = np.random.RandomState(4)
     with torch.no_grad():
         for step in range(3):

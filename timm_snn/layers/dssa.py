@@ -79,7 +79,7 @@ class RunningFiringRate(nn.Module):
     which the head fires; until there was one, in eval mode too, the rate of the batch at hand is used. A head that has
     never fired is scaled by 0. (The released code starts from a silent batch, too, and divides by 0 before training.)
 
-    Shape: spikes [T, B, heads, D, N] -> scale [1, 1, heads, 1, 1]. At least float32, whatever the dtype asked for.
+    Shape: spikes [T, B, heads, D, N] -> scale [heads, 1, 1]. The rate is float32 or better, whatever the dtype.
     """
 
     running: Tensor
@@ -89,19 +89,20 @@ class RunningFiringRate(nn.Module):
         self.momentum = momentum
         # bfloat16 would lose what a momentum of 0.001 adds
         dtype = membrane_dtype(dtype or torch.get_default_dtype())
-        self.register_buffer('running', torch.zeros(1, 1, num_heads, 1, 1, device=device, dtype=dtype))
+        self.register_buffer('running', torch.zeros(num_heads, device=device, dtype=dtype))
 
     def forward(self, spikes: Tensor, length: int) -> Tensor:
         running = self.running
-        batch = spikes.detach().mean([0, 1, 3, 4], keepdim=True, dtype=running.dtype)
+        batch = spikes.detach().mean([0, 1, 3, 4], dtype=running.dtype)
         rate = torch.where(running > 0, running, batch)
         if self.training and not torch.jit.is_scripting() and not _in_backward():
             rate = rate.lerp(batch, self.momentum)
             running.copy_(rate)
-        return torch.where(rate > 0, (rate * length).rsqrt(), 0).to(spikes.dtype)
+        scale = torch.where(rate > 0, (rate * length).rsqrt(), 0)
+        return scale.to(spikes.dtype).view(-1, 1, 1)
 
     def extra_repr(self) -> str:
-        return f'num_heads={self.running.shape[2]}, momentum={self.momentum:g}'
+        return f'num_heads={len(self.running)}, momentum={self.momentum:g}'
 
 
 @torch.jit.ignore

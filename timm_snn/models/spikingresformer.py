@@ -172,6 +172,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     """Our layout, or that of the authors' files, to our keys. Raises RuntimeError for any other."""
     if 'prologue.0.weight' in state_dict:
         state_dict = rename_keys(state_dict, AUTHORS_KEYS)
+        # theirs are [1, 1, heads, 1, 1]
+        state_dict = {k: v.flatten() if k.endswith('_rate.running') else v for k, v in state_dict.items()}
     layouts = "our keys (stem.unit.conv.weight) or the authors' (prologue.0.weight)"
     check_state_dict(state_dict, model, layouts)
     return state_dict
