@@ -19,6 +19,11 @@ MODELS = {
     'qkformer_cifar10': ('qkformer_4_384.cifar10', {}, IMAGES),
     'spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {}, IMAGES),
     'cml_spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {'downsample': 'cml'}, IMAGES),
+    'metaspikformer_small': (
+        'metaspikformer_8_256',
+        {'embed_dims': (24, 48, 96, 120), 'num_classes': 10, 'num_steps': 4},
+        (2, 3, 64, 64),
+    ),
     'sdt_v1_cifar_2_512': ('sdt_2_512.cifar10', {}, IMAGES),
     'spikingformer_cifar10_4_384': ('spikingformer_4_384.cifar10', {}, IMAGES),
 }
@@ -94,7 +99,7 @@ def test_unknown_and_missing_keys_are_refused(name):
     model = timm.create_model(registered, device='meta', **kwargs)
     with pytest.raises(RuntimeError, match=r'1 keys unexpected \(first: nonsense\.weight\)'):
         read({**state_dict, 'nonsense.weight': torch.empty(1)}, model)
-    key = next(key for key in state_dict if 'attn.k_bn.bias' in key or 'ssa.k_bn.bias' in key)
+    key = next(key for key in state_dict if key.endswith(('attn.k_bn.bias', 'ssa.k_bn.bias', 'attn.k_conv.1.bias')))
     del state_dict[key]
     with pytest.raises(RuntimeError, match=r'1 keys missing'):
         read(state_dict, model)

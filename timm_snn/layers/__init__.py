@@ -8,6 +8,7 @@ from .mlp import SpikingMlp
 from .neuron import LIF, ParametricLIF
 from .patch_embed import CurrentStem, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
+from .rep_conv import RepConv
 from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
 from .temporal import DropPath, merge_time, split_time, to_time_first
@@ -23,6 +24,7 @@ __all__ = [
     'ParametricLIF',
     'QKTokenAttention',
     'Registry',
+    'RepConv',
     'SepConv',
     'SpikeDrivenSelfAttention',
     'SpikingBlock',

@@ -5,6 +5,7 @@ Both see the feature map as N = H * W tokens in raster order, [T, B, C, N], and 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..ops.mssa import mssa
 from .conv import ConvBn, ConvBnLif, is_plain
 from .neuron import LIF, ParametricLIF
 from .registry import LayerFn, attentions
+from .rep_conv import RepConv
 
 __all__ = ['MultiScaleSpikingAttention', 'QKTokenAttention', 'SpikingSelfAttention']
 
@@ -105,6 +107,8 @@ class SpikingSelfAttention(nn.Module):
     Spikformer's model for events. Q may be a sum of scales, as in MSSA: `query_kernels=(1, 3)` adds P and is the "MSSA
     in all stages" of MSViT's Table 3. With `pre_activation` a neuron comes first, which Q, K and V share, and none
     last, for membrane shortcuts (arXiv 2304.11954): out = BN(Conv(SN(Q (K^T V) * scale))), Q = SN(BN(Conv(SN(u)))).
+    `conv_layer` replaces the four convolutions, see `ConvBn`. With `RepConv` this is Meta-SpikeFormer's attention
+    (arXiv 2404.03663), 'rep_ssa' in `attentions`.
 
     QKFormer's and MSViT's released code runs the last neuron over [T * B, ...], so that its membrane leaks from one
     image to the next and logits depend on the order of the batch. Here it runs over T; published accuracies were
@@ -123,35 +127,45 @@ class SpikingSelfAttention(nn.Module):
         qkv_bias: bool = False,
         scale: float = 0.125,
         pre_activation: bool = False,
+        conv_layer: LayerFn | None = None,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         self.head_dim = head_dim_of(dim, num_heads)
         self.scale = scale
+        self.on_maps = conv_layer is not None
+        conv: dict[str, Any] = dict(dims=1) if conv_layer is None else dict(dims=2, conv_layer=conv_layer)
         self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
-        self.q = _SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **dd)
-        self.k = ConvBnLif(dim, dim, bias=qkv_bias, dims=1, lif_layer=lif_layer, **dd)
-        self.v = ConvBnLif(dim, dim, bias=qkv_bias, dims=1, lif_layer=lif_layer, **dd)
+        self.q = _SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
+        self.k = ConvBnLif(dim, dim, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
+        self.v = ConvBnLif(dim, dim, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
         self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
         if pre_activation:
-            self.proj: nn.Module = ConvBn(dim, dim, bias=True, dims=1, **dd)
+            self.proj: nn.Module = ConvBn(dim, dim, bias=not self.on_maps, **conv, **dd)
         else:
-            self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
+            self.proj = ConvBnLif(dim, dim, bias=not self.on_maps, lif_layer=lif_layer, **conv, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
-        x = self.lif(x).flatten(3)  # [T, B, C, N]
-        q = self.q(x).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
-        k = self.k(x).unflatten(2, [-1, self.head_dim])
-        v = self.v(x).unflatten(2, [-1, self.head_dim])
+        x = self.lif(x)
+        if not self.on_maps:
+            x = x.flatten(3)  # [T, B, C, N]
+        q = self.q(x).flatten(3).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
+        k = self.k(x).flatten(3).unflatten(2, [-1, self.head_dim])
+        v = self.v(x).flatten(3).unflatten(2, [-1, self.head_dim])
         # Tokens stay last, so this is the transpose of Q (K^T V): first D x D, which is linear in N. The scale is a
         # power of two and exact anywhere; on Q it keeps the product within the range of float16.
         x = (v @ k.transpose(-2, -1)) @ (q * self.scale)
-        x = self.proj(self.attn_lif(x).flatten(2, 3))
-        return x.unflatten(3, [H, W])
+        x = self.attn_lif(x).flatten(2, 3)  # [T, B, C, N]
+        if self.on_maps:
+            return self.proj(x.unflatten(3, [H, W]))
+        return self.proj(x).unflatten(3, [H, W])
+
+
+attentions.register('rep_ssa')(partial(SpikingSelfAttention, conv_layer=RepConv))
 
 
 def head_dim_of(dim: int, num_heads: int) -> int:
@@ -166,7 +180,7 @@ class _SumOfScales(nn.ModuleList):
     def __init__(self, dim: int, kernels: Sequence[int], **kwargs) -> None:
         if not isinstance(kernels, Sequence) or not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
             raise ValueError(f'query_kernels needs a tuple of odd kernel sizes, such as (1, 3), got {kernels!r}')
-        super().__init__(ConvBnLif(dim, dim, k, dims=1, **kwargs) for k in kernels)
+        super().__init__(ConvBnLif(dim, dim, k, **{'dims': 1, **kwargs}) for k in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         q = self[0](x)

@@ -2,6 +2,8 @@
 
 from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
+from .metaspikformer import *  # noqa: F403
+from .metaspikformer import MetaSpikformer as MetaSpikformer
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
 from .qkformer import *  # noqa: F403
