@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy
 import torch
 from timing import Clock, Table
 from torch import Tensor
@@ -35,6 +36,7 @@ import timm_snn
 from timm_snn.ops import backend as backends
 
 Neuron = Callable[[Tensor], Tensor]
+OLD_CUPY = 'spikingjelly 0.14 cupy'
 SHAPES = {'cpu': [4, 2, 192, 56, 56], 'cuda': [4, 32, 192, 56, 56]}
 DTYPES = {'cpu': ['float32', 'bfloat16'], 'cuda': ['float32', 'bfloat16', 'float16']}
 SWEEPS = {  # places in the shape, and their sizes
@@ -124,9 +126,9 @@ def spikingjelly_neurons(args: argparse.Namespace) -> dict[str, Neuron]:
         print(f"without spikingjelly 2: {error}: pip install 'timm-snn[bench]'")
         neurons = {}
     if args.spikingjelly_14:
-        kind = 'cupy' if args.device == 'cuda' else 'torch'
         old = load_spikingjelly(args.spikingjelly_14)
-        neurons[f'spikingjelly 0.14 {kind}'] = spikingjelly_neuron(old, compiled=False, backend=kind)
+        name, kind = (OLD_CUPY, 'cupy') if args.device == 'cuda' else ('spikingjelly 0.14 torch', 'torch')
+        neurons[name] = spikingjelly_neuron(old, compiled=False, backend=kind)
     return {name: neuron for name, neuron in neurons.items() if not skipped(name, args)}
 
 
@@ -141,6 +143,7 @@ def load_spikingjelly(folder: Path | None = None) -> dict[str, ModuleType]:
         return {name: importlib.import_module(f'spikingjelly.activation_based.{name}') for name in names}
     other = hide()
     sys.path.insert(0, str(folder))
+    vars(numpy).setdefault('int', int)  # which it needs, and NumPy has not had since 1.24
     try:
         modules = {name: importlib.import_module(f'spikingjelly.activation_based.{name}') for name in names}
     except ImportError as error:
@@ -176,6 +179,9 @@ def measure(neurons: dict[str, Neuron], clock: Clock, shape: list[int], dtype: t
     x = (torch.randn(shape, generator=generator) + 0.5).to(clock.device, dtype)
     upstream = torch.randn(shape, generator=generator).to(clock.device, dtype)
     expected = timm_snn.lif(x, backend='torch')
+    if dtype == torch.bfloat16 and OLD_CUPY in neurons:
+        print(f'without {OLD_CUPY}: it has no kernel for bfloat16')
+        neurons = {name: neuron for name, neuron in neurons.items() if name != OLD_CUPY}
     differing = {name: (neuron(x) != expected).float().mean().item() for name, neuron in neurons.items()}
     equal = {name: neuron for name, neuron in neurons.items() if differing[name] <= tolerate}
     if refused := [name for name in neurons if name not in equal]:

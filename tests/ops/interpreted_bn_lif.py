@@ -1,12 +1,15 @@
 """Batch norm with the neuron in Triton's interpreter, on the CPU; test_triton.py runs this file in its own process."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+import timm_snn
+from timm_snn.layers import ConvBnLif
 from timm_snn.ops import ATan, Sigmoid, bn_lif_triton, lif_torch
 from timm_snn.ops.bn_lif_triton import affine_lif, bn_lif
 
@@ -130,6 +133,31 @@ def test_inference(layout, pool):
     assert torch.equal(affine_lif(x, None, None, pool=pool, **settings), fire(x, pool, **settings, **training))
 
 
+@pytest.mark.parametrize('dims', [1, 2])
+@pytest.mark.parametrize('what', ['training', 'evaluation', 'fused'])
+def test_a_unit_leaves_the_bias_of_its_convolution_to_the_kernel(monkeypatch, dims, what):
+    unit = ConvBnLif(3, 5, 3, bias=True, pool=dims == 2, dims=dims).double()
+    nn.init.uniform_(unit.conv.bias, 1, 2)
+    nn.init.ones_(unit.bn.bias)
+    unit = (timm_snn.fuse(unit) if what == 'fused' else unit).train(what == 'training')
+    x = torch.randn(4, 2, 3, *[6] * dims, dtype=torch.float64)
+    biases = []
+    convolve = F.conv2d
+    monkeypatch.setattr(F, 'conv2d', lambda *args: biases.append(args[2]) or convolve(*args))
+    results = []
+    for backend in ('torch', 'triton'):
+        twin = copy.deepcopy(unit)
+        with timm_snn.use_backend(backend), torch.set_grad_enabled(what == 'training'):
+            spikes = twin(x)
+        if what == 'training':
+            (spikes * x.new_tensor(range(spikes.numel())).view_as(spikes)).sum().backward()
+        results.append((spikes, twin.state_dict(), {name: p.grad for name, p in twin.named_parameters()}))
+    assert [bias is None for bias in biases] == [False, True]
+    ours, theirs = results
+    assert torch.equal(ours[0], theirs[0]) and 0 < ours[0].mean() < 1
+    torch.testing.assert_close(ours[1:], theirs[1:], rtol=1e-9, atol=1e-9)
+
+
 def test_an_empty_batch():
     x = torch.randn(3, 0, 2, 4, 4, requires_grad=True)
     settings = dict(tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True)
@@ -147,9 +175,9 @@ def test_torch_finds_no_fault_with_the_operators(pool):
     weight, tau = torch.ones(3, requires_grad=True), torch.tensor(2.5, requires_grad=True)
     arguments = (x, weight, weight.detach(), tau, 1e-5, pool, 0.0, 1.0, 0.0, True, 'sigmoid', 4.0, True)
     tests = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_dynamic')
-    torch.library.opcheck(bn_lif_triton._bn_lif, arguments, test_utils=tests)
+    torch.library.opcheck(bn_lif_triton._bn_lif.op, arguments, test_utils=tests)
     detached = (x.detach(), weight.detach(), weight.detach(), None, pool, 2.0, 1.0, 0.0, True)
-    torch.library.opcheck(bn_lif_triton._affine_lif, detached, test_utils=tests)
+    torch.library.opcheck(bn_lif_triton._affine_lif.op, detached, test_utils=tests)
 
 
 def test_compiles_whole():

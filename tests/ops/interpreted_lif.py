@@ -167,9 +167,9 @@ def test_torch_finds_no_fault_with_the_operators(learned):
     tau = torch.tensor([2.5]) if learned else None
     settings = (2.5, 1.0, None, True, 'atan', 2.0, False)
     leaves = [None if t is None else t.clone().requires_grad_() for t in (x, v, tau)]
-    torch.library.opcheck(lif_op._lif, (*leaves, *settings, learned, 'triton'))
+    torch.library.opcheck(lif_op._lif.op, (*leaves, *settings, learned, 'triton'))
     grad_v = torch.randn(2, 3) if learned else None
-    torch.library.opcheck(lif_op._lif_backward, (torch.randn(4, 2, 3), grad_v, x, v, tau, *settings, 'triton'))
+    torch.library.opcheck(lif_op._lif_backward.op, (torch.randn(4, 2, 3), grad_v, x, v, tau, *settings, 'triton'))
 
 
 def test_a_second_derivative_is_refused():

@@ -75,7 +75,7 @@ def test_torch_finds_no_fault_with_the_operator_and_compiles_it_whole():
     q, k, tau = spikes('tokens', 2), spikes('contiguous', 2), torch.tensor(2.5, requires_grad=True)
     tests = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_dynamic')
     arguments = (q, k, k, tau, 0.0, 1.0, 0.0, True, 'atan', 2.0, True, True)
-    torch.library.opcheck(mssa_triton._mssa, arguments, test_utils=tests)
+    torch.library.opcheck(mssa_triton._mssa.op, arguments, test_utils=tests)
 
     settings = dict(tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True, surrogate=ATan(), detach_reset=True)
     compiled = torch.compile(lambda q, k: mssa([q, q], 2 * k, **settings), fullgraph=True, backend='aot_eager')

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.fx import Proxy
 
@@ -151,21 +152,33 @@ class SpikingSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
         x = self.lif(x)
+        tokens = x.flatten(3)  # [T, B, C, N]
         if not self.on_maps:
-            x = x.flatten(3)  # [T, B, C, N]
-        q = self.q(x).flatten(3).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
-        k = self.k(x).flatten(3).unflatten(2, [-1, self.head_dim])
-        v = self.v(x).flatten(3).unflatten(2, [-1, self.head_dim])
-        # Tokens stay last, so this is the transpose of Q (K^T V): first D x D, which is linear in N. The scale is a
-        # power of two and exact anywhere; on Q it keeps the product within the range of float16.
-        x = (v @ k.transpose(-2, -1)) @ (q * self.scale)
-        x = self.attn_lif(x).flatten(2, 3)  # [T, B, C, N]
+            x = tokens
+        q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
+        # First K^T V, D x D, which is linear in N. The scale is a power of two and exact anywhere; on Q it keeps the
+        # product within the range of float16.
+        y = (q * self.scale) @ (k.transpose(1, 2) @ v)
+        y = self.attn_lif(y.unflatten(0, [x.shape[0], x.shape[1], x.shape[2] // self.head_dim]))  # [T, B, heads, N, D]
+        y = merge_heads(y, tokens)
         if self.on_maps:
-            return self.proj(x.unflatten(3, [H, W]))
-        return self.proj(x).unflatten(3, [H, W])
+            return self.proj(y.unflatten(3, [H, W]))
+        return self.proj(y).unflatten(3, [H, W])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[T, B, C, N], or maps, -> [T * B * heads, N, D]: a view, or of channels_last a copy that moves whole rows."""
+        return x.flatten(3).unflatten(2, [-1, self.head_dim]).transpose(3, 4).flatten(0, 2)
 
 
 attentions.register('rep_ssa')(partial(SpikingSelfAttention, conv_layer=RepConv))
+
+
+@register_notrace_function  # branches on strides; torch.fx passes over names with an underscore in front
+def merge_heads(x: Tensor, like: Tensor) -> Tensor:
+    """[T, B, heads, N, D] -> [T, B, C, N] in the memory order of `like`, to which it is added in the end."""
+    if like.stride(2) == 1:  # channels_last
+        return x.transpose(2, 3).flatten(3).transpose(2, 3)
+    return x.transpose(3, 4).flatten(2, 3)
 
 
 def head_dim_of(dim: int, num_heads: int) -> int:

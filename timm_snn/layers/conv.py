@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..ops.bn_lif import bn_lif, pool_lif
+from ..ops.bn_lif import bn_lif, pool_lif, takes_offset
 from .neuron import LIF, ParametricLIF
 from .registry import LayerFn
 from .temporal import merge_time, split_time
@@ -115,12 +115,19 @@ class ConvBnLif(ConvBn):
 
     @torch.jit.unused
     def _fused(self, x: Tensor) -> Tensor:
-        y = split_time(self.conv(merge_time(x)), x.shape[0])
         bn: Any = self.bn
         lif: Any = self.lif
+        conv: Any = self.conv
         pool, neuron = not isinstance(self.pool, nn.Identity), lif.arguments()
+        offset = None
+        if conv.bias is not None and is_plain(conv, (nn.Conv2d, TokenConv)):
+            how = {key: neuron[key] for key in ('surrogate', 'backend')}
+            if takes_offset(x, training=bn.training and not isinstance(bn, nn.Identity), pool=pool, **how):
+                offset = conv.bias
+        y = merge_time(x)
+        y = split_time(conv(y) if offset is None else conv._conv_forward(y, conv.weight, None), x.shape[0])
         if isinstance(bn, nn.Identity):
-            return pool_lif(y, pool=pool, **neuron)
+            return pool_lif(y, pool=pool, offset=offset, **neuron)
         if bn.training:
             bn.num_batches_tracked.add_(1)
         return bn_lif(
@@ -133,6 +140,7 @@ class ConvBnLif(ConvBn):
             momentum=bn.momentum,
             eps=bn.eps,
             pool=pool,
+            offset=offset,
             **neuron,
         )
 
@@ -148,9 +156,10 @@ def _is_usual(bn: Any) -> bool:
 class TokenConv(nn.Conv1d):
     """Conv1d that leaves channels_last tokens as they are; torch's own copies them to contiguous ones and back."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight, stride, padding = self.weight.unsqueeze(2), (1, self.stride[0]), (0, self.kernel_size[0] // 2)
-        return F.conv2d(x.unsqueeze(2), weight, self.bias, stride, padding, groups=self.groups).squeeze(2)
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        stride, padding = (1, self.stride[0]), (0, self.kernel_size[0] // 2)
+        y = F.conv2d(input.unsqueeze(2), weight.unsqueeze(2), bias, stride, padding, groups=self.groups)
+        return y.squeeze(2)
 
 
 def pool_spikes(x: Tensor) -> Tensor:

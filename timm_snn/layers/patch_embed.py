@@ -44,9 +44,8 @@ class SpikingStem(nn.Module):
 class CurrentStem(nn.Module):
     """A convolution unit without a neuron, for families whose stream holds membrane currents.
 
-    Takes the arguments of `ConvBn`.
-
-    As in `SpikingStem`, the current of a static image is computed for one step and held for `num_steps`.
+    Takes the arguments of `ConvBn`. As in `SpikingStem`, the current of a static image is computed for one step and
+    held for `num_steps`.
 
     Shape: [1 or T, B, in_chs, H, W] -> currents [T, B, out_chs, H', W'], with T = num_steps.
     """

@@ -16,7 +16,6 @@ __all__ = [
     'check_state_dict',
     'match_pointwise_shapes',
     'per_stage',
-    'rename_key',
     'rename_keys',
     'take_indices',
 ]
@@ -143,22 +142,19 @@ def adopt_sizes(state_dict: Mapping[str, Tensor], model: nn.Module, asked: Conta
     cfg['input_size'] = (sizes['in_chans'], *cfg['input_size'][1:])
 
 
-def rename_key(key: str, rules: KeyRules) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
 def rename_keys(state_dict: Mapping[str, Tensor], rules: KeyRules, unused: str | None = None) -> dict[str, Tensor]:
     """Another key layout in our names, without the keys in which `unused`, a regular expression, is found.
 
     `unused` is for parameters that the released code has and never computes with.
     """
-    return {
-        rename_key(key, rules): value
-        for key, value in state_dict.items()
-        if unused is None or re.search(unused, key) is None
-    }
+    renamed = {}
+    for key, value in state_dict.items():
+        if unused is not None and re.search(unused, key):
+            continue
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
 
 
 def match_pointwise_shapes(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

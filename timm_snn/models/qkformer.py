@@ -48,7 +48,7 @@ class QKFormer(MSViT):
         super().__init__(num_classes, embed_dims=embed_dims, attn=attn, attn_v_threshold=attn_v_threshold, **kwargs)
 
 
-# Files for events count two stages, and the first, without blocks, is ours: the one of their numbers is the other's.
+# Files for events have two stages, counted from 1. Ours have one more in front, without blocks, so the numbers agree.
 _EVENTS_KEYS: KeyRules = (
     (r'^patch_embed1\.proj_(conv|bn)\.', r'stem.units.0.\1.'),
     (r'^patch_embed1\.proj1_(conv|bn)\.', r'stem.units.1.\1.'),

@@ -11,7 +11,7 @@ from .lif import check_input, check_settings
 from .lif_torch import membrane_dtype
 from .surrogate import Surrogate, get_surrogate
 
-__all__ = ['bn_lif', 'pool_lif']
+__all__ = ['bn_lif', 'pool_lif', 'takes_offset']
 
 
 def bn_lif(
@@ -25,6 +25,7 @@ def bn_lif(
     momentum: float = 0.1,
     eps: float = 1e-5,
     pool: bool = False,
+    offset: Tensor | None = None,
     tau: float | Tensor = 2.0,
     v_threshold: float = 1.0,
     v_reset: float | None = 0.0,
@@ -45,6 +46,7 @@ def bn_lif(
         weight, bias, running_mean, running_var: [C], of the batch norm.
         training: Whether to normalise by the statistics of x, else by the running ones.
         momentum: Weight of the new statistics in the running ones.
+        offset: [C], the bias that a convolution has left out; stands for x + offset. See `takes_offset`.
 
     The others are those of `lif`. Shape: x [T, B, C, *spatial] -> spikes [T, B, C, *spatial], with `pool` of the halved
     sizes, rounded up. Raises: as `lif`; ValueError in training on one value per channel.
@@ -57,17 +59,23 @@ def bn_lif(
     gradient = dict(surrogate=surrogate, detach_reset=detach_reset)
     count = x.numel() // max(x.shape[2], 1)
     if training and count > 1 and (op := _fused('bn', x, pool, module)):
+        if offset is not None:  # the batch's mean takes it away again, so that its gradient is zero
+            bias = torch.add(bias, offset, alpha=0)
         spikes, mean, var = op.bn_lif(x, weight, bias, eps=eps, pool=pool, **neuron, **gradient)
         with torch.no_grad():
+            mean = mean if offset is None else mean + offset
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
         return spikes
     if not training and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
         dtype = membrane_dtype(x.dtype)
-        scale, shift = scale_and_shift(weight, bias, running_mean.to(dtype), running_var.to(dtype), eps)
+        mean = running_mean if offset is None else running_mean - offset
+        scale, shift = scale_and_shift(weight, bias, mean.to(dtype), running_var.to(dtype), eps)
         return op.affine_lif(x, scale, shift, pool=pool, **neuron)
     # a view of T * B, which keeps channels_last
-    y = F.batch_norm(x.flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps)
+    y = F.batch_norm(
+        _shifted(x, offset).flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps
+    )
     return module.lif(_pooled(y, pool).unflatten(0, [len(x), -1]), None, needs_v=False, **neuron, **gradient)[0]
 
 
@@ -75,6 +83,7 @@ def pool_lif(
     x: Tensor,
     *,
     pool: bool = True,
+    offset: Tensor | None = None,
     tau: float | Tensor = 2.0,
     v_threshold: float = 1.0,
     v_reset: float | None = 0.0,
@@ -89,10 +98,30 @@ def pool_lif(
     surrogate = get_surrogate(surrogate)
     module = resolve_backend(backend, x, surrogate)
     neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
-    if pool and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
-        return op.affine_lif(x, None, None, pool=True, **neuron)
-    y = _pooled(x.flatten(0, 1), pool).unflatten(0, [len(x), -1])
+    if (pool or offset is not None) and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
+        return op.affine_lif(x, None, offset, pool=pool, **neuron)
+    y = _pooled(_shifted(x, offset).flatten(0, 1), pool).unflatten(0, [len(x), -1])
     return module.lif(y, None, needs_v=False, surrogate=surrogate, detach_reset=detach_reset, **neuron)[0]
+
+
+def takes_offset(
+    x: Tensor, *, training: bool, pool: bool, surrogate: str | Surrogate = 'sigmoid', backend: str | None = None
+) -> bool:
+    """Whether `bn_lif` and `pool_lif` should be given the bias of the convolution before them, which then has none.
+
+    They are where one kernel stands for them and adds it on the way. cuDNN adds a bias in a pass of its own, and
+    needs another one for its gradient.
+
+    Args:
+        x: Anything of the device and the dtype that they will get.
+        training: Whether the statistics are to be those of x.
+        pool, surrogate, backend: Those of the call.
+    """
+    module = resolve_backend(backend, x, get_surrogate(surrogate))
+    if not training and torch.is_grad_enabled():
+        return False
+    op = _fused('bn' if training else 'affine', x, pool, module)
+    return op is not None and op.BIAS_IS_FREE
 
 
 def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -105,6 +134,10 @@ def _fused(what: str, x: Tensor, pool: bool, backend: ModuleType) -> ModuleType 
     if pool and x.ndim != 5:
         return None
     return fused(f'{what}_pool_lif' if pool else f'{what}_lif', backend)
+
+
+def _shifted(x: Tensor, offset: Tensor | None) -> Tensor:
+    return x if offset is None else x + offset.view(-1, *[1] * (x.ndim - 3))
 
 
 def _pooled(x: Tensor, pool: bool) -> Tensor:

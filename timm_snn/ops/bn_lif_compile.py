@@ -17,6 +17,8 @@ from .surrogate import Sigmoid, Surrogate
 
 __all__ = ['affine_lif', 'bn_lif']
 
+BIAS_IS_FREE = False  # oneDNN adds it while it holds the output
+
 
 def bn_lif(
     x: Tensor,

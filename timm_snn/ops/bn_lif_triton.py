@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import as_steps, step_strides
+from .layout import as_steps, ceil_div, step_strides
 from .lif_op import constant_alpha, empty_membrane, split_tau
 from .lif_torch import membrane_dtype
 from .neuron_triton import (
@@ -39,12 +39,14 @@ from .neuron_triton import (
     triton_membrane,
     why_no_kernel,
 )
+from .operator import Operator
 from .surrogate import Surrogate
 
 __all__ = ['affine_lif', 'bn_lif', 'why_not']
 
+BIAS_IS_FREE = True  # in the kernels here, and not in cuDNN's
 STATISTICS_TILE, GRADIENT_TILE = 1024, 512  # elements; the gradient holds several values per element and step
-MAX_SHARES, TARGET_PROGRAMS = 64, 1024
+MAX_SHARES, TARGET_PROGRAMS = 512, 2048
 
 
 def why_not(x: Tensor | None = None) -> str | None:
@@ -100,8 +102,7 @@ def affine_lif(
     return _affine_lif(x, scale, shift, tau_tensor, pool, tau, v_threshold, v_reset, decay_input)
 
 
-@torch.library.custom_op('timm_snn::affine_lif_triton', mutates_args=())
-def _affine_lif(
+def _run_affine(
     x: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
@@ -119,13 +120,15 @@ def _affine_lif(
     return spikes
 
 
+_affine_lif = Operator('affine_lif_triton', _run_affine)
+
+
 @_affine_lif.register_fake
 def _(x, scale, shift, tau_tensor, pool, tau, v_threshold, v_reset, decay_input):
     return _Grid(x, pool).empty_out(x.dtype)
 
 
-@torch.library.custom_op('timm_snn::bn_lif_triton', mutates_args=())
-def _bn_lif(
+def _run_forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -149,6 +152,9 @@ def _bn_lif(
     return spikes, mean, var, rstd, argmax
 
 
+_bn_lif = Operator('bn_lif_triton', _run_forward)
+
+
 @_bn_lif.register_fake
 def _(
     x, weight, bias, tau_tensor, eps, pool, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset
@@ -159,8 +165,7 @@ def _(
     return grid.empty_out(x.dtype), mean, var, rstd, argmax
 
 
-@torch.library.custom_op('timm_snn::bn_lif_triton_backward', mutates_args=())
-def _bn_lif_backward(
+def _run_backward(
     grad_spikes: Tensor,
     x: Tensor,
     mean: Tensor,
@@ -187,6 +192,9 @@ def _bn_lif_backward(
     return _gradients(grid, grad_spikes, argmax if pool else None, (mean, rstd, weight, bias), settings)
 
 
+_bn_lif_backward = Operator('bn_lif_triton_backward', _run_backward)
+
+
 @_bn_lif_backward.register_fake
 def _(
     grad_spikes, x, mean, rstd, argmax, weight, bias, tau_tensor, pool, tau, v_threshold, v_reset, decay_input,
@@ -199,6 +207,7 @@ def _(
 def _setup_context(ctx, inputs, output) -> None:
     x, weight, bias, tau_tensor, _, *ctx.settings = inputs
     _, mean, _, rstd, argmax = output
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(x, mean, rstd, argmax, weight, bias, tau_tensor)
 
 
@@ -273,10 +282,10 @@ class _Grid:
 
     def shares(self, num_positions: int, tiles: dict[str, int]) -> tuple[int, int]:
         """How many programs share the positions of a channel, and how many tiles each sums."""
-        num_tiles = triton.cdiv(num_positions, tiles['BLOCK_J'])
-        wanted = triton.cdiv(TARGET_PROGRAMS, triton.cdiv(self.num_channels, tiles['BLOCK_C']))
-        tiles_each = triton.cdiv(num_tiles, min(MAX_SHARES, wanted))
-        return (triton.cdiv(num_tiles, tiles_each) if tiles_each else 0), tiles_each
+        num_tiles = ceil_div(num_positions, tiles['BLOCK_J'])
+        wanted = ceil_div(TARGET_PROGRAMS, ceil_div(self.num_channels, tiles['BLOCK_C']))
+        tiles_each = ceil_div(num_tiles, min(MAX_SHARES, wanted))
+        return (ceil_div(num_tiles, tiles_each) if tiles_each else 0), tiles_each
 
 
 def _statistics(grid: _Grid, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -292,7 +301,7 @@ def _statistics(grid: _Grid, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     parts = mean.new_empty(num_shares, 2, C)
     launch(
         _statistics_kernel,
-        (triton.cdiv(C, tiles['BLOCK_C']), num_shares),
+        (ceil_div(C, tiles['BLOCK_C']), num_shares),
         steps,
         parts,
         num_positions,
@@ -307,7 +316,7 @@ def _statistics(grid: _Grid, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     )
     launch(
         _combine_kernel,
-        triton.cdiv(C, 16),
+        ceil_div(C, 16),
         parts,
         mean,
         var,
@@ -336,7 +345,7 @@ def _fire(
     block = block_size(spikes.dtype)
     launch(
         _fire_kernel,
-        triton.cdiv(num_neurons, block),
+        ceil_div(num_neurons, block),
         steps,
         spikes,
         argmax,
@@ -368,9 +377,9 @@ def _gradients(
     num_neurons, num_positions = math.prod(grid.shape_out[1:]), grid.num_positions(grid.shape_out)
     tiles = grid.tiles(GRADIENT_TILE)
     num_shares, tiles_each = grid.shares(num_positions, tiles)
-    num_programs = (triton.cdiv(C, tiles['BLOCK_C']), num_shares)
+    num_programs = (ceil_div(C, tiles['BLOCK_C']), num_shares)
     learned = neuron['tau_ptr'] is not None
-    chunks = triton.cdiv(num_steps, MAX_UNROLL)
+    chunks = ceil_div(num_steps, MAX_UNROLL)
 
     parts = x.new_empty(num_shares, 2, C, dtype=dtype)
     grad_y = grid.empty_out(dtype) if grid.pool else None
@@ -404,7 +413,7 @@ def _gradients(
 
     grad_x = grid.empty_in(x.dtype)
     num_inputs, block = math.prod(grid.shape_in[1:]), block_size(x.dtype)
-    num_blocks = triton.cdiv(num_inputs, block)
+    num_blocks = ceil_div(num_inputs, block)
     count = num_steps * grid.num_positions(grid.shape_in)
     if grad_y is None:
         launch(

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ['as_steps', 'empty_steps', 'from_steps', 'step_strides']
+__all__ = ['as_steps', 'ceil_div', 'empty_steps', 'from_steps', 'step_strides']
 
 
 def step_strides(x: Tensor) -> tuple[int, ...]:
@@ -33,7 +33,8 @@ def empty_steps(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def as_steps(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     """x [T, B, ...] -> [T, M], M running in memory order of `strides`; a view where x has them, else of a copy."""
     num_steps, num_neurons = x.shape[0], math.prod(x.shape[1:])
-    if any(a != b for a, b, n in zip(x.stride()[1:], strides, x.shape[1:], strict=True) if n != 1):
+    ours = x.stride()[1:]
+    if ours != strides and any(a != b for a, b, n in zip(ours, strides, x.shape[1:], strict=True) if n != 1):
         x = torch.empty_strided(x.shape, (num_neurons, *strides), dtype=x.dtype, device=x.device).copy_(x)
     return x.as_strided((num_steps, num_neurons), (x.stride(0), 1))
 
@@ -41,3 +42,8 @@ def as_steps(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 def from_steps(steps: Tensor, x: Tensor, strides: tuple[int, ...]) -> Tensor:
     """[T, M] -> the shape of x [T, B, ...], the inverse of `as_steps`; a view."""
     return steps.as_strided(x.shape, (steps.stride(0), *strides))
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up. Triton's cdiv is one of its kernels' functions, slow to call from the host."""
+    return -(-a // b)

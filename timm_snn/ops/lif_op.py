@@ -31,6 +31,7 @@ from torch import Tensor
 from .backend import BackendUnavailable
 from .layout import empty_steps, step_strides
 from .lif_torch import membrane_dtype
+from .operator import Operator
 from .surrogate import SURROGATES, Surrogate, constant, is_known
 
 __all__ = ['constant_alpha', 'empty_membrane', 'lif', 'one_step', 'split_tau']
@@ -91,8 +92,7 @@ def _kernels(backend: str) -> ModuleType:
     return importlib.import_module(f'.lif_{backend}', __package__)
 
 
-@torch.library.custom_op('timm_snn::lif', mutates_args=())
-def _lif(
+def _run_forward(
     x: Tensor,
     v: Tensor | None,
     tau_tensor: Tensor | None,
@@ -111,6 +111,9 @@ def _lif(
     )
 
 
+_lif = Operator('lif', _run_forward)
+
+
 @_lif.register_fake
 def _(
     x, v, tau_tensor, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset, needs_v, backend
@@ -118,8 +121,7 @@ def _(
     return empty_steps(x), one_step(x) if needs_v else empty_membrane(x)
 
 
-@torch.library.custom_op('timm_snn::lif_backward', mutates_args=())
-def _lif_backward(
+def _run_backward(
     grad_spikes: Tensor,
     grad_v: Tensor | None,
     x: Tensor,
@@ -147,6 +149,9 @@ def _lif_backward(
         alpha,
         detach_reset,
     )
+
+
+_lif_backward = Operator('lif_backward', _run_backward)
 
 
 @_lif_backward.register_fake

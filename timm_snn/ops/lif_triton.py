@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import lif_op
-from .layout import as_steps, empty_steps, step_strides
+from .layout import as_steps, ceil_div, empty_steps, step_strides
 from .neuron_triton import (
     MAX_UNROLL,
     block_size,
@@ -59,7 +59,7 @@ def forward(
     block = block_size(x.dtype)
     launch(
         _forward_kernel,
-        triton.cdiv(steps.shape[1], block),
+        ceil_div(steps.shape[1], block),
         steps,
         spikes,
         None if v is None else as_steps(v[None], strides),
@@ -93,9 +93,9 @@ def backward(
     grad_v0 = lif_op.empty_membrane(x) if v is None else lif_op.one_step(x)
     num_steps, num_neurons = steps.shape
     block = block_size(x.dtype)
-    num_programs = triton.cdiv(num_neurons, block)
+    num_programs = ceil_div(num_neurons, block)
     learned = isinstance(tau, Tensor)
-    chunks = triton.cdiv(num_steps, MAX_UNROLL)
+    chunks = ceil_div(num_steps, MAX_UNROLL)
     starts = x.new_empty(chunks, num_neurons, dtype=grad_v0.dtype) if chunks > 1 else None
     grad_tau = x.new_empty(num_programs if learned else 0, dtype=grad_v0.dtype)  # a part from each program
     launch(

@@ -14,10 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import lif_triton
-from .layout import as_steps, empty_steps, step_strides
+from .layout import as_steps, ceil_div, empty_steps, step_strides
 from .lif_op import constant_alpha, empty_membrane, split_tau
 from .lif_torch import membrane_dtype
 from .neuron_triton import charge, launch, load_tau, neuron_settings, reset, triton_membrane, why_no_kernel
+from .operator import Operator
 from .surrogate import Surrogate
 
 __all__ = ['mssa', 'why_not']
@@ -59,8 +60,7 @@ def mssa(
     )[0]  # fmt: skip
 
 
-@torch.library.custom_op('timm_snn::mssa_triton', mutates_args=())
-def _mssa(
+def _run_forward(
     q: Tensor,
     p: Tensor | None,
     k: Tensor,
@@ -82,7 +82,7 @@ def _mssa(
     neuron = neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, k.dtype)
     launch(
         _mssa_kernel,
-        (batch * heads, triton.cdiv(N, tile_n)) if k.numel() else 0,
+        (batch * heads, ceil_div(N, tile_n)) if k.numel() else 0,
         q,
         p,
         k,
@@ -104,6 +104,9 @@ def _mssa(
     return out, current
 
 
+_mssa = Operator('mssa_triton', _run_forward)
+
+
 @_mssa.register_fake
 def _(
     q, p, k, tau_tensor, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset, needs_grad
@@ -111,8 +114,7 @@ def _(
     return empty_steps(k), _current(k) if needs_grad else empty_membrane(k)
 
 
-@torch.library.custom_op('timm_snn::mssa_triton_backward', mutates_args=())
-def _mssa_backward(
+def _run_backward(
     grad_out: Tensor,
     k: Tensor,
     current: Tensor,
@@ -134,7 +136,7 @@ def _mssa_backward(
     tile_d, tile_n = _tile(D, N)
     launch(
         _mask_backward_kernel,
-        (num_steps * batch * heads, triton.cdiv(N, tile_n)) if k.numel() else 0,
+        (num_steps * batch * heads, ceil_div(N, tile_n)) if k.numel() else 0,
         k,
         grad_out,
         attn,
@@ -156,6 +158,9 @@ def _mssa_backward(
         grad_attn, None, current, None, *neuron, surrogate, alpha, detach_reset
     )
     return grad_k, grad_current, grad_tau
+
+
+_mssa_backward = Operator('mssa_triton_backward', _run_backward)
 
 
 @_mssa_backward.register_fake
