@@ -29,6 +29,11 @@ MODELS = {
     'spikingresformer_cifar10': ('spikingresformer_cifar.cifar10', {}, IMAGES),
     'spikingresformer_dvsg': ('spikingresformer_gesture', {'num_steps': 4}, (2, 4, 3, 64, 64)),
     'cml_spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {'downsample': 'cml'}, IMAGES),
+    'metaspikformer_small': (
+        'metaspikformer_8_256',
+        {'embed_dims': (24, 48, 96, 120), 'num_classes': 10, 'num_steps': 4},
+        (2, 3, 64, 64),
+    ),
     'sdt_v1_cifar_2_512': ('sdt_2_512.cifar10', {}, IMAGES),
     'spikingformer_cifar10_4_384': ('spikingformer_4_384.cifar10', {}, IMAGES),
 }

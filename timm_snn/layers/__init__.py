@@ -10,6 +10,7 @@ from .mlp import SpikingMlp
 from .neuron import LIF, IntegerNeuron, ParametricLIF
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
+from .rep_conv import RepConv
 from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
 from .temporal import DropPath, merge_time, split_time, to_time_first
@@ -31,6 +32,7 @@ __all__ = [
     'ParametricLIF',
     'QKTokenAttention',
     'Registry',
+    'RepConv',
     'RunningFiringRate',
     'SepConv',
     'SpikeDrivenSelfAttention',

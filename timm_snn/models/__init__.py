@@ -6,6 +6,8 @@ from .espikeformer import *  # noqa: F403
 from .espikeformer import ESpikeformer as ESpikeformer
 from .maxformer import *  # noqa: F403
 from .maxformer import MaxFormer as MaxFormer
+from .metaspikformer import *  # noqa: F403
+from .metaspikformer import MetaSpikformer as MetaSpikformer
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
 from .qkformer import *  # noqa: F403
