@@ -44,7 +44,8 @@ def test_spikes_are_quarters_and_integers_before_the_classifier(tiny):
     integers = set(fired['head_lif'].unique().tolist())
     assert max(integers) > 1 and integers <= {0, 1, 2, 3, 4}
     del fired['head_lif']
-    assert {value for x in fired.values() for value in x.unique().tolist()} == {0, 0.25, 0.5, 0.75, 1}
+    quarters = {value for x in fired.values() for value in x.unique().tolist()}
+    assert {0.25, 0.5} < quarters <= {0, 0.25, 0.5, 0.75, 1}
 
 
 def test_another_neuron_can_take_its_place():

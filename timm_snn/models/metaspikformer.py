@@ -19,6 +19,7 @@ those of Spikformer with a constant scale of 0.125, not the masks of the first S
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from timm.layers import calculate_drop_path_rates
@@ -87,24 +88,21 @@ class MetaSpikformer(SpikingTransformer):
         attn_layer = attentions.get(attn)
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
 
-        def conv_block(dim: int, rate: float) -> nn.Module:
-            channels = SpikingMlp(dim, int(dim * mlp_ratio), 3, False, pre_activation=True, lif_layer=neuron, **dd)
-            return SpikingBlock(SepConv(dim, lif_layer=neuron, **dd), channels, rate)
-
-        def attention_block(dim: int, rate: float) -> nn.Module:
-            attention = attn_layer(
-                dim, num_heads, attn_v_threshold=attn_v_threshold, pre_activation=True, lif_layer=neuron, **dd
-            )
-            mlp = SpikingMlp(dim, int(dim * mlp_ratio), pre_activation=True, lif_layer=neuron, **dd)
-            return SpikingBlock(attention, mlp, rate)
-
+        layer: dict[str, Any] = {'lif_layer': neuron, **dd}
+        attention = partial(attn_layer, num_heads=num_heads, attn_v_threshold=attn_v_threshold)
         widths = [embed_dims[0] // 2, *embed_dims]
         stages = []
         for i, (dim, reduction) in enumerate(zip(widths, (2, 4, 8, 16, 16), strict=True)):
             down = ConvBn(widths[i - 1], dim, 3, stride=1 if i == 4 else 2, bias=True, **dd) if i else nn.Identity()
             embed = nn.Sequential(neuron().to(**dd), down) if i else nn.Identity()
-            block = conv_block if i < 3 else attention_block
-            stages.append(SpikingStage(embed, [block(dim, rate) for rate in drop_paths[i]], dim, reduction))
+            hidden_dim = int(dim * mlp_ratio)
+            blocks = [
+                self._conv_block(dim, hidden_dim, rate, layer)
+                if i < 3
+                else self._attention_block(dim, hidden_dim, rate, layer, attention)
+                for rate in drop_paths[i]
+            ]
+            stages.append(SpikingStage(embed, blocks, dim, reduction))
         super().__init__(
             CurrentStem(in_chans, widths[0], 7, stride=2, bias=True, **dd),
             stages,
@@ -116,6 +114,18 @@ class MetaSpikformer(SpikingTransformer):
             head_lif=neuron().to(**dd),
             **dd,
         )
+
+    @staticmethod
+    def _conv_block(dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any]) -> nn.Module:
+        mlp = SpikingMlp(dim, hidden_dim, 3, bias=False, pre_activation=True, **layer)
+        return SpikingBlock(SepConv(dim, **layer), mlp, drop_path)
+
+    @staticmethod
+    def _attention_block(
+        dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any], attention: LayerFn
+    ) -> nn.Module:
+        mlp = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
+        return SpikingBlock(attention(dim, pre_activation=True, **layer), mlp, drop_path)
 
 
 AUTHORS_KEYS: KeyRules = (
