@@ -278,6 +278,21 @@ def test_multi_scale_attention_costs_its_spikes(small):
     assert row.neuron_updates * 3 == gates.numel()
 
 
+@pytest.mark.parametrize('erode', [False, True])
+def test_spike_driven_attention_costs_its_spikes(erode):
+    model = lively(timm.create_model('sdt_2_256', embed_dim=48, depth=1, num_steps=3, erode=erode).double().eval())
+    images = torch.rand(2, 2, 16, 24).double()
+    name = 'stages.2.blocks.0.attn'
+    found = spikes_of(model, [f'{name}.{unit}' for unit in ('q', 'k', 'v', 'attn_lif')], images)
+    q, k, v, gates = (found[f'{name}.{unit}'] for unit in ('q', 'k', 'v', 'attn_lif'))
+    agreement = model.get_submodule(name).agreement(k, v)
+    row = layer(profile(model, images), f'{name}.attn_lif')
+    assert row.kind == 'SDSA' and row.mask_ops == 3 * q[:, 0].numel()
+    spikes = (v.sum() + agreement.sum() + q.sum()).item() / 2
+    assert row.effective_mask_ops == spikes and row.energy_mj['A'] == pytest.approx(0.9e-9 * spikes)
+    assert row.firing_rate == pytest.approx(gates.mean().item()) and 0 < row.firing_rate < 1
+
+
 class TestOtherTools:
     @pytest.mark.parametrize('kind', ['binary', 'ternary', 'real', 'integer', 'pruned'])
     def test_neurobench(self, kind):

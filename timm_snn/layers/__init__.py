@@ -2,12 +2,16 @@
 
 from .attention import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
 from .block import SpikingBlock, SpikingResidual
-from .conv import ConvBn, ConvBnLif, pool_spikes
+from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
+from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
+from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .fuse import fuse
 from .mlp import SpikingMlp
-from .neuron import LIF, ParametricLIF
-from .patch_embed import CurrentStem, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
+from .neuron import LIF, IntegerNeuron, ParametricLIF
+from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
+from .rep_conv import RepConv
+from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
 from .temporal import DropPath, merge_time, split_time, to_time_first
 
@@ -17,12 +21,21 @@ __all__ = [
     'ConvBnLif',
     'CurrentStem',
     'DropPath',
+    'DualSpikeSelfAttention',
+    'EfficientSpikeDrivenSelfAttention',
+    'GroupWiseMlp',
+    'IntegerNeuron',
     'LayerFn',
+    'LifConvBn',
+    'MembranePatchEmbed',
     'MultiScaleSpikingAttention',
     'ParametricLIF',
     'QKTokenAttention',
     'Registry',
+    'RepConv',
+    'RunningFiringRate',
     'SepConv',
+    'SpikeDrivenSelfAttention',
     'SpikingBlock',
     'SpikingMlp',
     'SpikingPatchEmbed',

@@ -5,6 +5,7 @@ Both see the feature map as N = H * W tokens in raster order, [T, B, C, N], and 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..ops.mssa import mssa
 from .conv import ConvBn, ConvBnLif, is_plain
 from .neuron import LIF, ParametricLIF
 from .registry import LayerFn, attentions
+from .rep_conv import RepConv
 
 __all__ = ['MultiScaleSpikingAttention', 'QKTokenAttention', 'SpikingSelfAttention']
 
@@ -47,7 +49,7 @@ class MultiScaleSpikingAttention(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.head_dim = _head_dim(dim, num_heads)
+        self.head_dim = head_dim_of(dim, num_heads)
         self.q = _SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
@@ -106,6 +108,8 @@ class SpikingSelfAttention(nn.Module):
     Spikformer's model for events. Q may be a sum of scales, as in MSSA: `query_kernels=(1, 3)` adds P and is the "MSSA
     in all stages" of MSViT's Table 3. With `pre_activation` a neuron comes first, which Q, K and V share, and none
     last, for membrane shortcuts (arXiv 2304.11954): out = BN(Conv(SN(Q (K^T V) * scale))), Q = SN(BN(Conv(SN(u)))).
+    `conv_layer` replaces the four convolutions, see `ConvBn`. With `RepConv` this is Meta-SpikeFormer's attention
+    (arXiv 2404.03663), 'rep_ssa' in `attentions`.
 
     QKFormer's and MSViT's released code runs the last neuron over [T * B, ...], so that its membrane leaks from one
     image to the next and logits depend on the order of the batch. Here it runs over T; published accuracies were
@@ -124,37 +128,49 @@ class SpikingSelfAttention(nn.Module):
         qkv_bias: bool = False,
         scale: float = 0.125,
         pre_activation: bool = False,
+        conv_layer: LayerFn | None = None,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
     ) -> None:
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.head_dim = _head_dim(dim, num_heads)
+        self.head_dim = head_dim_of(dim, num_heads)
         self.scale = scale
+        self.on_maps = conv_layer is not None
+        conv: dict[str, Any] = dict(dims=1) if conv_layer is None else dict(dims=2, conv_layer=conv_layer)
         self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
-        self.q = _SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **dd)
-        self.k = ConvBnLif(dim, dim, bias=qkv_bias, dims=1, lif_layer=lif_layer, **dd)
-        self.v = ConvBnLif(dim, dim, bias=qkv_bias, dims=1, lif_layer=lif_layer, **dd)
+        self.q = _SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
+        self.k = ConvBnLif(dim, dim, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
+        self.v = ConvBnLif(dim, dim, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
         self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
         if pre_activation:
-            self.proj: nn.Module = ConvBn(dim, dim, bias=True, dims=1, **dd)
+            self.proj: nn.Module = ConvBn(dim, dim, bias=not self.on_maps, **conv, **dd)
         else:
-            self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
+            self.proj = ConvBnLif(dim, dim, bias=not self.on_maps, lif_layer=lif_layer, **conv, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
-        x = self.lif(x).flatten(3)  # [T, B, C, N]
+        x = self.lif(x)
+        tokens = x.flatten(3)  # [T, B, C, N]
+        if not self.on_maps:
+            x = tokens
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
         # First K^T V, D x D, which is linear in N. The scale is a power of two and exact anywhere; on Q it keeps the
         # product within the range of float16.
         y = (q * self.scale) @ (k.transpose(1, 2) @ v)
         y = self.attn_lif(y.unflatten(0, [x.shape[0], x.shape[1], x.shape[2] // self.head_dim]))  # [T, B, heads, N, D]
-        return self.proj(merge_heads(y, x)).unflatten(3, [H, W])
+        y = merge_heads(y, tokens)
+        if self.on_maps:
+            return self.proj(y.unflatten(3, [H, W]))
+        return self.proj(y).unflatten(3, [H, W])
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[T, B, C, N] -> [T * B * heads, N, D]: a view, or of channels_last maps a copy that moves whole rows."""
-        return x.unflatten(2, [-1, self.head_dim]).transpose(3, 4).flatten(0, 2)
+        """[T, B, C, N], or maps, -> [T * B * heads, N, D]: a view, or of channels_last a copy that moves whole rows."""
+        return x.flatten(3).unflatten(2, [-1, self.head_dim]).transpose(3, 4).flatten(0, 2)
+
+
+attentions.register('rep_ssa')(partial(SpikingSelfAttention, conv_layer=RepConv))
 
 
 @register_notrace_function  # branches on strides; torch.fx passes over names with an underscore in front
@@ -165,7 +181,7 @@ def merge_heads(x: Tensor, like: Tensor) -> Tensor:
     return x.transpose(3, 4).flatten(2, 3)
 
 
-def _head_dim(dim: int, num_heads: int) -> int:
+def head_dim_of(dim: int, num_heads: int) -> int:
     if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
         raise ValueError(f'num_heads={num_heads!r} does not divide dim={dim}: choose a whole number that does')
     return dim // num_heads
@@ -177,7 +193,7 @@ class _SumOfScales(nn.ModuleList):
     def __init__(self, dim: int, kernels: Sequence[int], **kwargs) -> None:
         if not isinstance(kernels, Sequence) or not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
             raise ValueError(f'query_kernels needs a tuple of odd kernel sizes, such as (1, 3), got {kernels!r}')
-        super().__init__(ConvBnLif(dim, dim, k, dims=1, **kwargs) for k in kernels)
+        super().__init__(ConvBnLif(dim, dim, k, **{'dims': 1, **kwargs}) for k in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         q = self[0](x)

@@ -1,4 +1,4 @@
-"""ConvBn and ConvBnLif, the bricks that every block is built from."""
+"""ConvBn, ConvBnLif and LifConvBn, the bricks that every block is built from."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from .neuron import LIF, ParametricLIF
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
-__all__ = ['ConvBn', 'ConvBnLif', 'pool_spikes']
+__all__ = ['ConvBn', 'ConvBnLif', 'LifConvBn', 'pool_spikes']
 
 
 class ConvBn(nn.Module):
@@ -21,6 +21,7 @@ class ConvBn(nn.Module):
     Both act on every step alone; batch statistics are taken over T and B together, as all published models do. Pooling
     and strides round an odd size up, so that branches which halve it differently meet again. A kernel of even size
     must be as large as its stride: it cuts the map into patches and drops what is left over at the border.
+    `conv_layer`, such as `RepConv`, replaces the convolution: `conv_layer(in_chs, out_chs)`, [N, C, H, W] -> the same.
 
     Shape: [T, B, in_chs, H, W] -> [T, B, out_chs, H', W']; with `dims=1` tokens, [T, B, C, N] instead.
     Raises: ValueError for an even kernel_size with another stride.
@@ -36,6 +37,7 @@ class ConvBn(nn.Module):
         bias: bool = False,
         groups: int = 1,
         dims: Literal[1, 2] = 2,
+        conv_layer: LayerFn | None = None,
         device=None,
         dtype=None,
     ) -> None:
@@ -44,14 +46,21 @@ class ConvBn(nn.Module):
                 f'{type(self).__name__} takes odd kernels, or even ones as large as their stride, got '
                 f'kernel_size={kernel_size} and stride={stride}'
             )
+        if conv_layer is not None and (kernel_size, stride, bias, groups, dims) != (1, 1, False, 1, 2):
+            raise ValueError(
+                'a conv_layer has its own kernel, stride, bias and groups, and takes maps: pass none of them'
+            )
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        conv_layer, norm_layer, pool_layer = {
+        usual_conv, norm_layer, pool_layer = {
             1: (TokenConv, nn.BatchNorm1d, nn.MaxPool1d),
             2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
         }[dims]
         padding = kernel_size // 2 if kernel_size % 2 else 0
-        self.conv = conv_layer(in_chs, out_chs, kernel_size, stride, padding, groups=groups, bias=bias, **dd)
+        if conv_layer is not None:
+            self.conv = conv_layer(in_chs, out_chs, **dd)
+        else:
+            self.conv = usual_conv(in_chs, out_chs, kernel_size, stride, padding, groups=groups, bias=bias, **dd)
         self.bn = norm_layer(out_chs, **dd)
         self.pool = pool_layer(3, 2, 1) if pool else nn.Identity()
 
@@ -80,12 +89,13 @@ class ConvBnLif(ConvBn):
         bias: bool = False,
         groups: int = 1,
         dims: Literal[1, 2] = 2,
+        conv_layer: LayerFn | None = None,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        super().__init__(in_chs, out_chs, kernel_size, stride, pool, bias, groups, dims, **dd)
+        super().__init__(in_chs, out_chs, kernel_size, stride, pool, bias, groups, dims, conv_layer, **dd)
         self.lif = lif_layer().to(**dd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +120,7 @@ class ConvBnLif(ConvBn):
         conv: Any = self.conv
         pool, neuron = not isinstance(self.pool, nn.Identity), lif.arguments()
         offset = None
-        if conv.bias is not None and is_plain(conv, (nn.Conv2d, TokenConv)):
+        if is_plain(conv, (nn.Conv2d, TokenConv)) and conv.bias is not None:
             how = {key: neuron[key] for key in ('surrogate', 'backend')}
             if takes_offset(x, training=bn.training and not isinstance(bn, nn.Identity), pool=pool, **how):
                 offset = conv.bias
@@ -133,6 +143,33 @@ class ConvBnLif(ConvBn):
             offset=offset,
             **neuron,
         )
+
+
+class LifConvBn(nn.Module):
+    """Neuron, convolution, batch norm: a unit between two currents, for membrane shortcuts.
+
+    Shape: currents [T, B, in_chs, H, W] -> currents [T, B, out_chs, H', W']. Raises: as `ConvBn`.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        bias: bool = False,
+        groups: int = 1,
+        lif_layer: LayerFn = LIF,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.lif = lif_layer().to(**dd)
+        self.unit = ConvBn(in_chs, out_chs, kernel_size, stride, bias=bias, groups=groups, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unit(self.lif(x))
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .conv import ConvBn
+from .rep_conv import RepConv
 
 __all__ = ['fuse']
 
@@ -36,6 +37,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def _fold(unit: ConvBn) -> None:
+    if isinstance(unit.conv, RepConv):
+        unit.conv = unit.conv.merged()
     conv: Any = unit.conv
     bn: Any = unit.bn
     statistics = (bn.running_mean.double(), bn.running_var.double(), bn.eps, bn.weight.double(), bn.bias.double())

@@ -1,4 +1,4 @@
-"""Neuron layers: `timm_snn.ops.lif` with its settings, as modules."""
+"""Neuron layers: `timm_snn.ops.lif` and `integer_spikes` with their settings, as modules."""
 
 import math
 from typing import Any
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ..ops import Surrogate, lif
 from ..ops.backend import check_backend
+from ..ops.integer import check_levels, count_spikes
 from ..ops.lif import check_settings
 from ..ops.surrogate import get_surrogate
 from .registry import neurons
 
-__all__ = ['LIF', 'ParametricLIF']
+__all__ = ['LIF', 'IntegerNeuron', 'ParametricLIF']
 
 
 @register_notrace_module  # checks and the choice of backend are Python, a leaf for torch.fx
@@ -112,6 +113,36 @@ class ParametricLIF(LIF):
 
     def extra_repr(self) -> str:
         return f'initial {super().extra_repr()}'  # begins with tau
+
+
+@neurons.register('integer')
+class IntegerNeuron(nn.Module):
+    """Integer spikes of spike firing approximation (`timm_snn.ops.integer_spikes`, arXiv 2411.16061).
+
+    One step stands for `levels` steps of binary spikes, and steps know nothing of each other. It is plain torch, which
+    torch.compile fuses with what surrounds it: `backend` may be None, 'auto' or 'torch', and switches for the whole
+    process, which are for membranes, do not concern it.
+
+    Shape: [T, B, ...] -> [T, B, ...] in 0, 1, ..., levels, divided by levels with `normalize`.
+    Raises: ValueError for settings out of range, or another backend.
+    """
+
+    def __init__(
+        self, levels: int = 4, v_threshold: float = 1.0, normalize: bool = True, backend: str | None = None
+    ) -> None:
+        super().__init__()
+        check_levels(levels, v_threshold)
+        if backend not in (None, 'auto', 'torch'):
+            raise ValueError(f"the integer neuron runs in plain torch, backend 'torch', and was asked for {backend!r}")
+        self.levels = levels
+        self.v_threshold = float(v_threshold)
+        self.normalize = normalize
+
+    def forward(self, x: Tensor) -> Tensor:
+        return count_spikes(x, self.levels, self.v_threshold, self.normalize)
+
+    def extra_repr(self) -> str:
+        return f'levels={self.levels}, v_threshold={self.v_threshold}, normalize={self.normalize}'
 
 
 def _in_membrane_dtype(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from .conv import ConvBn, ConvBnLif, pool_spikes
 from .neuron import LIF
 from .registry import LayerFn, patch_embeds
 
-__all__ = ['CurrentStem', 'SpikingPatchEmbed', 'SpikingPatchSplitting', 'SpikingStem']
+__all__ = ['CurrentStem', 'MembranePatchEmbed', 'SpikingPatchEmbed', 'SpikingPatchSplitting', 'SpikingStem']
 
 
 class SpikingStem(nn.Module):
@@ -86,6 +86,49 @@ class SpikingPatchEmbed(nn.Module):
         return self.units(x) + self.shortcut(x)
 
 
+class MembranePatchEmbed(nn.Module):
+    """SPEMSF for membrane shortcuts: a sum of currents, Y = F(SN(u)) + G(SN(u)), where F and G end in a batch norm.
+
+    G is a chain of 3x3 convolution units of `widths[i]` channels, those with `pools[i]` halve the resolution and the
+    first has the `stride`; F is a 1x1 convolution whose stride makes up for both. With `max_shortcut` F is pooled
+    instead, so that both keep the high frequencies (Embed-Max of MaxFormer, arXiv 2505.18608); G must halve the
+    resolution once then. `pre_activation=False` leaves out SN, for input that is spikes already.
+
+    Shape: currents [T, B, in_chs, H, W] -> currents [T, B, widths[-1], H', W'], rounded up.
+    Raises: ValueError for widths that are not as many as pools, or `max_shortcut` at another resolution.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        widths: Sequence[int],
+        pools: Sequence[bool],
+        stride: int = 1,
+        max_shortcut: bool = False,
+        pre_activation: bool = True,
+        lif_layer: LayerFn = LIF,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        _check_widths(widths, pools)
+        reduction = stride * 2 ** sum(pools)
+        if max_shortcut and reduction != 2:
+            raise ValueError(f'max_shortcut halves the resolution, and these units divide it by {reduction}')
+        self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
+        units: list[nn.Module] = []
+        for i, (width, pool) in enumerate(zip(widths, pools, strict=True)):
+            conv = (widths[i - 1] if i else in_chs, width, 3, 1 if i else stride, pool)
+            units.append(ConvBn(*conv, **dd) if i == len(widths) - 1 else ConvBnLif(*conv, lif_layer=lif_layer, **dd))
+        self.units = nn.Sequential(*units)
+        self.shortcut = ConvBn(in_chs, widths[-1], stride=1 if max_shortcut else reduction, pool=max_shortcut, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lif(x)
+        return self.units(x) + self.shortcut(x)
+
+
 class SpikingPatchSplitting(nn.Module):
     """Steps of spiking patch splitting (SPS, arXiv 2209.15425): 3x3 convolution units of `widths[i]` channels.
 
@@ -132,9 +175,13 @@ class SpikingPatchSplitting(nn.Module):
 def _conv_units(
     in_chs: int, widths: Sequence[int], pools: Sequence[bool], kernel_size: int = 3, stride: int = 1, **kwargs
 ) -> nn.Sequential:
-    if len(widths) != len(pools) or not widths:
-        raise ValueError(f'expected as many widths as pools and at least one, got {tuple(widths)} and {tuple(pools)}')
+    _check_widths(widths, pools)
     chs = [in_chs, *widths]
     return nn.Sequential(
         *(ConvBnLif(chs[i], chs[i + 1], kernel_size, stride, pool=pool, **kwargs) for i, pool in enumerate(pools))
     )
+
+
+def _check_widths(widths: Sequence[int], pools: Sequence[bool]) -> None:
+    if len(widths) != len(pools) or not widths:
+        raise ValueError(f'expected as many widths as pools and at least one, got {tuple(widths)} and {tuple(pools)}')

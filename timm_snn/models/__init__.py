@@ -2,12 +2,24 @@
 
 from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
+from .espikeformer import *  # noqa: F403
+from .espikeformer import ESpikeformer as ESpikeformer
+from .maxformer import *  # noqa: F403
+from .maxformer import MaxFormer as MaxFormer
+from .metaspikformer import *  # noqa: F403
+from .metaspikformer import MetaSpikformer as MetaSpikformer
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
 from .pretrained import save_for_hf as save_for_hf
 from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
+from .sdt import *  # noqa: F403
+from .sdt import SpikeDrivenTransformer as SpikeDrivenTransformer
 from .spikformer import *  # noqa: F403
 from .spikformer import Spikformer as Spikformer
 from .spikformer_v2 import *  # noqa: F403
 from .spikformer_v2 import SpikformerV2 as SpikformerV2
+from .spikingformer import *  # noqa: F403
+from .spikingformer import Spikingformer as Spikingformer
+from .spikingresformer import *  # noqa: F403
+from .spikingresformer import SpikingResformer as SpikingResformer

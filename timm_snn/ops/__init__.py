@@ -2,6 +2,7 @@
 
 from .backend import BackendUnavailable, backend_report, set_backend, use_backend
 from .bn_lif import bn_lif, pool_lif
+from .integer import integer_spikes
 from .lif import lif, lif_stream
 from .mssa import mssa
 from .packed import packed_spikes
@@ -16,6 +17,7 @@ __all__ = [
     'Surrogate',
     'backend_report',
     'bn_lif',
+    'integer_spikes',
     'lif',
     'lif_stream',
     'mssa',

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..layers import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
+from ..layers import (
+    EfficientSpikeDrivenSelfAttention,
+    MultiScaleSpikingAttention,
+    QKTokenAttention,
+    SpikeDrivenSelfAttention,
+    SpikingSelfAttention,
+)
 from .counts import count_elements, count_matmul
 
 if TYPE_CHECKING:
@@ -86,4 +92,25 @@ def self_attention(layer: SpikingSelfAttention, spikes: Mapping[str, Tensor], si
     site.operate('matmul', ['k', 'v'], count_matmul(heads['v'], heads['k'].transpose(-2, -1)))
     q = sum(heads[query] for query in queries)
     site.operate('matmul', queries if len(queries) == 1 else [q], count_matmul(kv, q))
+    site.fire(spikes['proj'])
+
+
+@register(SpikeDrivenSelfAttention, 'SDSA')
+def spike_driven(layer: SpikeDrivenSelfAttention, spikes: Mapping[str, Tensor], site: 'Site') -> None:
+    """SN(sum_n K * V) * Q: N * C masks of values by keys, N * C additions, N * C masks of queries."""
+    agreement = layer.agreement(spikes['k'], spikes['v'])
+    site.operate('mask', ['v'], count_elements(spikes['v']))
+    site.operate('sum', [agreement], count_elements(agreement))
+    site.operate('mask', ['q'], count_elements(spikes['q']))
+    site.fire(layer.attn_lif.forward(agreement.sum(3, keepdim=True)))
+
+
+@register(EfficientSpikeDrivenSelfAttention, 'E-SDSA')
+def efficient_spike_driven(
+    layer: EfficientSpikeDrivenSelfAttention, spikes: Mapping[str, Tensor], site: 'Site'
+) -> None:
+    """Q (K^T V), as SSA, of values that are wider than queries and keys."""
+    q, k, v = (layer.heads(spikes[name].float()) for name in ('q', 'k', 'v'))
+    site.operate('matmul', ['k', 'v'], count_matmul(v, k.transpose(-2, -1)))
+    site.operate('matmul', ['q'], count_matmul(v @ k.transpose(-2, -1), q))
     site.fire(spikes['proj'])

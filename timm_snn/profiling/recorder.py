@@ -244,8 +244,9 @@ class Recorder:
         for name, module in self.model.named_modules():
             name = self.names[module] = plain_name(name)
             if _is_unit(module):
+                inside = set() if isinstance(module.conv, CONVOLUTIONS) else set(module.conv.modules())
                 for part in module.modules():
-                    if part is not module:
+                    if part is not module and part not in inside:
                         self._owners.setdefault(part, []).append(module)
             elif runs_as(module, SpikingStem):
                 stem: Any = module
@@ -319,11 +320,13 @@ class Recorder:
             self.kept.setdefault(layer, {})[part] = x
 
     def _connect_unit(self, site: Site, unit: Any, x: Tensor, repeats: int = 1) -> None:
+        if self.keep:
+            site.unit = (unit, x, repeats)
+        if not isinstance(unit.conv, CONVOLUTIONS):  # it is made of some, which are sites of their own
+            return
         geometry = self._geometry_of(unit.conv)
         rows = x.reshape(-1, *x.shape[2:])
         out_size = geometry.output_size(x.shape[3:])
-        if self.keep:
-            site.unit = (unit, x, repeats)
         # its bias vanishes in the batch norm, or is the batch norm
         counts = count_convolution(rows, unit.conv.weight, out_size, geometry, self._zeros_in(unit.conv), False)
         counts.effective = counts.effective.reshape(x.shape[:2])

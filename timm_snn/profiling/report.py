@@ -265,10 +265,20 @@ def make_report(
         parameters[stage] = parameters.get(stage, 0) + parameter.numel()
     modules = {name: module for module, name in recorder.names.items()}
 
+    names_of_sites = {site.name for site in sites}
+
     def own(site: Site) -> int:
+        """Parameters of its module, without those of sites inside it."""
         module = modules.get(site.name)
-        recurse = site.kind != 'product'
-        return 0 if module is None else sum(p.numel() for p in module.parameters(recurse))
+        if module is None:
+            return 0
+        parts = [module] if site.kind == 'product' else module.modules()
+        return sum(
+            p.numel()
+            for part in parts
+            if part is module or recorder.names[part] not in names_of_sites
+            for p in part.parameters(recurse=False)
+        )
 
     layers = [
         _layer(site.name, stage, site.kind, [site], recorder, prices, own(site))

@@ -1,0 +1,138 @@
+"""E-SpikeFormer, also called Spike-driven Transformer V3: integer spikes in training, spikes over time in inference.
+
+Paper: "Scaling Spike-driven Transformer with Efficient Spike Firing Approximation Training", arXiv 2411.16061
+(TPAMI 2025).
+
+The skeleton is Meta-SpikeFormer's: membrane shortcuts, three stages of separable and 3x3 convolutions, two of
+attention, downsampling that replaces the stream by BN(W SN(u)). The neuron is another: `IntegerNeuron` rounds a current
+to 0 to 4 spikes in one step, which stand for four steps of a binary neuron, so that training has no loop over time.
+Separable convolutions have a neuron between the depthwise and the last convolution, attention blocks have such a
+convolution of 3x3 before attention, whose values are four times as wide as its keys (E-SDSA).
+
+* `num_steps` is 1: the four steps are in the neuron. Frames are seen each by itself, and their logits averaged; an
+  image at more steps gives the same logits. `lif_layer='lif'` with `num_steps=4` is the skeleton with a usual neuron.
+* Spikes are n / 4, and integers before the classifier, as released; on hardware the factor goes into the next weights.
+  `timm_snn.profile` takes n / 4 for a real number and counts MACs, not n accumulates.
+* Depths are fixed and stochastic depth is unused in the released code; both are arguments here.
+* The models of 83 M and 173 M have other neurons and files, and are not here, nor is masked pre-training.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ..layers import IntegerNeuron, LayerFn, SepConv, SpikingBlock, SpikingMlp, SpikingResidual
+from .builder import KeyRules, build_spiking_model, check_state_dict, match_pointwise_shapes, rename_keys
+from .cfgs import tagged_cfgs
+from .metaspikformer import MetaSpikformer
+
+__all__ = ['ESpikeformer']
+
+
+class ESpikeformer(MetaSpikformer):
+    """Hierarchical spiking transformer of integer spikes (arXiv 2411.16061).
+
+    Arguments, shapes and errors are those of `MetaSpikformer`, with other defaults; `attn` is of the layers that take
+    and return currents.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        embed_dims: Sequence[int] = (32, 64, 128, 192),
+        attn: str | LayerFn = 'e_sdsa',
+        attn_v_threshold: float = 1.0,
+        lif_layer: str | LayerFn = 'integer',
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            embed_dims=embed_dims,
+            attn=attn,
+            attn_v_threshold=attn_v_threshold,
+            lif_layer=lif_layer,
+            **kwargs,
+        )
+        if isinstance(self.head_lif, IntegerNeuron):
+            self.head_lif.normalize = False
+
+    @staticmethod
+    def _conv_block(dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any]) -> nn.Module:
+        mlp = SpikingMlp(dim, hidden_dim, 3, bias=False, pre_activation=True, **layer)
+        return SpikingBlock(SepConv(dim, depthwise_lif=True, **layer), mlp, drop_path)
+
+    @staticmethod
+    def _attention_block(
+        dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any], attention: LayerFn
+    ) -> nn.Module:
+        conv = SpikingResidual(SepConv(dim, 3, depthwise_lif=True, **layer), drop_path)
+        mlp = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
+        return nn.Sequential(OrderedDict(conv=conv, block=SpikingBlock(attention(dim, **layer), mlp, drop_path)))
+
+
+AUTHORS_KEYS: KeyRules = (
+    (r'^downsample1_1\.encode_(conv|bn)\.', r'stem.unit.\1.'),
+    (r'^downsample1_2\.', r'downsample1.'),
+    (r'^downsample(\d)\.encode_(conv|bn)\.', r'stages.\1.embed.1.\2.'),
+    (r'^ConvBlock1_([12])\.0\.', lambda match: f'stages.{int(match[1]) - 1}.blocks.0.'),
+    (r'^ConvBlock2_([12])\.0\.', lambda match: f'stages.2.blocks.{int(match[1]) - 1}.'),
+    (r'\.Conv\.', r'.attn.'),
+    (r'^block([34])\.(\d)\.conv\.', r'stages.\1.blocks.\2.conv.branch.'),
+    (r'^block([34])\.(\d)\.', r'stages.\1.blocks.\2.block.'),
+    (r'\.(pw|dw)conv(\d?)\.0\.', r'.\1\2.conv.'),
+    (r'\.(pw|dw)conv(\d?)\.1\.', r'.\1\2.bn.'),
+    (r'\.blocks\.(\d)\.(conv|bn)([12])\.', r'.blocks.\1.mlp.fc\3.\2.'),
+    (r'\.attn\.(q|k|v|proj)_conv\.0\.', r'.attn.\1.conv.'),
+    (r'\.attn\.(q|k|v|proj)_conv\.1\.', r'.attn.\1.bn.'),
+    (r'\.mlp\.fc(\d)_(conv|bn)\.', r'.mlp.fc\1.\2.'),
+    (r'^head\.(weight|bias)$', r'head.fc.\1'),
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Our layout, or that of the authors' files, to our keys. Raises RuntimeError for any other."""
+    if 'downsample1_1.encode_conv.weight' in state_dict:
+        state_dict = match_pointwise_shapes(rename_keys(state_dict, AUTHORS_KEYS), model)
+    layouts = "our keys (stem.unit.conv.weight) or the authors' (downsample1_1.encode_conv.weight)"
+    check_state_dict(state_dict, model, layouts)
+    return state_dict
+
+
+default_cfgs = generate_default_cfgs(
+    tagged_cfgs(
+        {'espikeformer_5m': 'in1k', 'espikeformer_10m': 'in1k', 'espikeformer_19m': 'in1k'},
+        first_conv='stem.unit.conv',
+        paper_ids='arXiv:2411.16061',
+        paper_name='Scaling Spike-driven Transformer with Efficient Spike Firing Approximation Training',
+        origin_url='https://github.com/BICLab/Spike-Driven-Transformer-V3',
+    )
+)
+
+
+def _create_espikeformer(variant: str, pretrained: bool = False, **kwargs: Any) -> ESpikeformer:
+    return build_spiking_model(ESpikeformer, variant, pretrained, checkpoint_filter_fn, num_levels=5, **kwargs)
+
+
+# Never change a default below: saved models record only what their users passed.
+@register_model
+def espikeformer_5m(pretrained: bool = False, **kwargs: Any) -> ESpikeformer:
+    """5,105,608 parameters with 1000 classes."""
+    model_args = dict(embed_dims=(32, 64, 128, 192))
+    return _create_espikeformer('espikeformer_5m', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def espikeformer_10m(pretrained: bool = False, **kwargs: Any) -> ESpikeformer:
+    """10,023,112 parameters with 1000 classes."""
+    model_args = dict(embed_dims=(48, 96, 192, 240))
+    return _create_espikeformer('espikeformer_10m', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def espikeformer_19m(pretrained: bool = False, **kwargs: Any) -> ESpikeformer:
+    """18,987,504 parameters with 1000 classes."""
+    model_args = dict(embed_dims=(64, 128, 256, 360))
+    return _create_espikeformer('espikeformer_19m', pretrained=pretrained, **dict(model_args, **kwargs))

@@ -1,0 +1,217 @@
+"""Spike-driven Transformer: membrane shortcuts, and attention made of masks and sums.
+
+Paper: "Spike-driven Transformer", arXiv 2307.01694 (NeurIPS 2023).
+
+The residual stream holds currents, u' = u + BN(W SN(u)), and spike-driven self-attention (SDSA) replaces the products
+of Q, K and V. The tokenizer is Spikformer's but for its end: the last map is pooled as a current, m, and the position
+embedding is a membrane shortcut, u = m + BN(W SN(m)). A neuron stands between pooling and classifier.
+
+* The released code makes a convolution `talking_heads` in every block and never calls it. It is left out here and
+  skipped in files: counts are the released ones less those.
+* Stochastic depth is an unused argument there and works here, off by default, as trained. Any size divisible by 16
+  (CIFAR: 4) works.
+* CIFAR10-DVS and DVS128 Gesture have weights of the same shapes in different networks: for the first, two maps of the
+  tokenizer are pooled and attention has `erode`, for the second three are and it has not. The tag of `sdt_2_256` tells.
+* The released config named 10_384 holds a 10-512. With `depth=10`, `sdt_8_512` is that model.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from timm.layers import calculate_drop_path_rates
+from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+from ..layers import (
+    ConvBn,
+    LayerFn,
+    SpikingBlock,
+    SpikingMlp,
+    SpikingPatchSplitting,
+    SpikingResidual,
+    SpikingStem,
+    attentions,
+)
+from .base import SpikingStage, SpikingTransformer, neuron_layer
+from .builder import KeyRules, build_spiking_model, check_state_dict, rename_keys
+from .cfgs import tagged_cfgs
+from .spikformer import AUTHORS_KEYS as SPIKFORMER_KEYS
+
+__all__ = ['SpikeDrivenTransformer']
+
+
+class SpikeDrivenTransformer(SpikingTransformer):
+    """Spike-driven transformer of one resolution (arXiv 2307.01694).
+
+    Args:
+        num_classes: 0 for no classifier.
+        in_chans: Channels of images and of every event frame; time is never folded into channels.
+        global_pool: Pooling over H and W before the classifier, '' for none.
+        embed_dim: Channels of the tokens; the tokenizer has an eighth, a quarter, half and all of them.
+        depth: Blocks.
+        num_heads: Attention heads, which make no difference to SDSA without `erode`.
+        mlp_ratio: Hidden width of the MLP over embed_dim.
+        num_steps: T. Images are repeated so often, 5-D input must have as many frames. No weight depends on it: assign
+            `model.num_steps` to run the same weights for more or fewer steps.
+        pools: Whether each of the first four convolutions of the tokenizer is pooled: three spikes, the last currents.
+        attn: Name in `timm_snn.layers.attentions` or layer; one that takes currents and returns them.
+        attn_v_threshold: Threshold of the neuron inside attention; all others have the neuron layer's default.
+        erode: Whether SDSA dilates its spikes, see `timm_snn.layers.SpikeDrivenSelfAttention`.
+        lif_layer: Name in `timm_snn.layers.neurons` or layer, called as `lif_layer()` and, inside attention, as
+            `lif_layer(v_threshold=...)`.
+        backend: Implementation of the neurons, see `timm_snn.ops.backend`; not saved with the model.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+
+    Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, num_classes], of any H and W.
+    Raises: ValueError for arguments and input that do not fit, with what was expected.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        embed_dim: int = 384,
+        depth: int = 8,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        num_steps: int = 4,
+        pools: Sequence[bool] = (True, True, True, True),
+        attn: str | LayerFn = 'sdsa',
+        attn_v_threshold: float = 0.5,
+        erode: bool = False,
+        lif_layer: str | LayerFn = 'lif',
+        backend: str | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        dd = {'device': device, 'dtype': dtype}
+        if len(pools) != 4 or embed_dim % 8:
+            raise ValueError(f'expected four pools and an embed_dim that 8 divides, got {pools} and {embed_dim}')
+        neuron = neuron_layer(lif_layer, backend)
+        options = {'erode': True} if erode else {}
+        attn_layer = partial(attentions.get(attn), attn_v_threshold=attn_v_threshold, **options)
+
+        widths = [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
+        stem = SpikingStem(in_chans, widths[:1], (False,), lif_layer=neuron, **dd)
+        embeds: list[nn.Module] = [
+            SpikingPatchSplitting(
+                widths[i - 1], widths[i : i + 1], pools[i : i + 1], i == 1 and pools[0], lif_layer=neuron, **dd
+            )
+            for i in (1, 2)
+        ]
+        position = SpikingResidual(nn.Sequential(neuron().to(**dd), ConvBn(embed_dim, embed_dim, 3, **dd)))
+        embeds.append(nn.Sequential(ConvBn(widths[2], embed_dim, 3, pool=pools[3], **dd), position))
+        drop_paths: Any = calculate_drop_path_rates(drop_path_rate, depth)
+        blocks = [
+            SpikingBlock(
+                attn_layer(embed_dim, num_heads, lif_layer=neuron, **dd),
+                SpikingMlp(embed_dim, int(embed_dim * mlp_ratio), pre_activation=True, lif_layer=neuron, **dd),
+                rate,
+            )
+            for rate in drop_paths
+        ]
+        super().__init__(
+            stem,
+            [
+                SpikingStage(embed, blocks if i == 3 else [], widths[i], 2 ** sum(pools[: i + 1]))
+                for i, embed in enumerate(embeds, start=1)
+            ],
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            num_steps=num_steps,
+            drop_rate=drop_rate,
+            head_lif=neuron().to(**dd),
+            **dd,
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _init_head(self) -> None:
+        """The classifier keeps PyTorch's initialisation and the convolutions do not, as in the released code."""
+
+
+# Keys of the authors' files: as Spikformer's, but for the end of the tokenizer.
+AUTHORS_KEYS: KeyRules = (
+    (r'^patch_embed\.proj_(conv|bn)3\.', r'stages.2.embed.0.\1.'),
+    (r'^patch_embed\.rpe_(conv|bn)\.', r'stages.2.embed.1.branch.1.\1.'),
+    (r'\.attn\.q_(conv|bn)\.', r'.attn.q.\1.'),
+    *SPIKFORMER_KEYS,
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Our layout, or that of the authors' files, to our keys. Raises RuntimeError for any other."""
+    if 'patch_embed.rpe_conv.weight' in state_dict:
+        state_dict = rename_keys(state_dict, AUTHORS_KEYS, unused=r'^block\.\d+\.attn\.talking_heads\.weight$')
+    layouts = "our keys (stem.units.0.conv.weight) or the authors' (patch_embed.rpe_conv.weight)"
+    check_state_dict(state_dict, model, layouts)
+    return state_dict
+
+
+_FAMILY = dict(
+    paper_ids='arXiv:2307.01694',
+    paper_name='Spike-driven Transformer',
+    origin_url='https://github.com/BICLab/Spike-Driven-Transformer',
+)
+
+default_cfgs = generate_default_cfgs(
+    {
+        **tagged_cfgs(
+            {'sdt_8_384': 'in1k', 'sdt_8_512': 'in1k', 'sdt_8_768': 'in1k', 'sdt_2_512': 'cifar10 cifar100'}, **_FAMILY
+        ),
+        **tagged_cfgs({'sdt_2_256': 'cifar10_dvs'}, input_size=(2, 64, 64), pool_size=(16, 16), **_FAMILY),
+        **tagged_cfgs({'sdt_2_256': 'dvs128_gesture'}, pool_size=(16, 16), **_FAMILY),
+    }
+)
+
+
+def _create_sdt(variant: str, pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+    return build_spiking_model(
+        SpikeDrivenTransformer, variant, pretrained, checkpoint_filter_fn, num_levels=3, **kwargs
+    )
+
+
+# Never change a default below: saved models record only what their users passed.
+@register_model
+def sdt_8_384(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+    """16,816,024 parameters with 1000 classes; released with 512 more, unused."""
+    return _create_sdt('sdt_8_384', pretrained=pretrained, **dict(dict(embed_dim=384), **kwargs))
+
+
+@register_model
+def sdt_8_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+    """29,689,384 parameters with 1000 classes; released with 512 more, unused."""
+    return _create_sdt('sdt_8_512', pretrained=pretrained, **dict(dict(embed_dim=512), **kwargs))
+
+
+@register_model
+def sdt_8_768(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+    """66,338,632 parameters with 1000 classes; released with 512 more, unused."""
+    return _create_sdt('sdt_8_768', pretrained=pretrained, **dict(dict(embed_dim=768), **kwargs))
+
+
+@register_model
+def sdt_2_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+    """For CIFAR: tokens of 4 x 4 pixels; 10,233,418 parameters with 10 classes; released with 128 more, unused."""
+    model_args = dict(embed_dim=512, depth=2, pools=(False, False, True, True))
+    return _create_sdt('sdt_2_512', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def sdt_2_256(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+    """For event frames: 2,566,666 parameters with 10 classes; released with 128 more, unused.
+
+    For CIFAR10-DVS, 2 x 64 x 64, by default; with the tag dvs128_gesture for 2 x 128 x 128, see above.
+    """
+    gesture = resolve_pretrained_cfg('sdt_2_256', kwargs.get('pretrained_cfg')).tag == 'dvs128_gesture'
+    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(False, gesture, True, True), erode=not gesture)
+    return _create_sdt('sdt_2_256', pretrained=pretrained, **dict(model_args, **kwargs))
