@@ -120,7 +120,7 @@ class ConvBnLif(ConvBn):
         conv: Any = self.conv
         pool, neuron = not isinstance(self.pool, nn.Identity), lif.arguments()
         offset = None
-        if conv.bias is not None and is_plain(conv, (nn.Conv2d, TokenConv)):
+        if is_plain(conv, (nn.Conv2d, TokenConv)) and conv.bias is not None:
             how = {key: neuron[key] for key in ('surrogate', 'backend')}
             if takes_offset(x, training=bn.training and not isinstance(bn, nn.Identity), pool=pool, **how):
                 offset = conv.bias
