@@ -42,12 +42,12 @@ def test_the_border_has_the_statistics_of_the_map_in_training(conv):
     torch.testing.assert_close(conv(x), expected, rtol=0, atol=1e-12)  # whatever the running statistics are
 
 
-def test_fuse_merges_it():
+def test_fuse_folds_its_batch_norms():
     attention = SpikingSelfAttention(12, 3, 0.1, pre_activation=True, conv_layer=RepConv)
     attention = lively(attention.double().eval())
     x = 2 * torch.randn(4, 2, 12, 5, 3, dtype=torch.float64)
     fused = timm_snn.fuse(attention)
-    assert not any(isinstance(module, RepConv) for module in fused.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
     assert attention.k(spikes(4, 2, 12, 5, 3)).mean() > 0
     torch.testing.assert_close(fused(x), attention(x), rtol=0, atol=1e-9)
 

@@ -37,12 +37,18 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def _fold(unit: ConvBn) -> None:
-    if isinstance(unit.conv, RepConv):
-        unit.conv = unit.conv.merged()
     conv: Any = unit.conv
-    bn: Any = unit.bn
+    if isinstance(conv, RepConv):  # stays three convolutions, one of 3x3 is more work
+        _fold_into(conv.pw1, conv.bn1)
+        _fold_into(conv.pw2, conv.bn2)
+        conv.bn1 = conv.bn2 = nn.Identity()
+        conv = conv.pw2
+    _fold_into(conv, unit.bn)
+    unit.bn = nn.Identity()  # type: ignore[assignment]
+
+
+def _fold_into(conv: Any, bn: Any) -> None:
     statistics = (bn.running_mean.double(), bn.running_var.double(), bn.eps, bn.weight.double(), bn.bias.double())
     bias = None if conv.bias is None else conv.bias.double()
     folded = fuse_conv_bn_weights(conv.weight.double(), bias, *statistics)
     conv.weight, conv.bias = (nn.Parameter(p.to(conv.weight.dtype), requires_grad=False) for p in folded)
-    unit.bn = nn.Identity()  # type: ignore[assignment]

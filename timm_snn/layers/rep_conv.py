@@ -1,5 +1,7 @@
 """RepConv: a convolution that is trained as three."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,10 +24,10 @@ class RepConv(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.pw1 = nn.Conv2d(in_chs, in_chs, 1, bias=False, **dd)
-        self.bn1 = nn.BatchNorm2d(in_chs, **dd)
+        self.bn1: nn.Module = nn.BatchNorm2d(in_chs, **dd)
         self.dw = nn.Conv2d(in_chs, in_chs, 3, groups=in_chs, bias=False, **dd)
         self.pw2 = nn.Conv2d(in_chs, out_chs, 1, bias=False, **dd)
-        self.bn2 = nn.BatchNorm2d(out_chs, **dd)
+        self.bn2: nn.Module = nn.BatchNorm2d(out_chs, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pw1(x)
@@ -37,17 +39,24 @@ class RepConv(nn.Module):
 
     def _norm_of_zero(self, x: Tensor) -> Tensor:
         """BN1(0), with the statistics that BN1 has for x [N, C, H, W]. Shape: [C]."""
-        bn = self.bn1
+        bn: Any = self.bn1
+        if isinstance(bn, nn.Identity):  # `fuse` folded it into W1
+            return self.pw1.bias  # type: ignore[return-value]
         mean, var = bn.running_mean, bn.running_var
         if self.training:
-            var, mean = torch.var_mean(x.detach().to(bn.running_var.dtype), [0, 2, 3], correction=0)
+            var, mean = torch.var_mean(x.detach().to(var.dtype), [0, 2, 3], correction=0)
         return (bn.bias - mean * bn.weight / torch.sqrt(var + bn.eps)).detach()
 
     @torch.no_grad()
+    @torch.jit.unused
     def merged(self) -> nn.Conv2d:
-        """One dense 3x3 convolution with bias that computes what this does in eval mode: spikes in, additions alone."""
+        """One dense 3x3 convolution with bias that computes what this does in eval mode.
+
+        It sees spikes alone and needs no products, for hardware that gains from that; elsewhere it is more work.
+        """
         scales, shifts = [], []
-        for bn in (self.bn1, self.bn2):
+        norms: Any = (self.bn1, self.bn2)
+        for bn in norms:
             scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
             scales.append(scale)
             shifts.append(bn.bias.double() - bn.running_mean.double() * scale)
