@@ -29,26 +29,26 @@ def _imagenet(**cfg: Any) -> Cfg:  # timm names the classes
     }
 
 
-def _small(label_names: tuple[str, ...], **cfg: Any) -> Cfg:
-    own = dict(num_classes=len(label_names), label_names=label_names, pool_size=(8, 8), crop_pct=1.0)
-    return _imagenet(**{**own, **cfg})
+def _small(label_names: tuple[str, ...], cfg: Cfg, **own: Any) -> Cfg:
+    common = dict(num_classes=len(label_names), label_names=label_names, pool_size=(8, 8), crop_pct=1.0)
+    return _imagenet(**{**common, **own, **cfg})
 
 
 def _cifar10(**cfg: Any) -> Cfg:
-    return _small(CIFAR10, input_size=(3, 32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), **cfg)
+    return _small(CIFAR10, cfg, input_size=(3, 32, 32), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 
 def _cifar100(**cfg: Any) -> Cfg:
-    return _small(CIFAR100, input_size=(3, 32, 32), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), **cfg)
+    return _small(CIFAR100, cfg, input_size=(3, 32, 32), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
 
 
 def _fashion_mnist(**cfg: Any) -> Cfg:
-    return _small(FASHION_MNIST, input_size=(1, 28, 28), pool_size=(2, 2), mean=(0.2860,), std=(0.3530,), **cfg)
+    return _small(FASHION_MNIST, cfg, input_size=(1, 28, 28), pool_size=(2, 2), mean=(0.2860,), std=(0.3530,))
 
 
 def _events(label_names: tuple[str, ...]) -> Callable[..., Cfg]:
     """Frames of two polarities."""
-    return lambda **cfg: _small(label_names, input_size=(2, 128, 128), mean=(0, 0), std=(1, 1), **cfg)
+    return lambda **cfg: _small(label_names, cfg, input_size=(2, 128, 128), mean=(0, 0), std=(1, 1))
 
 
 _MAKERS: dict[str, Callable[..., Cfg]] = {

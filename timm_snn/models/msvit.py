@@ -171,7 +171,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return state_dict
 
 
-_PAPER = dict(
+_PAPER: dict[str, Any] = dict(
     paper_ids='arXiv:2505.14719',
     paper_name='MSViT: Improving Spiking Vision Transformer Using Multi-scale Attention Fusion',
 )

@@ -157,7 +157,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return state_dict
 
 
-_FAMILY = dict(
+_FAMILY: dict[str, Any] = dict(
     paper_ids='arXiv:2307.01694',
     paper_name='Spike-driven Transformer',
     origin_url='https://github.com/BICLab/Spike-Driven-Transformer',

@@ -179,14 +179,14 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     return state_dict
 
 
-_PAPER = dict(
+_PAPER: dict[str, Any] = dict(
     first_conv='stem.unit.conv',
     paper_ids='arXiv:2403.14302',
     paper_name='SpikingResformer: Bridging ResNet and Vision Transformer in Spiking Neural Networks',
     origin_url='https://github.com/xyshi2000/SpikingResformer',
 )
 # Frames of both polarities and their sum.
-_EVENTS = dict(input_size=(3, 64, 64), pool_size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
+_EVENTS: dict[str, Any] = dict(input_size=(3, 64, 64), pool_size=(16, 16), mean=(0, 0, 0), std=(1, 1, 1))
 
 default_cfgs = generate_default_cfgs(
     {
