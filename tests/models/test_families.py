@@ -11,6 +11,7 @@ import torch
 from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import timm_snn
 from tests.conftest import lively
@@ -159,6 +160,12 @@ class TestTools:
         weighted = [layer for layer in report.layers if layer.kind in ('conv', 'linear')]
         assert sum(layer.dense_macs_per_step for layer in weighted) == macs
         assert sum(layer.parameters for layer in report.layers) == sum(p.numel() for p in tiny.parameters())
+
+    def test_the_profiler_counts_what_torch_does(self, tiny):
+        frames = images(tiny, batch=2).unsqueeze(0)  # of which every layer sees every step
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            tiny(frames)
+        assert 2 * timm_snn.profile(tiny, frames).total.dense_macs == counter.get_total_flops()
 
     @pytest.mark.parametrize('name', SMALLEST)
     def test_saved_models_load(self, name, tmp_path):

@@ -85,8 +85,8 @@ def gates(layer: MultiScaleSpikingAttention, queries: Sequence[Tensor]) -> Tenso
 @register(SpikingSelfAttention, 'SSA')
 def self_attention(layer: SpikingSelfAttention, spikes: Mapping[str, Tensor], site: 'Site') -> None:
     """Q (K^T V): N * d * d multiply-accumulates for each head, twice; K^T V first, as the layer does."""
-    # float32 holds the products of spikes exactly, float16 would not
-    heads = {name: x.float().unflatten(2, [-1, layer.head_dim]) for name, x in spikes.items()}  # [T, B, heads, d, N]
+    # [T, B, heads, d, N], of tokens or maps; float32 holds the products of spikes exactly, float16 would not
+    heads = {name: x.float().flatten(3).unflatten(2, [-1, layer.head_dim]) for name, x in spikes.items()}
     queries = [f'q.{i}' for i in range(len(layer.q))]
     kv = heads['v'] @ heads['k'].transpose(-2, -1)
     site.operate('matmul', ['k', 'v'], count_matmul(heads['v'], heads['k'].transpose(-2, -1)))
