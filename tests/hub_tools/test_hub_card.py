@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
 import timm_snn
+from tests.families import SMALLEST
 
 ROOT = Path(__file__).parents[2]
+REFERENCES = yaml.safe_load((ROOT / 'CITATION.cff').read_text())['references']
 RESULTS = list(csv.DictReader((ROOT / 'hub' / 'results.csv').open()))
 
 
@@ -58,6 +61,18 @@ def test_a_model_that_nobody_trained_claims_nothing(command):
     for fact in ('Parameters:** 1,701,002', 'Time steps T:** 16', '2 x 128 x 128 frames', 'GMACs:** 1.05'):
         assert fact in text
     assert 'The logits of an image do not depend on who shares its batch.' in text
+
+
+@pytest.mark.parametrize('name', SMALLEST)
+def test_every_family_has_a_limitation_and_its_paper_is_cited(name):
+    import card
+
+    cfg = timm.get_pretrained_cfg(name)
+    (arxiv,) = card.arxiv_ids(cfg.to_dict())
+    (paper,) = [paper for paper in REFERENCES if paper['notes'].partition(',')[0] == f'arXiv {arxiv}']
+    assert paper['title'] == cfg.paper_name and paper['title'] in card.citation(cfg.to_dict())
+    assert 'author = {{The ' in card.citation(cfg.to_dict())
+    assert card.LIMITATIONS[timm.models.model_entrypoint(name).__module__.rpartition('.')[2]]
 
 
 def test_a_run_in_results_csv_is_recognised_by_its_options_and_its_result(finished_recipe):
