@@ -1,36 +1,197 @@
-"""Write the table of pretrained weights into docs/hub.md: every tag of the package, and where its weights are.
+"""Write the tables of models into README.md, docs/models.md and docs/hub.md, from the registry and from measured files.
 
-python hub/table.py
+    python hub/table.py
+
+Numbers that are not counted here come from docs/published.csv, hub/results.csv and, by benchmarks/family.py,
+benchmarks/results/cpu/family.csv.
 """
 
+import csv
+import functools
 import re
+import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from timm.models import model_entrypoint
+from torch.utils.flop_counter import FlopCounterMode
 
+import timm_snn  # noqa: F401, registers the models
 from timm_snn.models.pretrained import is_ours, weights_status
+from timm_snn.profiling.report import readable_count
 
-PAGE = Path(__file__).parents[1] / 'docs' / 'hub.md'
+ROOT = Path(__file__).parents[1]
+KINDS = {
+    'in1k': 'ImageNet',
+    'cifar10': 'CIFAR',
+    'cifar100': 'CIFAR',
+    'cifar10_dvs': 'events',
+    'dvs128_gesture': 'events',
+    'fashion_mnist': 'Fashion-MNIST',
+}
 
 
-def render() -> str:
-    rows = ['| model | weights | address | input | classes | licence |', '|---|---|---|---|---|---|']
-    for name in timm.list_models(include_tags=True):
-        if is_ours(name):
-            cfg: Any = timm.get_pretrained_cfg(name)
-            size = ' x '.join(map(str, cfg.input_size))
-            address = f'`{cfg.hf_hub_id}`'
-            rows.append(
-                f'| `{name}` | {weights_status(name)} | {address} | {size} | {cfg.num_classes} | {cfg.license} |'
-            )
-    return '\n'.join(rows)
+@functools.cache
+def tags() -> list[str]:
+    return [tag for tag in timm.list_models(include_tags=True) if is_ours(tag)]
+
+
+@functools.cache
+def describe(tag: str) -> dict[str, Any]:
+    """What the registry knows of NAME.TAG, from a model without memory."""
+    model: Any = timm.create_model(tag, device='meta')
+    cfg: Any = timm.get_pretrained_cfg(tag)
+    return {
+        'family': model_entrypoint(tag.partition('.')[0]).__module__,
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'steps': model.num_steps,
+        'input': ' x '.join(map(str, cfg.input_size)) + (' frames' if KINDS[cfg.tag] == 'events' else ''),
+        'kind': KINDS[cfg.tag],
+        'paper': cfg.paper_ids.removeprefix('arXiv:'),
+    }
+
+
+@torch.no_grad()
+def dense_macs(tag: str) -> int:
+    """Multiply-accumulates of one sample in one step: convolutions, linear layers, products of activations."""
+    model: Any = timm.create_model(tag, device='meta', num_steps=1).eval()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *model.pretrained_cfg['input_size'], device='meta'))
+    return counter.get_total_flops() // 2
+
+
+def render_families() -> str:
+    """A row for every family, by the date of its paper."""
+    families: dict[str, list[str]] = {}
+    for tag in sorted(tags(), key=lambda tag: (describe(tag)['paper'], describe(tag)['parameters'])):
+        families.setdefault(describe(tag)['family'], []).append(tag)
+    rows = []
+    for family, members in families.items():
+        facts = [describe(tag) for tag in members]
+        title = re.split('[:,]', sys.modules[family].__doc__ or '')[0]
+        names = list(dict.fromkeys(tag.partition('.')[0] for tag in members))
+        prefix = family.rpartition('.')[2] + '_'
+        counts = [fact['parameters'] / 1e6 for fact in facts]
+        rows.append(
+            [
+                title,
+                f'`{prefix}*`: ' + ', '.join(f'`{name.removeprefix(prefix)}`' for name in names),
+                ', '.join(
+                    kind for kind in dict.fromkeys(KINDS.values()) if any(fact['kind'] == kind for fact in facts)
+                ),
+                ', '.join(map(str, sorted({fact['steps'] for fact in facts}))),
+                f'{min(counts):.1f} to {max(counts):.1f} M',
+                link(facts[0]['paper']),
+            ]
+        )
+    return markdown('family | models | data | T | parameters | paper', rows)
+
+
+def render_models() -> str:
+    """A row for every tag."""
+    header = 'model | parameters | as released | input | T | GMACs per step | published top-1 | source | top-1 here'
+    return markdown(header, [model_row(tag, f'{dense_macs(tag) / 1e9:#.3g}') for tag in tags()])
+
+
+def model_row(tag: str, gmacs: str) -> list[str]:
+    fact, paper = describe(tag), published().get(tag, {})
+    released = paper.get('released_parameters')
+    return [
+        f'`{tag}`',
+        f'{fact["parameters"]:,}',
+        f'{int(released):,}' if released else '',
+        fact['input'],
+        str(fact['steps']),
+        gmacs,
+        paper.get('top1', '') + (f' ({paper["note"]})' if paper.get('note') else ''),
+        link(paper['source']) if paper.get('source') else '',
+        measured_top1(tag),
+    ]
+
+
+@functools.cache
+def published() -> dict[str, dict[str, str]]:
+    return {row['model']: row for row in read_csv(ROOT / 'docs' / 'published.csv')}
+
+
+def measured_top1(tag: str) -> str:
+    """The median of hub/results.csv for this model on this data."""
+    name, _, data = tag.partition('.')
+    runs = [
+        row
+        for row in read_csv(ROOT / 'hub' / 'results.csv')
+        if row['model'] in (tag, name) and re.sub(r' \(.*|\W', '', row['dataset']).lower() == data.replace('_', '')
+    ]
+    if not runs:
+        return ''
+    top1 = statistics.median(float(run['top1']) for run in runs)
+    return f'{top1:.2f} ({len(runs)} x {runs[0]["epochs"]} epochs; {runs[0]["split"]})'
+
+
+def render_measured() -> str:
+    """What benchmarks/family.py measured, with its head."""
+    path = ROOT / 'benchmarks' / 'results' / 'cpu' / 'family.csv'
+    head = dict(line[2:].split(': ', 1) for line in path.read_text(encoding='utf-8').splitlines() if line[:2] == '# ')
+    rows = []
+    for row in read_csv(path):
+        counts = (readable_count(float(row[key])) for key in ('ACs', 'MACs', 'attention'))
+        speed = f'{float(row["images/s"]):.3g} ± {50 * float(row["spread"]):.0f} %'
+        rate = f'{100 * float(row["firing rate"]):.3g} %'
+        memory = f'{float(row["peak MB"]):.0f}' if row['peak MB'] else ''
+        rows.append([f'`{row["model"]}`', row['input'], row['T'], rate, *counts, speed, memory])
+    header = 'model | input | T | firing rate | ACs | MACs | attention | images/s | peak MB'
+    where = (
+        f'{head["device"]}, {head["threads"]} threads, load average {head["load average"]}, {head["versions"]},\n'
+        f'timm {head["timm"]}, timm_snn {head["timm_snn"]}, {head["date"]}.'
+    )
+    return f'{markdown(header, rows)}\n\n{where}'
+
+
+def render_weights() -> str:
+    """Every tag, and where its weights are."""
+    rows = []
+    for name in tags():
+        cfg: Any = timm.get_pretrained_cfg(name)
+        size = ' x '.join(map(str, cfg.input_size))
+        status, address = weights_status(name), f'`{cfg.hf_hub_id}`'
+        rows.append([f'`{name}`', status, address, size, str(cfg.num_classes), str(cfg.license)])
+    return markdown('model | weights | address | input | classes | licence', rows)
+
+
+def link(arxiv: str) -> str:
+    return f'[{arxiv}](https://arxiv.org/abs/{arxiv})'
+
+
+def markdown(header: str, rows: list[list[str]]) -> str:
+    rule = '---|' * (header.count('|') + 1)
+    return '\n'.join([f'| {header} |', f'|{rule}', *(f'| {" | ".join(row)} |' for row in rows)])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(line for line in file if not line.startswith('#')))
+
+
+# By page, its tables in their order; each stands between two marks.
+PAGES = {
+    'README.md': [render_families],
+    'docs/models.md': [render_models, render_measured],
+    'docs/hub.md': [render_weights],
+}
 
 
 def main() -> None:
-    page = PAGE.read_text(encoding='utf-8')
-    before, after = re.split(r'(?<=<!-- hub/table.py -->\n\n).*(?=\n\n<!-- end -->)', page, flags=re.DOTALL)
-    PAGE.write_text(before + render() + after, encoding='utf-8')
+    marked = re.compile(r'(?<=<!-- hub/table.py -->\n\n).*?(?=\n\n<!-- end -->)', re.DOTALL)
+    for name, tables in PAGES.items():
+        path = ROOT / name
+        between = marked.split(path.read_text(encoding='utf-8'))
+        if len(between) != len(tables) + 1:
+            raise SystemExit(f'error: {name} has {len(between) - 1} marked tables, expected {len(tables)}')
+        texts = [table() for table in tables]
+        path.write_text(''.join(map(''.join, zip(between, [*texts, ''], strict=True))), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -6,38 +6,70 @@ import runpy
 import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 
 import timm_snn
-from tests.families import MODELS
+from tests.families import FAMILIES, MODELS, SMALLEST
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
 
+MODELS_PAGE = (ROOT / 'docs' / 'models.md').read_text()
+
+
+def first_table(text: str) -> list[list[str]]:
+    """Its rows, without the header."""
+    lines = text[text.index('\n|') + 1 :].split('\n\n')[0].splitlines()
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:]]
+
+
 def table(heading: str) -> list[list[str]]:
-    """The rows of the first table below a heading, without its header."""
-    section = README.split(f'\n## {heading}\n')[1].split('\n## ')[0]
-    rows = [line.strip('|').split('|') for line in section.splitlines() if line.startswith('|')]
-    return [[cell.strip() for cell in row] for row in rows[2:]]
+    return first_table(README.split(f'\n## {heading}\n')[1].split('\n## ')[0])
 
 
-def test_the_models_table_lists_every_model_with_its_parameters():
-    listed = {}
-    for name, tags, _, steps, counts in table('Models'):
-        for tag, count in zip(re.findall(r'`(\w+)`', tags), re.findall(r'[\d,]+', counts) * 2, strict=False):
-            listed[f'{name.strip("`")}.{tag}'] = (int(count.replace(',', '')), int(steps))
-    assert set(listed) == {tag for name in MODELS for tag in timm.list_models(f'{name}.*', include_tags=True)}
-    for name, (count, steps) in listed.items():
-        model = timm.create_model(name, device='meta')
-        assert (sum(p.numel() for p in model.parameters()), model.num_steps) == (count, steps), name
+@pytest.fixture(scope='module')
+def tables() -> dict[str, Any]:
+    """What is in hub/table.py, which writes these tables: run it if one of the next tests fails."""
+    return runpy.run_path(str(ROOT / 'hub' / 'table.py'))
 
 
-def test_the_table_of_weights_is_that_of_the_registry():
-    """`python hub/table.py` writes it."""
-    assert f'\n{runpy.run_path(str(ROOT / "hub" / "table.py"))["render"]()}\n' in (ROOT / 'docs' / 'hub.md').read_text()
+def test_the_page_of_models_lists_every_tag_with_its_facts(tables):
+    rows = first_table(MODELS_PAGE)
+    assert {tag for name in MODELS for tag in timm.list_models(f'{name}.*', include_tags=True)} == {
+        row[0].strip('`') for row in rows
+    }
+    for row in rows:
+        assert row == tables['model_row'](row[0].strip('`'), row[5])
+        model = timm.create_model(row[0].strip('`'), device='meta')
+        assert row[1] == f'{sum(p.numel() for p in model.parameters()):,}' and row[4] == str(model.num_steps)
+
+
+@pytest.mark.parametrize('name', SMALLEST)
+def test_the_page_of_models_has_the_operations_of_a_step(name, tables):
+    listed = {row[0].strip('`'): row[5] for row in first_table(MODELS_PAGE)}
+    tag = f'{name}.{timm.get_pretrained_cfg(name).tag}'
+    assert f'{tables["dense_macs"](tag) / 1e9:#.3g}' == listed[tag]
+
+
+def test_the_other_tables_of_models_are_those_of_the_registry_and_of_what_was_measured(tables):
+    assert f'\n{tables["render_families"]()}\n' in README and len(table('Models')) == len(FAMILIES)
+    assert f'\n{tables["render_weights"]()}\n' in (ROOT / 'docs' / 'hub.md').read_text()
+    assert f'\n{tables["render_measured"]()}\n' in MODELS_PAGE
+    measured = [row[0].strip('`').split('.')[0] for row in first_table(MODELS_PAGE.split('\n## Before training\n')[1])]
+    assert len(measured) == len(FAMILIES) and all(set(models) & set(measured) for models in FAMILIES.values())
+
+
+def test_published_numbers_have_a_source(tables):
+    for tag, row in tables['published']().items():
+        assert tag in tables['tags']() and (row['top1'] or row['released_parameters'])
+        assert bool(row['top1']) == bool(re.fullmatch(r'\d{4}\.\d{5}', row['source'])), tag
+        assert not row['top1'] or 50 < float(row['top1']) < 100
+        released = row['released_parameters']
+        assert not released or int(released) > tables['describe'](tag)['parameters'], tag
 
 
 def test_the_results_table_shows_the_measured_results():

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip('rich')
 pytest.importorskip('matplotlib')
 pytest.importorskip('spikingjelly')
+pytest.importorskip('sklearn')
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 
 
@@ -58,6 +59,21 @@ def test_models_are_timed_and_saved(tmp_path):
     assert all(float(row['convolutions ms']) > 0 for row in table)
     assert float(table[3]['saved MB']) < float(table[2]['saved MB'])
     assert (tmp_path / 'model-msvit_4_96.png').stat().st_size > 0
+
+
+def test_families_are_measured_and_saved(tmp_path):
+    result = run('family.py', '--model', 'maxformer_4_384.cifar10', '--rounds', 1, '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    (row,) = rows(tmp_path / 'family.csv')
+    assert (row['model'], row['input'], row['T']) == ('maxformer_4_384.cifar10', '3 x 32 x 32', '4')
+    assert 0 < float(row['firing rate']) < 1 and float(row['ACs']) > float(row['MACs']) > 0
+    assert float(row['images/s']) > 0 and float(row['peak MB'] or 1) > 0
+
+
+def test_what_takes_no_photographs_is_refused(tmp_path):
+    others = ['msvit_4_96', 'spikingresformer_gesture', 'resnet18', 'msvit_5']
+    result = run('family.py', '--model', 'qkformer_4_384', *others, '--out', tmp_path)
+    assert result.returncode == 2 and f'got {" ".join(others)}\n' in result.stderr
 
 
 def test_readers_are_timed_and_saved(tmp_path):
