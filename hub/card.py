@@ -36,7 +36,8 @@ LEAK = (
 LIMITATIONS = {
     'msvit': LEAK,
     'qkformer': LEAK,
-    'spikformer': 'Attention multiplies whole numbers, sums of spikes: it is not free of multiplications.',
+    'spikformer': 'The residual stream carries sums of spikes, whole numbers: layers that are fed by it multiply, and '
+    'do not only accumulate.',
     'spikformer_v2': "A reconstruction: the authors' code was never released, and nothing here was compared with their "
     'network. The accuracies of the paper are not promised.',
     'spikingformer': 'The classifier sees real currents and not spikes. All neurons have tau 1.5 where the model was '
@@ -45,8 +46,9 @@ LIMITATIONS = {
     'them under the tag that they were trained with.',
     'metaspikformer': 'T is 1 unless set. The published accuracies are of T = 4, fine-tuned with a teacher.',
     'maxformer': 'Several of the published accuracies are those of the best epoch on the test data.',
-    'spikingresformer': 'Attention is scaled by running firing rates and by the number of patches at the size that the '
-    'model is made for: images of another size, and weights whose rates were not trained, are scaled wrongly.',
+    'spikingresformer': 'Attention is scaled by running firing rates, and by the number of patches at the size that '
+    'the model is made for, also for images of another size. Before training there are no rates, and logits depend on '
+    'the batch.',
     'espikeformer': 'Spikes are n / 4 in one step, which stand for four steps of binary spikes: reports count them as '
     'multiply-accumulates. Frames are seen each by itself, without a memory between them.',
 }
