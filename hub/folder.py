@@ -13,7 +13,6 @@ energy.json         what recipes/energy.py measured
 import argparse
 import copy
 import csv
-import inspect
 import json
 import shutil
 import sys
@@ -34,6 +33,7 @@ from evaluation import key_map, open_model
 from options import one_line_errors
 
 from timm_snn.models import save_for_hf
+from timm_snn.models.builder import argument_names
 from timm_snn.profiling import Report
 
 __all__ = [
@@ -341,7 +341,7 @@ def in_dtype(model: Any, dtype: str) -> dict[str, Tensor]:
 def pinned_args(model: Any) -> dict[str, Any]:
     """Steps, channels and thresholds, which no weight shows, even where they are the defaults of today."""
     args = {}
-    for name in inspect.signature(type(model).__init__).parameters:
+    for name in sorted(argument_names(type(model))):
         if name in ('in_chans', 'num_steps'):
             args[name] = getattr(model, name)
         elif name.endswith('_v_threshold'):

@@ -16,6 +16,8 @@ import torch
 from torchvision.datasets import FashionMNIST
 
 import timm_snn
+from tests.conftest import lively
+from tests.families import SMALLEST
 from timm_snn import labels
 from timm_snn.data import CIFAR10DVS, DVS128Gesture
 from timm_snn.models import pretrained, save_for_hf
@@ -184,6 +186,16 @@ class TestSaving:
     def _own_registry(self, monkeypatch):
         neurons = timm_snn.layers.neurons
         monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))
+
+    @pytest.mark.parametrize('name', SMALLEST)
+    def test_every_family_loads_as_it_was_saved(self, name, tmp_path):
+        model = lively(timm.create_model(name, in_chans=3, num_classes=5, num_steps=2)).eval()
+        save_for_hf(model, tmp_path)
+        config = json.loads((tmp_path / 'config.json').read_text())
+        assert {'num_steps': 2, 'in_chans': 3}.items() <= config['model_args'].items()
+        loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+        images = torch.rand(1, 3, 64, 64)
+        assert torch.equal(loaded(images), model(images)) and model(images).std() > 0
 
     def test_layers_are_saved_by_their_names(self, tmp_path):
         slow = partial(timm_snn.LIF, tau=4.0)

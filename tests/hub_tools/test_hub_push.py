@@ -58,11 +58,20 @@ def test_steps_channels_and_thresholds_are_pinned_in_the_config(command, model_f
     assert (args['num_steps'], args['in_chans'], args['attn_v_threshold']) == (3, 1, 0.75)
 
 
-def test_thresholds_that_are_defaults_are_pinned_too(command, model_folder):
+@pytest.mark.parametrize(
+    ('name', 'threshold'),
+    [
+        ('msvit_2_256', {'attn_v_threshold': 0.5}),
+        ('qkformer_2_256', {'attn_v_threshold': 0.5}),
+        ('espikeformer_5m', {'attn_v_threshold': 1.0}),
+        ('spikingresformer_gesture', {}),
+    ],
+)
+def test_thresholds_that_are_defaults_are_pinned_too(name, threshold):
     import folder
 
-    pinned = folder.pinned_args(timm.create_model('msvit_2_256', num_steps=2))
-    assert pinned == {'in_chans': 2, 'num_steps': 2, 'attn_v_threshold': 0.5}
+    pinned = folder.pinned_args(timm.create_model(name, num_steps=2, in_chans=2))
+    assert pinned == {'in_chans': 2, 'num_steps': 2, **threshold}
 
 
 def test_an_upload_loads_and_a_second_one_does_nothing(command, hub, model_folder, tmp_path):

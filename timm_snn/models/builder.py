@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, OfflineModeIsEnabled
@@ -20,6 +20,7 @@ from .pretrained import FILENAME, check_hash, first_line, hub_error, is_from_hub
 __all__ = [
     'KeyRules',
     'WeightsMismatch',
+    'argument_names',
     'build_spiking_model',
     'check_state_dict',
     'find_mismatches',
@@ -36,7 +37,7 @@ ModelT = TypeVar('ModelT', bound=nn.Module)
 
 
 def build_spiking_model(
-    model_cls: Callable[..., ModelT],
+    model_cls: type[ModelT],
     variant: str,
     pretrained: bool,
     filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]],
@@ -80,7 +81,7 @@ def build_spiking_model(
         try:
             model = model_cls(**model_kwargs)
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-            if not saved or set(model_kwargs) - set(signature(model_cls).parameters):
+            if not saved or set(model_kwargs) - argument_names(model_cls):
                 raise
             raise ValueError(f'cannot make {variant} with the model_args of {where}: {first_line(error)}') from error
         reading = model if pretrained else None
@@ -122,13 +123,25 @@ def build_spiking_model(
     return model
 
 
-def check_saved(where: str, cfg: dict[str, Any], saved: dict[str, Any], model_cls: Callable[..., nn.Module]) -> None:
+def argument_names(model_cls: type[nn.Module]) -> set[str]:
+    """What its constructor takes, and those that its **kwargs go on to."""
+    names: set[str] = set()
+    for base in model_cls.__mro__:
+        if '__init__' in vars(base):
+            parameters = signature(vars(base)['__init__']).parameters.values()
+            names |= {p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD} - {'self'}
+            if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+                break
+    return names
+
+
+def check_saved(where: str, cfg: dict[str, Any], saved: dict[str, Any], model_cls: type[nn.Module]) -> None:
     """Raises ValueError, in one line, if these are not the settings of a model of this class.
 
     They come from a file that anyone may have written: an unknown one is refused, and so are numbers with which the
     model would fill the memory before it said anything.
     """
-    expected = set(signature(model_cls).parameters) - {'device', 'dtype', 'backend'}
+    expected = argument_names(model_cls) - {'device', 'dtype', 'backend'}
     unknown = sorted(set(saved) - expected)
     if unknown:
         raise ValueError(f'{where} has unknown model_args {unknown}; expected some of {sorted(expected)}')
