@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from folder import LOCAL, ROOT, ArgumentParser, Source, fixed_input, open_source, read_csv, read_report, shorten
 from huggingface_hub import EvalResult, ModelCardData
-from options import as_config, config_and_parents, config_arguments, make_parser, one_line_errors
+from options import EVENT_DATASETS, as_config, config_and_parents, config_arguments, make_parser, one_line_errors
 
 import timm_snn
 from timm_snn.profiling import Report
@@ -141,7 +141,7 @@ def details(source: Source, dtype: str) -> str:
     size = tuple(cfg['input_size'])
     total = timm_snn.profile(model, fixed_input(model)[:1], progress=False).total
     neurons = sorted({type(m).__name__ for m in model.modules() if hasattr(m, 'v_threshold')})
-    kind = 'frames of events' if is_events(size) else 'images'
+    kind = 'frames of events' if is_events(source) else 'images'
     sizes = '' if cfg.get('fixed_input_size') else '; other heights and widths will do'
     lines = [
         'Model type: image classification, spiking neural network',
@@ -161,8 +161,10 @@ def details(source: Source, dtype: str) -> str:
     return '\n'.join(f'- **{line.partition(":")[0]}:**{line.partition(":")[2]}' for line in lines)
 
 
-def is_events(size: tuple[int, ...]) -> bool:
-    return size[0] == 2  # of both polarities
+def is_events(source: Source) -> bool:
+    cfg = source.model.pretrained_cfg
+    both_polarities = cfg['input_size'][0] == 2  # which some families sum up in a third channel
+    return both_polarities or not {cfg.get('tag'), source.run.get('dataset')}.isdisjoint(EVENT_DATASETS)
 
 
 USAGE = """\
@@ -193,20 +195,20 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 x = transform(Image.open('image.png').convert('{mode}')).unsqueeze(0)  # {shape}"""
 
 FRAMES = """
-x = torch.zeros({shape})  # [B, T, C, H, W]: frames of `timm_snn.data.to_frames`"""
+x = torch.zeros({shape})  # [B, T, C, H, W]: `timm_snn.data.to_frames(..., channels={channels})`"""
 
 
 def usage(source: Source, repo: str | None) -> str:
     model, size = source.model, tuple(source.model.pretrained_cfg['input_size'])
     loads = bool(repo) or is_loadable(source.name)
-    if is_events(size):
-        text = FRAMES.format(shape=', '.join(map(str, (1, model.num_steps, *size))))
+    if is_events(source):
+        text = FRAMES.format(shape=', '.join(map(str, (1, model.num_steps, *size))), channels=size[0])
     else:
         text = IMAGE.format(mode='L' if size[0] == 1 else 'RGB', shape=[1, *size])
     code = USAGE.format(
         name=f'hf-hub:{repo}' if repo else source.name if not source.has_weights else 'local-dir:FOLDER',
         pretrained=loads or source.has_weights,
-        image_import='' if is_events(size) else 'from PIL import Image\n',
+        image_import='' if is_events(source) else 'from PIL import Image\n',
         input=text,
         topk=min(5, model.num_classes),
     )

@@ -116,13 +116,17 @@ def test_a_folder_that_nobody_evaluated_says_so(command, model_folder):
     assert '`msvit_4_96.fashion_mnist`' not in text and "'hf-hub:lab/model'" in text
 
 
-@pytest.mark.parametrize('name', ['msvit_4_96', 'msvit_2_256'])
-def test_the_code_of_a_card_runs(command, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ('name', 'in_chans', 'is_events'),
+    [('msvit_4_96', 3, False), ('msvit_2_256', 2, True), ('spikingresformer_gesture.dvs128_gesture', 3, True)],
+)
+def test_the_code_of_a_card_runs(command, tmp_path, monkeypatch, name, in_chans, is_events):
     from timm.models import save_for_hf
 
-    model = timm.create_model(name, num_steps=2, in_chans=3 if name == 'msvit_4_96' else 2)
+    model = timm.create_model(name, num_steps=2, in_chans=in_chans)
     save_for_hf(model, str(tmp_path / 'FOLDER'), safe_serialization=True)
     text = command('card.py', tmp_path / 'FOLDER')
+    assert ('frames of events' in text and f'channels={in_chans}' in text) == is_events
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((40, 50), np.uint8)).save('image.png')
     names: dict = {}
