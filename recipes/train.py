@@ -40,11 +40,10 @@ from accelerate.utils import (
 from checkpoints import Checkpoints, Progress, StopSignal, prepare_output, save_failure
 from data import EVENT_DATASETS, Samples, choose_samples, class_names, make_transform, open_datasets
 from huggingface_hub import HfApi
-from options import as_config, one_line_errors, parse_args
+from options import as_config, one_line_errors, parse_args, tag_of
 from tasks import StepLogits, make_task
 from timm.data import Mixup, resolve_input_data_config
 from timm.loss import create_classification_loss
-from timm.models import split_model_name_tag
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -500,9 +499,7 @@ def main() -> None:
                 # the tag names the training; that of the model is this run's only if it was asked for
                 model_config=dict(
                     label_names=class_names(sources[0]),
-                    pretrained_cfg=dict(
-                        tag=split_model_name_tag(args.model)[1] or None, label_names=None, label_descriptions=None
-                    ),
+                    pretrained_cfg=dict(tag=tag_of(args.model), label_names=None, label_descriptions=None),
                 ),
                 data_config=data_config,
             )

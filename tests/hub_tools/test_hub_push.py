@@ -214,12 +214,18 @@ def test_a_checkpoint_has_the_result_of_its_epoch(command, run_folder, tmp_path)
     assert config['label_names'] == [str(digit) for digit in range(10)]  # and not the ten of that tag
 
 
-def test_a_checkpoint_of_a_fine_tuning_run_is_refused(refused, run_folder, tmp_path):
+def test_a_checkpoint_of_a_fine_tuning_run(command, run_folder, tmp_path):
     run = Path(shutil.copytree(run_folder, tmp_path / 'run'))
-    options = yaml.safe_load((run / 'config.yaml').read_text()) | {'model': 'hf-hub:lab/base'}
-    (run / 'config.yaml').write_text(yaml.safe_dump(options))
-    line = refused('push.py', run / 'checkpoints' / 'epoch_0001', 'lab/x', '--dry-run', tmp_path / 'dry')
-    assert f"started from 'hf-hub:lab/base': pass {run} when it has ended" in line
+    base = f'local-dir:{run_folder / "model"}'
+    (run / 'config.yaml').write_text(
+        yaml.safe_dump(yaml.safe_load((run / 'config.yaml').read_text()) | {'model': base, 'model_kwargs': {}})
+    )
+    checkpoint = run / 'checkpoints' / 'epoch_0001'
+    command('push.py', checkpoint, 'lab/x', '--dry-run', tmp_path / 'dry')
+    trained, written = (safetensors.torch.load_file(f / 'model.safetensors') for f in (checkpoint, tmp_path / 'dry'))
+    assert trained.keys() == written.keys() and all(torch.equal(trained[key], written[key]) for key in trained)
+    config = json.loads((tmp_path / 'dry' / 'config.json').read_text())
+    assert config['label_names'] == [str(digit) for digit in range(10)] and 'tag' not in config['pretrained_cfg']
 
 
 def test_a_folder_with_a_broken_origin_is_refused(refused, model_folder, tmp_path):
