@@ -74,8 +74,10 @@ def is_same(options: dict[str, Any], run: dict[str, Any], but: tuple[str, ...]) 
 
 def own_result(source: Source) -> dict[str, str] | None:
     """What the run measured of these weights on its validation split, as a row of hub/results.csv."""
-    run, history = source.run, source.history
-    if not history or run.get('val_fraction') is not None:  # which measures held-out training samples
+    run, history, tested = source.run, source.history, source.tested
+    if run.get('val_fraction') is not None:  # the history measures held-out training samples
+        history = history[: tested['epoch']] if tested else []
+    if not history:
         return None
     split = run['val_split']
     if run.get('fold'):
@@ -84,11 +86,14 @@ def own_result(source: Source) -> dict[str, str] | None:
         split += f', at most {run["max_val_samples"]:,} samples of it'
     if run.get('max_train_samples'):
         split += f'; trained on at most {run["max_train_samples"]:,} samples'
+    if tested:
+        split += '; the epoch was picked by held-out training samples'
+    top1 = tested['top1'] if tested else history[-1].get('ema_top1') or history[-1]['eval_top1']
     return {
         'model': source.name,
         'dataset': dataset_name(run),
         'split': split,
-        'top1': f'{float(history[-1].get("ema_top1") or history[-1]["eval_top1"]):.2f}',
+        'top1': f'{float(top1):.2f}',
         'seed': str(run['seed']),
         'epochs': str(len(history)),
         'command': 'accelerate launch recipes/train.py --config training.yaml',
@@ -234,7 +239,8 @@ def results(source: Source, own: dict[str, str] | None, rows: list[dict[str, str
         cells = ('dataset', 'split', 'top1', 'seed', 'epochs')
         body = [[which, *(row[cell] for cell in cells), f'`{row["command"]}`'] for which, row in table]
         lines.append('\n'.join(f'| {" | ".join(row)} |' for row in (RESULTS, ['---'] * len(RESULTS), *body)))
-        lines.append('Top-1 in percent after the last of these epochs; none was picked.')
+        picked = source.run.get('val_fraction') is not None
+        lines.append(f'Top-1 in percent after the last of these epochs{"" if picked else "; none was picked"}.')
     return '\n\n'.join(lines) or 'No accuracy has been measured.'
 
 

@@ -104,6 +104,7 @@ class Source:
     has_weights: bool = True
     run: dict[str, Any] = field(default_factory=dict)  # the options it was trained with
     history: list[dict[str, str]] = field(default_factory=list)  # summary.csv up to these weights
+    tested: dict[str, Any] = field(default_factory=dict)  # test.json, of a run with --val-fraction that has ended
     origin: dict[str, str] = field(default_factory=dict)  # of converted weights: file and sha256
     folder: Path | None = None  # of a model with a card, whose files are kept as they are
 
@@ -137,7 +138,11 @@ def find_source(source: str) -> Source:
         return open_folder(path)
     if (path / 'config.yaml').is_file() and (path / 'model' / 'config.json').is_file():
         run = read_run(path)
-        return Source(load(f'local-dir:{path / "model"}'), run=run, history=read_csv(path / 'summary.csv'))
+        test = path / 'test.json'
+        with one_line_errors(f'read {test}'):
+            tested = json.loads(test.read_text(encoding='utf-8')) if test.is_file() else {}
+        model = load(f'local-dir:{path / "model"}')
+        return Source(model, run=run, history=read_csv(path / 'summary.csv'), tested=tested)
     if (path / 'model.safetensors').is_file():
         return open_checkpoint(path)
     if path.is_dir():

@@ -5,8 +5,8 @@
 
 A config is YAML with the names of the options below, which are those of timm's train.py; an option on the command line
 wins over the config. In `--output` a run leaves: config.yaml with all its options, checkpoints/ (for --resume), logs/,
-summary.csv, curve.png, and model/, a folder in the Hub's format for timm.create_model('local-dir:OUTPUT/model',
-pretrained=True).
+summary.csv, curve.png, test.json with --val-fraction, and model/, a folder in the Hub's format for
+timm.create_model('local-dir:OUTPUT/model', pretrained=True).
 
 The accuracy reported is that of the last epoch on the validation split, on every sample once; no epoch is picked by it.
 With --val-fraction an epoch is picked by held-out training samples, and then tested once on the validation split.
@@ -15,6 +15,7 @@ With --val-fraction an epoch is picked by held-out training samples, and then te
 import argparse
 import copy
 import csv
+import json
 import math
 import os
 import signal
@@ -474,6 +475,7 @@ def main() -> None:
             break
 
     top1 = progress.history[-1][f'{reported}_top1']
+    tested: dict[str, float] = {}
     if test_set:
         best = checkpoints.best
         checkpoints.load_weights(best, plain)
@@ -503,6 +505,11 @@ def main() -> None:
                 ),
                 data_config=data_config,
             )
+        if test_set:
+            epoch = progress.best_epoch(f'{reported}_top1')
+            with one_line_errors(f'write to --output {args.output}'):
+                result = {'epoch': epoch, 'samples': len(test_set), **tested}
+                (args.output / 'test.json').write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
         say(f'{time.perf_counter() - start:.0f} s of training; saved in {args.output}')
         say(f'prediction by {folder}: {predict_one(folder, val_set, is_events)}')
         if args.push_to_hub:

@@ -88,8 +88,14 @@ def test_reduced_data_sets_are_named_as_such_and_held_out_samples_are_no_test(fi
     source = finished_recipe(RESULTS[0]['command'], [12.34], max_train_samples=1500, max_val_samples=50)
     (result,) = measured(card.make_card(source, None, None))
     assert result[1] == 'validation, at most 50 samples of it; trained on at most 1,500 samples'
-    text = card.make_card(finished_recipe(RESULTS[0]['command'], [12.34], val_fraction=0.1), None, None)
+    source = finished_recipe(RESULTS[0]['command'], [56.78, 12.34], val_fraction=0.1)
+    text = card.make_card(source, None, None)
     assert measured(text) == [] and 'These weights were not evaluated here.' in text
+    source.tested = {'epoch': 1, 'top1': 0.0}
+    split = 'validation; the epoch was picked by held-out training samples'
+    text = card.make_card(source, None, None)
+    assert measured(text) == [('digits', split, '0', '0.00')] and '| 0.00 | 0 | 1 |' in text
+    assert 'none was picked' not in text
 
 
 def test_data_and_parents_on_the_hub_are_linked_and_local_ones_shortened(finished_recipe):
