@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from folder import LOCAL, ROOT, ArgumentParser, Source, fixed_input, open_source, read_csv, read_report, shorten
 from huggingface_hub import EvalResult, ModelCardData
-from options import as_config, config_and_parents, config_arguments, make_parser, one_line_errors
+from options import EVENT_DATASETS, as_config, config_and_parents, config_arguments, make_parser, one_line_errors
 
 import timm_snn
 from timm_snn.profiling import Report
@@ -93,8 +93,10 @@ def is_same(options: dict[str, Any], run: dict[str, Any], but: tuple[str, ...]) 
 
 def own_result(source: Source) -> dict[str, str] | None:
     """What the run measured of these weights on its validation split, as a row of hub/results.csv."""
-    run, history = source.run, source.history
-    if not history or run.get('val_fraction') is not None:  # which measures held-out training samples
+    run, history, tested = source.run, source.history, source.tested
+    if run.get('val_fraction') is not None:  # the history measures held-out training samples
+        history = history[: tested['epoch']] if tested else []
+    if not history:
         return None
     split = run['val_split']
     if run.get('fold'):
@@ -103,11 +105,14 @@ def own_result(source: Source) -> dict[str, str] | None:
         split += f', at most {run["max_val_samples"]:,} samples of it'
     if run.get('max_train_samples'):
         split += f'; trained on at most {run["max_train_samples"]:,} samples'
+    if tested:
+        split += '; the epoch was picked by held-out training samples'
+    top1 = tested['top1'] if tested else history[-1].get('ema_top1') or history[-1]['eval_top1']
     return {
         'model': source.name,
         'dataset': dataset_name(run),
         'split': split,
-        'top1': f'{float(history[-1].get("ema_top1") or history[-1]["eval_top1"]):.2f}',
+        'top1': f'{float(top1):.2f}',
         'seed': str(run['seed']),
         'epochs': str(len(history)),
         'command': 'accelerate launch recipes/train.py --config training.yaml',
@@ -160,7 +165,7 @@ def details(source: Source, dtype: str) -> str:
     size = tuple(cfg['input_size'])
     total = timm_snn.profile(model, fixed_input(model)[:1], progress=False).total
     neurons = sorted({type(m).__name__ for m in model.modules() if hasattr(m, 'v_threshold')})
-    kind = 'frames of events' if is_events(size) else 'images'
+    kind = 'frames of events' if is_events(source) else 'images'
     sizes = '' if cfg.get('fixed_input_size') else '; other heights and widths will do'
     lines = [
         'Model type: image classification, spiking neural network',
@@ -180,8 +185,10 @@ def details(source: Source, dtype: str) -> str:
     return '\n'.join(f'- **{line.partition(":")[0]}:**{line.partition(":")[2]}' for line in lines)
 
 
-def is_events(size: tuple[int, ...]) -> bool:
-    return size[0] == 2  # of both polarities
+def is_events(source: Source) -> bool:
+    cfg = source.model.pretrained_cfg
+    both_polarities = cfg['input_size'][0] == 2  # which some families sum up in a third channel
+    return both_polarities or not {cfg.get('tag'), source.run.get('dataset')}.isdisjoint(EVENT_DATASETS)
 
 
 USAGE = """\
@@ -212,20 +219,20 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 x = transform(Image.open('image.png').convert('{mode}')).unsqueeze(0)  # {shape}"""
 
 FRAMES = """
-x = torch.zeros({shape})  # [B, T, C, H, W]: frames of `timm_snn.data.to_frames`"""
+x = torch.zeros({shape})  # [B, T, C, H, W]: `timm_snn.data.to_frames(..., channels={channels})`"""
 
 
 def usage(source: Source, repo: str | None) -> str:
     model, size = source.model, tuple(source.model.pretrained_cfg['input_size'])
     loads = bool(repo) or is_loadable(source.name)
-    if is_events(size):
-        text = FRAMES.format(shape=', '.join(map(str, (1, model.num_steps, *size))))
+    if is_events(source):
+        text = FRAMES.format(shape=', '.join(map(str, (1, model.num_steps, *size))), channels=size[0])
     else:
         text = IMAGE.format(mode='L' if size[0] == 1 else 'RGB', shape=[1, *size])
     code = USAGE.format(
         name=f'hf-hub:{repo}' if repo else source.name if not source.has_weights else 'local-dir:FOLDER',
         pretrained=loads or source.has_weights,
-        image_import='' if is_events(size) else 'from PIL import Image\n',
+        image_import='' if is_events(source) else 'from PIL import Image\n',
         input=text,
         topk=min(5, model.num_classes),
     )
@@ -251,7 +258,8 @@ def results(source: Source, own: dict[str, str] | None, rows: list[dict[str, str
         cells = ('dataset', 'split', 'top1', 'seed', 'epochs')
         body = [[which, *(row[cell] for cell in cells), f'`{row["command"]}`'] for which, row in table]
         lines.append('\n'.join(f'| {" | ".join(row)} |' for row in (RESULTS, ['---'] * len(RESULTS), *body)))
-        lines.append('Top-1 in percent after the last of these epochs; none was picked.')
+        picked = source.run.get('val_fraction') is not None
+        lines.append(f'Top-1 in percent after the last of these epochs{"" if picked else "; none was picked"}.')
     return '\n\n'.join(lines) or 'No accuracy has been measured.'
 
 

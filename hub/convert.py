@@ -96,7 +96,8 @@ def main() -> None:
     with one_line_errors(f'read weights from {args.file}', 'expected .safetensors or .pth'):
         weights = read_weights(args.file, args.ema)
         digest = hashlib.sha256(args.file.read_bytes()).hexdigest()
-    if found := fit(weights, model):
+        found = fit(weights, model)
+    if found:
         raise SystemExit(
             f'error: {args.file} does not fit {args.model}: {summarize(found)}; pass the model, --num-classes, '
             '--in-chans and --model-kwargs that it was trained with'

@@ -13,7 +13,6 @@ energy.json         what recipes/energy.py measured
 import argparse
 import copy
 import csv
-import inspect
 import json
 import shutil
 import sys
@@ -25,15 +24,15 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from timm.models import split_model_name_tag
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / 'recipes'))
 
 from evaluation import key_map, open_model
-from options import one_line_errors
+from options import one_line_errors, tag_of
 
 from timm_snn.models import save_for_hf
+from timm_snn.models.builder import argument_names
 from timm_snn.profiling import Report
 
 __all__ = [
@@ -105,6 +104,7 @@ class Source:
     has_weights: bool = True
     run: dict[str, Any] = field(default_factory=dict)  # the options it was trained with
     history: list[dict[str, str]] = field(default_factory=list)  # summary.csv up to these weights
+    tested: dict[str, Any] = field(default_factory=dict)  # test.json, of a run with --val-fraction that has ended
     origin: dict[str, str] = field(default_factory=dict)  # of converted weights: file and sha256
     folder: Path | None = None  # of a model with a card, whose files are kept as they are
 
@@ -138,7 +138,11 @@ def find_source(source: str) -> Source:
         return open_folder(path)
     if (path / 'config.yaml').is_file() and (path / 'model' / 'config.json').is_file():
         run = read_run(path)
-        return Source(load(f'local-dir:{path / "model"}'), run=run, history=read_csv(path / 'summary.csv'))
+        test = path / 'test.json'
+        with one_line_errors(f'read {test}'):
+            tested = json.loads(test.read_text(encoding='utf-8')) if test.is_file() else {}
+        model = load(f'local-dir:{path / "model"}')
+        return Source(model, run=run, history=read_csv(path / 'summary.csv'), tested=tested)
     if (path / 'model.safetensors').is_file():
         return open_checkpoint(path)
     if path.is_dir():
@@ -182,28 +186,19 @@ def open_checkpoint(path: Path) -> Source:
     if not (output / 'config.yaml').is_file():
         raise SystemExit(f'error: {path} is no checkpoint of a run: there is no {output / "config.yaml"}')
     run = read_run(output)
-    if run['model'].startswith(('hf-hub:', 'local-dir:')):
-        raise SystemExit(
-            f'error: {path} is of a run that started from {run["model"]!r}: pass {output} when it has ended'
-        )
     with one_line_errors(f'read checkpoint {path}'):
         # the rows of the epochs that had ended; in the middle of one there is no accuracy
         epoch, *step = path.name.removeprefix('epoch_').split('_step_')
         history = [] if step else read_csv(output / 'summary.csv')[: int(epoch)]
     model = load(run['model'], path)
-    name_training(model, run['model'])
-    model.pretrained_cfg['label_names'] = None  # those of the tag, and the run may have had other data
-    saved = output / 'model' / 'config.json'  # if the run has ended, with the names that its data has
-    if saved.is_file():
-        with one_line_errors(f'read {saved}'):
-            model.pretrained_cfg['label_names'] = json.loads(saved.read_text(encoding='utf-8')).get('label_names')
+    model.pretrained_cfg['tag'] = tag_of(run['model'])
     return Source(model, run=run, history=history)
 
 
 def name_training(model: Any, name: str) -> None:
     """Of weights made from a name: the tag names the training, and timm's default one is only theirs if asked for."""
     cfg = model.pretrained_cfg
-    cfg['tag'] = split_model_name_tag(name)[1] or None
+    cfg['tag'] = tag_of(name)
     if not cfg['tag'] or len(cfg.get('label_names') or ()) != model.num_classes:
         cfg['label_names'] = cfg['label_descriptions'] = None
 
@@ -341,7 +336,7 @@ def in_dtype(model: Any, dtype: str) -> dict[str, Tensor]:
 def pinned_args(model: Any) -> dict[str, Any]:
     """Steps, channels and thresholds, which no weight shows, even where they are the defaults of today."""
     args = {}
-    for name in inspect.signature(type(model).__init__).parameters:
+    for name in sorted(argument_names(type(model))):
         if name in ('in_chans', 'num_steps'):
             args[name] = getattr(model, name)
         elif name.endswith('_v_threshold'):

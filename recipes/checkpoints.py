@@ -31,7 +31,7 @@ from timm.utils import ModelEmaV3
 __all__ = ['Checkpoints', 'Progress', 'StopSignal', 'prepare_output', 'save_failure']
 
 # What a run leaves in --output.
-RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'model', 'logs', 'failed')
+RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'test.json', 'model', 'logs', 'failed')
 # Options of a run that may differ when it goes on; all others would be mixed with, or lose to, what was saved. Those of
 # the batch may as far as the effective batch stays the same, which setup.json tells.
 MAY_CHANGE = (

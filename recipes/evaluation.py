@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,6 @@ def open_model(args: argparse.Namespace, name: str, **kwargs: Any) -> Any:
     """By name or folder, in eval mode on the device; ends the program in one line if it cannot be made."""
     is_saved = name.startswith(('local-dir:', 'hf-hub:'))
     with one_line_errors(f'create model {name!r}', "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"):
-        if is_saved and args.checkpoint:
-            raise ValueError('it has its own weights: leave out --checkpoint')
         file, run = args.checkpoint, {}
         if file and file.is_dir():
             run = run_options(file, name)
@@ -110,11 +109,17 @@ def open_model(args: argparse.Namespace, name: str, **kwargs: Any) -> Any:
             )
             averaged = file / 'ema.safetensors'
             file = averaged if averaged.is_file() else file / 'model.safetensors'  # as Accelerate names it
+        if is_saved and file and not run:
+            raise ValueError(
+                'it has its own weights: leave out --checkpoint, but for one of a run that began with them'
+            )
         if file and not file.is_file():
             raise FileNotFoundError(f'there is no file {file}')
-        model: Any = timm.create_model(name, pretrained=is_saved or args.pretrained, **kwargs)
+        model: Any = timm.create_model(name, pretrained=args.pretrained or (is_saved and not file), **kwargs)
         if run:
             model.pretrained_cfg.update(resolve_input_data_config(model, args=given(run)))
+            # not those of the tag or of the model it began with: the run may have had other data
+            model.pretrained_cfg.update(label_names=run_labels(args.checkpoint), label_descriptions=None)
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
@@ -139,6 +144,12 @@ def run_options(checkpoint: Path, name: str) -> dict[str, Any]:
     if run['model'] != name:
         raise ValueError(f'{checkpoint} is of a run that trained {run["model"]!r}: pass --model {run["model"]}')
     return run
+
+
+def run_labels(checkpoint: Path) -> Any:
+    """The names of the classes of the data of the run that left OUTPUT/checkpoints/epoch_N, None until it has ended."""
+    saved = checkpoint.resolve().parent.parent / 'model' / 'config.json'
+    return json.loads(saved.read_text(encoding='utf-8')).get('label_names') if saved.is_file() else None
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

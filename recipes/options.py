@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
+from timm.models import split_model_name_tag
 from timm.utils import ParseKwargs
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     'one_line_errors',
     'parse_args',
     'positive_int',
+    'tag_of',
 ]
 
 
@@ -47,6 +49,11 @@ def one_line_errors(doing: str, advice: str = '') -> Iterator[None]:
     ) as error:
         reason = ' '.join(str(error).split()[:60]) or type(error).__name__
         raise SystemExit(f'error: cannot {doing}: {reason}' + (f'; {advice}' if advice else '')) from error
+
+
+def tag_of(model: str) -> str | None:
+    """What names the training in NAME.TAG; training on from a folder or a repository has no name yet."""
+    return None if ':' in model else split_model_name_tag(model)[1] or None
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -5,8 +5,8 @@
 
 A config is YAML with the names of the options below, which are those of timm's train.py; an option on the command line
 wins over the config. In `--output` a run leaves: config.yaml with all its options, checkpoints/ (for --resume), logs/,
-summary.csv, curve.png, and model/, a folder in the Hub's format for timm.create_model('local-dir:OUTPUT/model',
-pretrained=True).
+summary.csv, curve.png, test.json with --val-fraction, and model/, a folder in the Hub's format for
+timm.create_model('local-dir:OUTPUT/model', pretrained=True).
 
 The accuracy reported is that of the last epoch on the validation split, on every sample once; no epoch is picked by it.
 With --val-fraction an epoch is picked by held-out training samples, and then tested once on the validation split.
@@ -15,6 +15,7 @@ With --val-fraction an epoch is picked by held-out training samples, and then te
 import argparse
 import copy
 import csv
+import json
 import math
 import os
 import signal
@@ -40,11 +41,10 @@ from accelerate.utils import (
 from checkpoints import Checkpoints, Progress, StopSignal, prepare_output, save_failure
 from data import EVENT_DATASETS, Samples, choose_samples, class_names, make_transform, open_datasets
 from huggingface_hub import HfApi
-from options import as_config, one_line_errors, parse_args
+from options import as_config, one_line_errors, parse_args, tag_of
 from tasks import StepLogits, make_task
 from timm.data import Mixup, resolve_input_data_config
 from timm.loss import create_classification_loss
-from timm.models import split_model_name_tag
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -475,6 +475,7 @@ def main() -> None:
             break
 
     top1 = progress.history[-1][f'{reported}_top1']
+    tested: dict[str, float] = {}
     if test_set:
         best = checkpoints.best
         checkpoints.load_weights(best, plain)
@@ -500,12 +501,15 @@ def main() -> None:
                 # the tag names the training; that of the model is this run's only if it was asked for
                 model_config=dict(
                     label_names=class_names(sources[0]),
-                    pretrained_cfg=dict(
-                        tag=split_model_name_tag(args.model)[1] or None, label_names=None, label_descriptions=None
-                    ),
+                    pretrained_cfg=dict(tag=tag_of(args.model), label_names=None, label_descriptions=None),
                 ),
                 data_config=data_config,
             )
+        if test_set:
+            epoch = progress.best_epoch(f'{reported}_top1')
+            with one_line_errors(f'write to --output {args.output}'):
+                result = {'epoch': epoch, 'samples': len(test_set), **tested}
+                (args.output / 'test.json').write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
         say(f'{time.perf_counter() - start:.0f} s of training; saved in {args.output}')
         say(f'prediction by {folder}: {predict_one(folder, val_set, is_events)}')
         if args.push_to_hub:

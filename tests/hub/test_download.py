@@ -237,6 +237,14 @@ class TestHostileRepositories:
                 'num_steps=1000000000 among its model_args; expected at most 1,000',
             ),
             (dict(model_args=dict(embed_dims=[48, 48, 10**12])), 'expected at most 100,000'),
+            (dict(model_args=dict(embed_dims=[48, 48, 96_000])), 'parameters; expected at most a billion'),
+            (dict(num_classes='ten'), "num_classes='ten'; expected a whole number"),
+            (dict(label_names=5), 'label_names=5; expected a list of names'),
+            (
+                dict(model_args=dict(depths=[1, 1, 10**4])),
+                'depths=[1, 1, 10000] among its model_args; expected at most',
+            ),
+            (dict(model_args=dict(global_pool='evil')), 'config.json of lab/msvit_small: Invalid pool type: evil'),
             (dict(model_args=dict(drop_rate=1e999)), 'drop_rate=inf among its model_args'),
             (
                 dict(model_args=dict(num_steps='four')),
@@ -271,6 +279,7 @@ class TestHostileRepositories:
         [
             dict(hf_hub_filename='evil.bin', file='evil.bin', url='http://127.0.0.1:9/evil.bin', custom_load='hf'),
             dict(first_conv='head.fc', classifier='stem'),
+            dict(fixed_input_size=True, label_offset=3, custom_load=True),
         ],
     )
     def test_settings_that_change_nothing(self, hub, trained, change):

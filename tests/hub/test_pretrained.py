@@ -1,7 +1,9 @@
 """Which pretrained weights exist, and those that ship with the package."""
 
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import torch
 from torchvision.datasets import FashionMNIST
 
 import timm_snn
+from tests.conftest import lively
+from tests.families import SMALLEST
 from timm_snn import labels
 from timm_snn.data import CIFAR10DVS, DVS128Gesture
 from timm_snn.models import pretrained, save_for_hf
@@ -38,8 +42,6 @@ def test_every_tag_has_a_complete_config(name):
     assert len(cfg.input_size) == 3 and len(cfg.mean) == len(cfg.std) == channels
     if cfg.num_classes != 1000:  # those of ImageNet timm knows
         assert len(set(cfg.label_names)) == cfg.num_classes
-    recipe = ROOT / 'recipes' / 'configs' / f'{pretrained._recipes.get(name, "none")}.yaml'
-    assert not pretrained._recipes.get(name) or f'model: {name.split(".")[0]}' in recipe.read_text()
 
 
 def test_classes_have_the_names_of_the_data_sets():
@@ -69,12 +71,18 @@ def test_only_what_can_be_loaded_is_listed():
 
 
 @pytest.mark.parametrize('name', [tag for tag in TAGS if pretrained.weights_status(tag) == 'not yet trained'])
-def test_what_cannot_be_loaded_says_so_at_once(hub, name):
+def test_what_cannot_be_loaded_says_so_at_once(hub, name, monkeypatch):
     with pytest.raises(RuntimeError, match=f'No pretrained weights exist for {name}: ') as error:
         timm.create_model(name, pretrained=True)
     message = str(error.value)
     assert f'would be at https://huggingface.co/timm-snn/{name}' in message and 'accelerate launch' in message
     assert 'dict(file=' in message and '\n' not in message and not hub.requests
+
+    monkeypatch.syspath_prepend(ROOT / 'recipes')
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', re.search(r'accelerate launch recipes/(train\.py .*?)`', message)[1].split())
+    args = importlib.import_module('options').parse_args('')
+    assert args.model == name and (args.dataset.rpartition('/')[2] or 'in1k') == name.partition('.')[2]
 
 
 @pytest.fixture(scope='module')
@@ -184,6 +192,16 @@ class TestSaving:
     def _own_registry(self, monkeypatch):
         neurons = timm_snn.layers.neurons
         monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))
+
+    @pytest.mark.parametrize('name', SMALLEST)
+    def test_every_family_loads_as_it_was_saved(self, name, tmp_path):
+        model = lively(timm.create_model(name, in_chans=3, num_classes=5, num_steps=2)).eval()
+        save_for_hf(model, tmp_path)
+        config = json.loads((tmp_path / 'config.json').read_text())
+        assert {'num_steps': 2, 'in_chans': 3}.items() <= config['model_args'].items()
+        loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+        images = torch.rand(1, 3, 64, 64)
+        assert torch.equal(loaded(images), model(images)) and model(images).std() > 0
 
     def test_layers_are_saved_by_their_names(self, tmp_path):
         slow = partial(timm_snn.LIF, tau=4.0)

@@ -103,8 +103,14 @@ def test_reduced_data_sets_are_named_as_such_and_held_out_samples_are_no_test(fi
     source = finished_recipe(RESULTS[0]['command'], [12.34], max_train_samples=1500, max_val_samples=50)
     (result,) = measured(card.make_card(source, None, None))
     assert result[1] == 'validation, at most 50 samples of it; trained on at most 1,500 samples'
-    text = card.make_card(finished_recipe(RESULTS[0]['command'], [12.34], val_fraction=0.1), None, None)
+    source = finished_recipe(RESULTS[0]['command'], [56.78, 12.34], val_fraction=0.1)
+    text = card.make_card(source, None, None)
     assert measured(text) == [] and 'These weights were not evaluated here.' in text
+    source.tested = {'epoch': 1, 'top1': 0.0}
+    split = 'validation; the epoch was picked by held-out training samples'
+    text = card.make_card(source, None, None)
+    assert measured(text) == [('digits', split, '0', '0.00')] and '| 0.00 | 0 | 1 |' in text
+    assert 'none was picked' not in text
 
 
 def test_data_and_parents_on_the_hub_are_linked_and_local_ones_shortened(finished_recipe):
@@ -131,13 +137,17 @@ def test_a_folder_that_nobody_evaluated_says_so(command, model_folder):
     assert '`msvit_4_96.fashion_mnist`' not in text and "'hf-hub:lab/model'" in text
 
 
-@pytest.mark.parametrize('name', ['msvit_4_96', 'msvit_2_256'])
-def test_the_code_of_a_card_runs(command, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ('name', 'in_chans', 'is_events'),
+    [('msvit_4_96', 3, False), ('msvit_2_256', 2, True), ('spikingresformer_gesture.dvs128_gesture', 3, True)],
+)
+def test_the_code_of_a_card_runs(command, tmp_path, monkeypatch, name, in_chans, is_events):
     from timm.models import save_for_hf
 
-    model = timm.create_model(name, num_steps=2, in_chans=3 if name == 'msvit_4_96' else 2)
+    model = timm.create_model(name, num_steps=2, in_chans=in_chans)
     save_for_hf(model, str(tmp_path / 'FOLDER'), safe_serialization=True)
     text = command('card.py', tmp_path / 'FOLDER')
+    assert ('frames of events' in text and f'channels={in_chans}' in text) == is_events
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((40, 50), np.uint8)).save('image.png')
     names: dict = {}

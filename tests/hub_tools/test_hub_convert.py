@@ -141,6 +141,14 @@ def test_weights_that_do_not_fit_are_listed(refused, weights, tmp_path, change, 
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_second_classifier_of_another_shape_is_refused(refused, tmp_path):
+    weights = authors_weights('metaspikformer_small')
+    weights |= {'head_kd.weight': torch.ones(2, 3), 'head_kd.bias': weights['head.bias']}
+    torch.save(weights, tmp_path / 'a.pth')
+    line = refused('convert.py', tmp_path / 'a.pth', 'metaspikformer_8_256', '--output', tmp_path / 'out')
+    assert f'cannot read weights from {tmp_path / "a.pth"}: ' in line
+
+
 class Evil:
     def __init__(self, path: Path) -> None:
         self.path = path

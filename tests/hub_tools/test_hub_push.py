@@ -58,11 +58,20 @@ def test_steps_channels_and_thresholds_are_pinned_in_the_config(command, model_f
     assert (args['num_steps'], args['in_chans'], args['attn_v_threshold']) == (3, 1, 0.75)
 
 
-def test_thresholds_that_are_defaults_are_pinned_too(command, model_folder):
+@pytest.mark.parametrize(
+    ('name', 'threshold'),
+    [
+        ('msvit_2_256', {'attn_v_threshold': 0.5}),
+        ('qkformer_2_256', {'attn_v_threshold': 0.5}),
+        ('espikeformer_5m', {'attn_v_threshold': 1.0}),
+        ('spikingresformer_gesture', {}),
+    ],
+)
+def test_thresholds_that_are_defaults_are_pinned_too(name, threshold):
     import folder
 
-    pinned = folder.pinned_args(timm.create_model('msvit_2_256', num_steps=2))
-    assert pinned == {'in_chans': 2, 'num_steps': 2, 'attn_v_threshold': 0.5}
+    pinned = folder.pinned_args(timm.create_model(name, num_steps=2, in_chans=2))
+    assert pinned == {'in_chans': 2, 'num_steps': 2, **threshold}
 
 
 def test_an_upload_loads_and_a_second_one_does_nothing(command, hub, model_folder, tmp_path):
@@ -205,12 +214,18 @@ def test_a_checkpoint_has_the_result_of_its_epoch(command, run_folder, tmp_path)
     assert config['label_names'] == [str(digit) for digit in range(10)]  # and not the ten of that tag
 
 
-def test_a_checkpoint_of_a_fine_tuning_run_is_refused(refused, run_folder, tmp_path):
+def test_a_checkpoint_of_a_fine_tuning_run(command, run_folder, tmp_path):
     run = Path(shutil.copytree(run_folder, tmp_path / 'run'))
-    options = yaml.safe_load((run / 'config.yaml').read_text()) | {'model': 'hf-hub:lab/base'}
-    (run / 'config.yaml').write_text(yaml.safe_dump(options))
-    line = refused('push.py', run / 'checkpoints' / 'epoch_0001', 'lab/x', '--dry-run', tmp_path / 'dry')
-    assert f"started from 'hf-hub:lab/base': pass {run} when it has ended" in line
+    base = f'local-dir:{run_folder / "model"}'
+    (run / 'config.yaml').write_text(
+        yaml.safe_dump(yaml.safe_load((run / 'config.yaml').read_text()) | {'model': base, 'model_kwargs': {}})
+    )
+    checkpoint = run / 'checkpoints' / 'epoch_0001'
+    command('push.py', checkpoint, 'lab/x', '--dry-run', tmp_path / 'dry')
+    trained, written = (safetensors.torch.load_file(f / 'model.safetensors') for f in (checkpoint, tmp_path / 'dry'))
+    assert trained.keys() == written.keys() and all(torch.equal(trained[key], written[key]) for key in trained)
+    config = json.loads((tmp_path / 'dry' / 'config.json').read_text())
+    assert config['label_names'] == [str(digit) for digit in range(10)] and 'tag' not in config['pretrained_cfg']
 
 
 def test_a_folder_with_a_broken_origin_is_refused(refused, model_folder, tmp_path):

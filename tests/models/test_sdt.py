@@ -1,5 +1,7 @@
 """What is the Spike-driven Transformer's alone; `test_families.py` and `test_golden_models.py` have the rest."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -48,6 +50,8 @@ def test_the_tag_chooses_the_event_model_also_after_saving(tag, network, tmp_pat
     save_for_hf(model, tmp_path, safe_serialization=True)
     assert network_of(timm.create_model(f'local-dir:{tmp_path}', pretrained=True)) == network
     assert network_of(timm.create_model(f'sdt_2_256{tag}', erode=False)) == (network[0], [False, False])
+    args = json.loads((tmp_path / 'config.json').read_text())['model_args']
+    assert network_of(timm.create_model('sdt_2_256', **args)) == network  # as transformers makes it, without the tag
 
 
 def test_the_last_pooling_acts_on_currents_and_the_others_on_spikes():

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -191,6 +192,9 @@ class TestSplits:
         assert f'epoch_{best:04d} was the best on 200 held-out training samples; on 200 to test with' in printed
         checkpoint = load_file(tmp_path / 'checkpoints' / f'epoch_{best:04d}' / 'model.safetensors')
         assert torch.equal(weights(tmp_path)['head.fc.weight'], checkpoint['head.fc.weight'])
+        result = json.loads((tmp_path / 'test.json').read_text())
+        assert (result['epoch'], result['samples']) == (best, 200)
+        assert printed.endswith(f'top-1: {result["top1"]:.2f}\n')
 
     def test_held_out_samples_and_folds_share_none(self, monkeypatch):
         data, options = importlib.import_module('data'), importlib.import_module('options')

@@ -11,7 +11,7 @@ CONFIG = ROOT / 'recipes' / 'configs' / 'msvit' / 'finetune.yaml'
 
 def test_a_model_of_the_hub_is_fine_tuned_pushed_and_loaded_again(train, finished, hub, tmp_path):
     """A model of all digits, from now on for the first three, given as rows of a Hugging Face data set."""
-    hub.add('lab/digits', finished / 'model')
+    hub.add('lab/digits.v1', finished / 'model')
     images, labels = load_digits(n_class=3, return_X_y=True)
     features = datasets.Features(
         {'image': datasets.Image(), 'label': datasets.ClassLabel(names=['zero', 'one', 'two'])}
@@ -22,7 +22,7 @@ def test_a_model_of_the_hub_is_fine_tuned_pushed_and_loaded_again(train, finishe
         data.to_parquet(str(tmp_path / 'data' / f'{split}-00000-of-00001.parquet'))
 
     data_set = ['--dataset', f'hfds/{tmp_path / "data"}', '--data-dir', tmp_path / 'cache', '--input-key', 'image']
-    model = ['--model', 'hf-hub:lab/digits', '--num-classes', '3', '--img-size', '16']
+    model = ['--model', 'hf-hub:lab/digits.v1', '--num-classes', '3', '--img-size', '16']
     short = ['--epochs', '1', '--warmup-epochs', '0', '--workers', '0', '--num-threads', '1', '--log-with', 'none']
     printed = train(
         '--config', CONFIG, *model, *data_set, *short, '--push-to-hub', 'lab/first_three', '--output', tmp_path / 'out'
@@ -31,6 +31,7 @@ def test_a_model_of_the_hub_is_fine_tuned_pushed_and_loaded_again(train, finishe
 
     tuned = timm.create_model('hf-hub:lab/first_three', pretrained=True).eval()
     assert tuned.pretrained_cfg['label_names'] == ['zero', 'one', 'two'] and tuned.num_classes == 3
+    assert not tuned.pretrained_cfg.get('tag')  # which is not what follows a dot in the name of a repository
     saved, before = weights(tmp_path / 'out'), weights(finished)
     for name, tensor in tuned.state_dict().items():
         assert torch.equal(tensor, saved[name])

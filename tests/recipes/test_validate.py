@@ -181,7 +181,8 @@ def test_weights_of_a_training_run_and_of_a_pth_file(validate, saved, tmp_path):
     safetensors.torch.save_file(wrapped, folder / 'model.safetensors')
     arguments = {'num_steps': 3, 'depths': [0, 0, 1]}
     config = {'model': 'msvit_4_96', 'num_classes': None, 'model_kwargs': arguments, 'img_size': 20}
-    (tmp_path / 'run' / 'config.yaml').write_text(yaml.safe_dump({**config, 'mean': [0.4], 'std': [0.3]}))
+    looks_of_run = {'mean': [0.4], 'std': [0.3]}
+    (tmp_path / 'run' / 'config.yaml').write_text(yaml.safe_dump({**config, **looks_of_run}))
     torch.save({'state_dict': weights}, tmp_path / 'weights.pth')
     kwargs = ['--model-kwargs', 'depths=(0,0,1)', 'num_steps=3']
     for checkpoint, more in ((folder, []), (tmp_path / 'weights.pth', [*kwargs, *looks])):
@@ -191,6 +192,15 @@ def test_weights_of_a_training_run_and_of_a_pth_file(validate, saved, tmp_path):
         assert (result['early_exit'], result['loss']) == (expected['early_exit'], expected['loss'])
     with pytest.raises(SystemExit, match="is of a run that trained 'msvit_4_96': pass --model msvit_4_96"):
         validate('--model', 'msvit_4_384', '--checkpoint', folder)
+
+    base = shutil.copytree(saved, tmp_path / 'base')  # fine-tuned to the weights of the checkpoint
+    safetensors.torch.save_file({key: value + 1 for key, value in weights.items()}, base / 'model.safetensors')
+    begun_with = f'local-dir:{base}'
+    (tmp_path / 'run' / 'config.yaml').write_text(yaml.safe_dump({**config, 'model': begun_with, **looks_of_run}))
+    _, output = validate('--model', begun_with, '--checkpoint', folder, '-n', 50)
+    assert json.loads((output / 'results.json').read_text())['loss'] == expected['loss']
+    with pytest.raises(SystemExit, match='it has its own weights: leave out --checkpoint'):
+        validate('--model', begun_with, '--checkpoint', tmp_path / 'weights.pth')
 
 
 def test_half_precision_and_channels_last(validate, saved):

@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, OfflineModeIsEnabled
@@ -20,6 +20,7 @@ from .pretrained import FILENAME, check_hash, first_line, hub_error, is_from_hub
 __all__ = [
     'KeyRules',
     'WeightsMismatch',
+    'argument_names',
     'build_spiking_model',
     'check_state_dict',
     'find_mismatches',
@@ -36,7 +37,7 @@ ModelT = TypeVar('ModelT', bound=nn.Module)
 
 
 def build_spiking_model(
-    model_cls: Callable[..., ModelT],
+    model_cls: type[ModelT],
     variant: str,
     pretrained: bool,
     filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]],
@@ -54,17 +55,18 @@ def build_spiking_model(
     channels; huggingface_hub's own errors if the Hub does not have or give them; ValueError for a config.json whose
     settings are not those of a model of ours.
     """
-    saved, where = kwargs.get('pretrained_model_args') or {}, 'its config'  # came with the weights, not from the caller
+    saved, where = kwargs.get('pretrained_model_args') or {}, ''  # came with the weights, not from the caller
     asked = {n for n in ('num_classes', 'in_chans') if n in kwargs and kwargs[n] != saved.get(n)}
     if kwargs.get('features_only'):
         asked.add('num_classes')  # there is no classifier
     if isinstance(pretrained_cfg, dict):
-        source = pretrained_cfg.get('hf_hub_id') or pretrained_cfg.get('file')
-        where = f'the config.json of {source}' if pretrained_cfg.get('source') else 'the pretrained_cfg given'
-        check_saved(where, pretrained_cfg, saved, model_cls)
-        # a file cannot change which layers are which
+        if pretrained_cfg.get('source'):
+            where = f'the config.json of {pretrained_cfg.get("hf_hub_id") or pretrained_cfg.get("file")}'
+        check_saved(where or 'the pretrained_cfg given', pretrained_cfg, saved, model_cls)
+        # a file cannot change which layers are which, nor how its weights are read
         own = resolve_pretrained_cfg(variant)
-        pretrained_cfg = {**pretrained_cfg, 'first_conv': own.first_conv, 'classifier': own.classifier}
+        ours = ('first_conv', 'classifier', 'fixed_input_size', 'label_offset', 'custom_load')
+        pretrained_cfg = {**pretrained_cfg, **{key: getattr(own, key) for key in ours}}
     overlay = name_source(pretrained_cfg_overlay)
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     if is_from_hub(cfg) and (cfg.get('source') or not cfg.get('hf_hub_filename')):  # a repository cannot name it
@@ -78,9 +80,14 @@ def build_spiking_model(
     def construct(**model_kwargs: Any) -> ModelT:
         nonlocal reading
         try:
+            if where:
+                check_size(model_cls, model_kwargs)
             model = model_cls(**model_kwargs)
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-            if not saved or set(model_kwargs) - set(signature(model_cls).parameters):
+        except (
+            *(TypeError, ValueError, LookupError, AttributeError),
+            *(ArithmeticError, RuntimeError, AssertionError),
+        ) as error:
+            if not where or set(model_kwargs) - argument_names(model_cls):
                 raise
             raise ValueError(f'cannot make {variant} with the model_args of {where}: {first_line(error)}') from error
         reading = model if pretrained else None
@@ -122,18 +129,30 @@ def build_spiking_model(
     return model
 
 
-def check_saved(where: str, cfg: dict[str, Any], saved: dict[str, Any], model_cls: Callable[..., nn.Module]) -> None:
+def argument_names(model_cls: type[nn.Module]) -> set[str]:
+    """What its constructor takes, and those that its **kwargs go on to."""
+    names: set[str] = set()
+    for base in model_cls.__mro__:
+        if '__init__' in vars(base):
+            parameters = signature(vars(base)['__init__']).parameters.values()
+            names |= {p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD} - {'self'}
+            if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+                break
+    return names
+
+
+def check_saved(where: str, cfg: dict[str, Any], saved: dict[str, Any], model_cls: type[nn.Module]) -> None:
     """Raises ValueError, in one line, if these are not the settings of a model of this class.
 
     They come from a file that anyone may have written: an unknown one is refused, and so are numbers with which the
     model would fill the memory before it said anything.
     """
-    expected = set(signature(model_cls).parameters) - {'device', 'dtype', 'backend'}
+    expected = argument_names(model_cls) - {'device', 'dtype', 'backend'}
     unknown = sorted(set(saved) - expected)
     if unknown:
         raise ValueError(f'{where} has unknown model_args {unknown}; expected some of {sorted(expected)}')
     for name, value in saved.items():
-        most = 1000 if name == 'num_steps' else 100_000
+        most = 1000 if name in ('num_steps', 'depth', 'depths') else 100_000
         if any(abs(number) > most for number in _numbers(value)):
             raise ValueError(f'{where} has {name}={str(value)[:80]} among its model_args; expected at most {most:,}')
     unknown = sorted(set(cfg) - {field.name for field in dataclasses.fields(PretrainedCfg)})
@@ -142,6 +161,17 @@ def check_saved(where: str, cfg: dict[str, Any], saved: dict[str, Any], model_cl
     size = cfg.get('input_size', (3, 224, 224))
     if not (isinstance(size, (list, tuple)) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
         raise ValueError(f'{where} has input_size={size!r}; expected channels, height and width, as [3, 224, 224]')
+    if not isinstance(cfg.get('num_classes', 0), (int, type(None))):
+        raise ValueError(f'{where} has num_classes={cfg["num_classes"]!r}; expected a whole number')
+    if not isinstance(cfg.get('label_names'), (list, tuple, dict, type(None))):
+        raise ValueError(f'{where} has label_names={str(cfg["label_names"])[:80]}; expected a list of names')
+
+
+def check_size(model_cls: Callable[..., nn.Module], model_kwargs: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model of more than a billion parameters, without the memory for them."""
+    size = sum(p.numel() for p in model_cls(**{**model_kwargs, 'device': 'meta'}).parameters())
+    if size > 10**9:
+        raise ValueError(f'it would have {size:,} parameters; expected at most a billion')
 
 
 def _numbers(value: Any) -> Iterator[float]:

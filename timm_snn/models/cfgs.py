@@ -61,14 +61,25 @@ _MAKERS: dict[str, Callable[..., Cfg]] = {
 }
 
 
+# Below recipes/configs, the config of each data set: with another --model, the start for other families.
+_RECIPES = {
+    'in1k': 'msvit/imagenet_10_384',
+    'cifar10': 'msvit/cifar10',
+    'cifar100': 'msvit/cifar100',
+    'fashion_mnist': 'msvit/fashion_mnist',
+    'cifar10_dvs': 'msvit/cifar10_dvs',
+    'dvs128_gesture': 'msvit/dvs128_gesture',
+}
+
+
 def tagged_cfgs(models: Mapping[str, str], recipes: Mapping[str, str] | None = None, **family: Any) -> dict[str, Any]:
     """`{'name': 'in1k'}` -> `{'name.in1k': config}`, with an entry for every tag, which are separated by spaces.
 
     Args:
-        recipes: By name.tag, the config below recipes/configs that trains it.
+        recipes: By name.tag, the config below recipes/configs that trains it; default: that of the data set.
         family: What all entries have besides, with the keys of timm's pretrained configs.
     """
     cfgs = {f'{name}.{tag}': _MAKERS[tag](**family) for name, tags in models.items() for tag in tags.split()}
-    for name, recipe in (recipes or {}).items():
-        cfgs[name]['recipe'] = recipe
+    for name, cfg in cfgs.items():
+        cfg['recipe'] = (recipes or {}).get(name) or _RECIPES[name.rpartition('.')[2]]
     return hub_cfgs(cfgs)

@@ -187,21 +187,14 @@ default_cfgs = generate_default_cfgs(
                 'msvit_2_256': 'cifar10_dvs dvs128_gesture',
             },
             recipes={
-                'msvit_10_384.in1k': 'msvit/imagenet_10_384',
                 'msvit_10_512.in1k': 'msvit/imagenet_10_512',
                 'msvit_10_768.in1k': 'msvit/imagenet_10_768',
-                'msvit_4_384.cifar10': 'msvit/cifar10',
-                'msvit_4_384.cifar100': 'msvit/cifar100',
-                'msvit_2_256.cifar10_dvs': 'msvit/cifar10_dvs',
-                'msvit_2_256.dvs128_gesture': 'msvit/dvs128_gesture',
             },
             origin_url='https://github.com/Nanhu-AI-Lab/MSViT',
             **_PAPER,
         ),
         # ours
-        **tagged_cfgs(
-            {'msvit_4_96': 'fashion_mnist'}, recipes={'msvit_4_96.fashion_mnist': 'msvit/fashion_mnist'}, **_PAPER
-        ),
+        **tagged_cfgs({'msvit_4_96': 'fashion_mnist'}, **_PAPER),
     }
 )
 

@@ -56,8 +56,7 @@ def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     completed = {}
     for name, cfg in cfgs.items():
         cfg = dict(cfg)
-        if recipe := cfg.pop('recipe', None):
-            _recipes[name] = recipe
+        _recipes[name] = cfg.pop('recipe')
         cfg.update(hf_hub_id=f'{HUB_ORG}/{name}', hf_hub_filename=FILENAME)
         status = weights_status(name) if HUB_ORG == _OUR_ORG else 'theirs'
         if status == 'shipped':
@@ -149,10 +148,9 @@ def is_from_hub(cfg: Mapping[str, Any]) -> bool:
 def refuse_untrained(cfg: Mapping[str, Any]) -> None:
     """Raises RuntimeError, with what to do, if these weights would come from our organisation, which has none."""
     name = f'{cfg["architecture"]}.{cfg.get("tag")}'
-    by_tag = is_from_hub(cfg) and not cfg.get('source')
+    by_tag = is_from_hub(cfg) and not cfg.get('source') and name in _recipes
     if by_tag and cfg['hf_hub_id'] == f'{_OUR_ORG}/{name}' and name not in PUBLISHED:
-        recipe = _recipes.get(name)
-        how = f'--config recipes/configs/{recipe}.yaml' if recipe else f'--model {name}'
+        how = f'--config recipes/configs/{_recipes[name]}.yaml --model {name}'
         raise RuntimeError(
             f'No pretrained weights exist for {name}: it has not been trained yet, or not been published, and would be '
             f'at https://huggingface.co/{cfg["hf_hub_id"]}. Train it with `accelerate launch recipes/train.py {how}`, '

@@ -213,5 +213,8 @@ def sdt_2_256(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer
     For CIFAR10-DVS, 2 x 64 x 64, by default; with the tag dvs128_gesture for 2 x 128 x 128, see above.
     """
     gesture = resolve_pretrained_cfg('sdt_2_256', kwargs.get('pretrained_cfg')).tag == 'dvs128_gesture'
-    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(False, gesture, True, True), erode=not gesture)
-    return _create_sdt('sdt_2_256', pretrained=pretrained, **dict(model_args, **kwargs))
+    network = dict(pools=(False, gesture, True, True), erode=not gesture)
+    model_args = dict(embed_dim=256, depth=2, num_steps=16, **network)
+    model = _create_sdt('sdt_2_256', pretrained=pretrained, **dict(model_args, **kwargs))
+    model._model_args = network  # timm adds the caller's and saves them: the tag is lost in a model that is trained on
+    return model
