@@ -1,4 +1,7 @@
-"""timm's own model tests, all eleven that apply, on our models (`tests/timm_suite.py`)."""
+"""timm's own model tests, all eleven that apply, on our models (`tests/timm_suite.py`).
+
+They take minutes on most, so that one model has them every time: what they test is in the base that all families share.
+"""
 
 import re
 import subprocess
@@ -7,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.families import MEMBERS
+from tests.families import MODELS
 from tests.timm_suite import fetch_sdist
 
 
-@pytest.mark.parametrize('name', MEMBERS)
+ALWAYS = 'msvit_4_96'
+
+
+@pytest.mark.parametrize(
+    'name', [ALWAYS, *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != ALWAYS)]
+)
 def test_timms_own_tests_pass(name):
     try:
         fetch_sdist()
