@@ -13,7 +13,6 @@ import pytest
 from tests.families import MODELS
 from tests.timm_suite import fetch_sdist
 
-
 ALWAYS = 'msvit_4_96'
 
 
