@@ -143,7 +143,7 @@ def test_a_unit_leaves_the_bias_of_its_convolution_to_the_kernel(monkeypatch, di
     x = torch.randn(4, 2, 3, *[6] * dims, dtype=torch.float64)
     biases = []
     convolve = F.conv2d
-    monkeypatch.setattr(F, 'conv2d', lambda *args: biases.append(args[2]) or convolve(*args))
+    monkeypatch.setattr(F, 'conv2d', lambda *args, **how: biases.append(args[2]) or convolve(*args, **how))
     results = []
     for backend in ('torch', 'triton'):
         twin = copy.deepcopy(unit)
