@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 __all__ = ['Operator']
 
@@ -25,6 +24,7 @@ class Operator:
     def __init__(self, name: str, function: Callable) -> None:
         self.op: Any = torch.library.custom_op(f'timm_snn::{name}', function, mutates_args=())
         self._function = function
+        self._has_gradient = False
 
     def register_fake(self, function: Callable) -> None:
         """What gives outputs of the right shape and layout from tensors without data."""
@@ -43,16 +43,20 @@ class Operator:
                 return output
 
             @staticmethod
-            @once_differentiable
             def backward(ctx: Any, *grads: Any) -> Any:
                 return backward(ctx, *grads)
 
         self._function = Direct.apply
+        self._has_gradient = True
 
     def __call__(self, *args: Any) -> Any:
         # A tracer, a transform of torch.func and a subclass such as FakeTensor must see the operator.
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
             return self.op(*args)
-        if any(isinstance(arg, Tensor) and type(arg) not in (Tensor, nn.Parameter) for arg in args):
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+            return self.op(*args)
+        # Without a gradient of its own, as in a second derivative, it must say so.
+        if not self._has_gradient and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return self.op(*args)
         return self._function(*args)
