@@ -78,8 +78,8 @@ def test_a_script_that_knows_only_timm_gets_at_the_models(tmp_path):
 def test_train_py(data, tmp_path):
     python(
         script('train.py'), '--data-dir', data, '--device', 'cpu', '--device-modules', 'timm_snn', '--workers', 0,
-        '--model', 'msvit_4_96', '--model-kwargs', 'num_steps=2', '--num-classes', 10, '--in-chans', 3, '--no-aug',
-        '--batch-size', 16, '--epochs', 2, '--warmup-epochs', 0, '--opt', 'adamw', '--lr', '1e-3',
+        '--model', 'msvit_4_96', '--model-kwargs', 'num_steps=2', '--num-classes', 10, '--input-size', 3, 28, 28,
+        '--no-aug', '--batch-size', 16, '--epochs', 2, '--warmup-epochs', 0, '--opt', 'adamw', '--lr', '1e-3',
         '--output', tmp_path / 'output', '--experiment', 'run',
     )  # fmt: skip
     epochs = list(csv.DictReader((tmp_path / 'output' / 'run' / 'summary.csv').open()))
