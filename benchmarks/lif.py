@@ -23,9 +23,10 @@ import argparse
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy
 import torch
@@ -36,7 +37,9 @@ import timm_snn
 from timm_snn.ops import backend as backends
 
 Neuron = Callable[[Tensor], Tensor]
-OLD_CUPY = 'spikingjelly 0.14 cupy'
+T = TypeVar('T')
+OLD = {'cpu': ('spikingjelly 0.14 torch', 'torch'), 'cuda': ('spikingjelly 0.14 cupy', 'cupy')}  # name and its backend
+OLD_CUPY = OLD['cuda'][0]
 SHAPES = {'cpu': [4, 2, 192, 56, 56], 'cuda': [4, 32, 192, 56, 56]}
 DTYPES = {'cpu': ['float32', 'bfloat16'], 'cuda': ['float32', 'bfloat16', 'float16']}
 SWEEPS = {  # places in the shape, and their sizes
@@ -101,19 +104,24 @@ def skipped(name: str, args: argparse.Namespace) -> bool:
 
 
 def our_neurons(args: argparse.Namespace) -> dict[str, Neuron]:
-    """The backends that can run on the device; why others cannot is printed."""
-    neurons: dict[str, Neuron] = {}
-    for name in backends._MODULES:
-        if skipped(f'timm_snn {name}', args):
-            continue
-        neuron = functools.partial(timm_snn.lif, backend=name)
+    names = {name: f'timm_snn {name}' for name in backends._MODULES}
+    return {
+        names[name]: functools.partial(timm_snn.lif, backend=name)
+        for name in runnable_backends(args.device, [name for name in names if not skipped(names[name], args)])
+    }
+
+
+def runnable_backends(device: str, names: Iterable[str]) -> list[str]:
+    """Those of the backends that can run on the device; why others cannot is printed."""
+    runnable = []
+    for name in names:
         try:
-            neuron(torch.ones(1, 1, device=args.device))
+            timm_snn.lif(torch.ones(1, 1, device=device), backend=name)
         except timm_snn.BackendUnavailable as error:
             print(f'without timm_snn {name}: {error}')
         else:
-            neurons[f'timm_snn {name}'] = neuron
-    return neurons
+            runnable.append(name)
+    return runnable
 
 
 def spikingjelly_neurons(args: argparse.Namespace) -> dict[str, Neuron]:
@@ -127,7 +135,7 @@ def spikingjelly_neurons(args: argparse.Namespace) -> dict[str, Neuron]:
         neurons = {}
     if args.spikingjelly_14:
         old = load_spikingjelly(args.spikingjelly_14)
-        name, kind = (OLD_CUPY, 'cupy') if args.device == 'cuda' else ('spikingjelly 0.14 torch', 'torch')
+        name, kind = OLD[args.device]
         neurons[name] = spikingjelly_neuron(old, compiled=False, backend=kind)
     return {name: neuron for name, neuron in neurons.items() if not skipped(name, args)}
 
@@ -172,6 +180,14 @@ def spikingjelly_neuron(modules: dict[str, ModuleType], compiled: bool, **kwargs
     return neuron
 
 
+def those_for(dtype: torch.dtype, contenders: dict[str, T]) -> dict[str, T]:
+    """Without the one that has no kernel for the dtype, which is printed."""
+    if dtype == torch.bfloat16 and OLD_CUPY in contenders:
+        print(f'without {OLD_CUPY}: it has no kernel for bfloat16')
+        return {name: contender for name, contender in contenders.items() if name != OLD_CUPY}
+    return contenders
+
+
 def measure(neurons: dict[str, Neuron], clock: Clock, shape: list[int], dtype: torch.dtype, tolerate: float) -> list:
     """Rows of the table, as dicts."""
     torch._dynamo.reset()  # a compiled variant is compiled for this shape, not for any
@@ -179,9 +195,7 @@ def measure(neurons: dict[str, Neuron], clock: Clock, shape: list[int], dtype: t
     x = (torch.randn(shape, generator=generator) + 0.5).to(clock.device, dtype)
     upstream = torch.randn(shape, generator=generator).to(clock.device, dtype)
     expected = timm_snn.lif(x, backend='torch')
-    if dtype == torch.bfloat16 and OLD_CUPY in neurons:
-        print(f'without {OLD_CUPY}: it has no kernel for bfloat16')
-        neurons = {name: neuron for name, neuron in neurons.items() if name != OLD_CUPY}
+    neurons = those_for(dtype, neurons)
     differing = {name: (neuron(x) != expected).float().mean().item() for name, neuron in neurons.items()}
     equal = {name: neuron for name, neuron in neurons.items() if differing[name] <= tolerate}
     if refused := [name for name in neurons if name not in equal]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import timm
 import torch
-from lif import OLD_CUPY, load_spikingjelly, peak_megabytes, saved_bytes
+from lif import OLD, OLD_CUPY, load_spikingjelly, peak_megabytes, runnable_backends, saved_bytes, skipped, those_for
 from timing import Clock, Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -120,9 +120,7 @@ def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> li
     models = contenders(args, kind)
     if dtype == args.dtype[0]:  # weights and layers are the same for all
         check_equality(models, images)
-    if dtype == 'bfloat16' and OLD_CUPY in models:
-        del models[OLD_CUPY]
-        print(f'without {OLD_CUPY}: it has no kernel for bfloat16')
+    models = those_for(getattr(torch, dtype), models)
     step = inference if kind == 'inference' else training
     runs = {name: functools.partial(step, model, images, labels, autocast) for name, model in models.items()}
     times = clock.compare(runs)
@@ -149,23 +147,18 @@ def contenders(args: argparse.Namespace, kind: str) -> dict[str, nn.Module]:
     fast = timm_snn.fuse(ours) if kind == 'inference' else ours.to(memory_format=torch.channels_last)
     models = {'spikingjelly 2': peer(args, ours, load_spikingjelly())}
     if args.spikingjelly_14:
-        backend = 'cupy' if args.device == 'cuda' else 'torch'
-        old = load_spikingjelly(args.spikingjelly_14)
-        models[OLD_CUPY if backend == 'cupy' else 'spikingjelly 0.14 torch'] = peer(args, ours, old, backend=backend)
+        name, backend = OLD[args.device]
+        models[name] = peer(args, ours, load_spikingjelly(args.spikingjelly_14), backend=backend)
     how = 'fused, ' if kind == 'inference' else ''
-    for name in backends._MODULES:
-        try:
-            timm_snn.lif(torch.zeros(1, 1, device=args.device), backend=name)
-        except timm_snn.BackendUnavailable as error:
-            print(f'without timm_snn {name}: {error}')
-        else:
-            models[f'timm_snn {how}{name}'] = WithBackend(fast, name)
+    names = {name: f'timm_snn {how}{name}' for name in backends._MODULES}
+    for name in runnable_backends(args.device, [name for name in names if not skipped(names[name], args)]):
+        models[names[name]] = WithBackend(fast, name)
     if args.compile:
         options: dict[str, Any] = {'freezing': True} if kind == 'inference' else {}  # weights as constants, laid out
         compiled: Any = functools.partial(torch.compile, options=options)
         models['spikingjelly 2, torch.compile'] = compiled(peer(args, ours, load_spikingjelly()))
         models[f'timm_snn {how}torch.compile'] = compiled(fast)
-    chosen = {name: model for name, model in models.items() if not any(word in name for word in args.skip)}
+    chosen = {name: model for name, model in models.items() if not skipped(name, args)}
     return {name: model.train(kind == 'training') for name, model in chosen.items()}
 
 
