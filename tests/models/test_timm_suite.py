@@ -1,4 +1,4 @@
-"""timm's own model tests, all eleven that apply, on our models (`tests/timm_suite.py`).
+"""timm's own model tests, all that apply, on our models (`tests/timm_suite.py`).
 
 They take minutes on most, so that one model has them every time: what they test is in the base that all families share.
 """
@@ -28,6 +28,6 @@ def test_timms_own_tests_pass(name):
     result = subprocess.run([sys.executable, suite, name], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]
     last = result.stdout.splitlines()[-1]
-    # default_cfgs runs once a tag, and two models have two
-    assert re.match('1[12] passed', last), last
+    # eleven; default_cfgs once more for a second tag, and two tests that load weights where the package has them
+    assert re.match('1[1-3] passed', last), last
     assert 'skipped' not in last
