@@ -1,5 +1,7 @@
 """Fixtures of the whole suite: fixed seeds, quiet threads, no state left in the backend switch."""
 
+import os
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,15 @@ import timm_snn
 from tests.hub.server import LoopbackHub
 from timm_snn.layers import ConvBn, ConvBnLif, RunningFiringRate
 from timm_snn.ops import backend
+
+
+def pytest_configure():
+    """Workers of pytest-xdist share the cores, and so do the processes that their tests start."""
+    workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
+    if workers > 1:
+        threads = max(1, torch.get_num_threads() // workers)
+        torch.set_num_threads(threads)
+        os.environ['OMP_NUM_THREADS'] = str(threads)
 
 
 @pytest.fixture(autouse=True)

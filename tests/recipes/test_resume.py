@@ -27,6 +27,7 @@ import timm_snn
 STATEFUL = [
     *('--mixup', '0.2', '--reprob', '0.2', '--aa', 'rand-m3-inc1', '--drop-path', '0.1', '--model-ema'),
     *('--model-ema-decay', '0.9', '--batch-size', '32', '--grad-accum-steps', '2', '--max-train-samples', '640'),
+    *('--max-val-samples', '37'),
 ]
 COMMAND = [sys.executable, str(TRAIN), *QUICK, *STATEFUL, '--checkpoint-steps', '2']
 
@@ -257,9 +258,10 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
 
 def test_a_run_of_max_steps_goes_on_with_more(tmp_path):
     """In processes of their own, as users run it: after a thousand other tests in one, rounding once differed."""
+    sizes = ['--max-train-samples', '320', '--max-val-samples', '37']
 
     def run(*arguments: object) -> str:
-        command = [sys.executable, str(TRAIN), *QUICK, '--max-train-samples', '320', *map(str, arguments)]
+        command = [sys.executable, str(TRAIN), *QUICK, *sizes, *map(str, arguments)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     run('--output', tmp_path / 'whole', '--max-steps', '7')
