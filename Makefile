@@ -11,8 +11,8 @@ endif
 quickstart: $(VENV)/.train  ## train on scikit-learn's digits, save the model, predict with it
 	$(BIN)/accelerate launch recipes/train.py --config recipes/configs/msvit/digits.yaml
 
-test: $(VENV)/.dev  ## the test suite, on the CPU
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## the test suite, on the CPU, by up to four processes of 4 GB
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev  ## what takes minutes: timm's own tests on the big models
 	$(BIN)/python -m pytest -m slow
