@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 from timm.models import model_entrypoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +25,7 @@ from timm_snn.models.pretrained import is_ours, weights_status
 from timm_snn.profiling.report import readable_count
 
 ROOT = Path(__file__).parents[1]
+SMALL_MEMBERS = 'recipes/configs/family'  # configs for networks that no tag names
 KINDS = {
     'in1k': 'ImageNet',
     'cifar10': 'CIFAR',
@@ -54,12 +56,16 @@ def describe(tag: str) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def dense_macs(tag: str) -> int:
     """Multiply-accumulates of one sample in one step: convolutions, linear layers, products of activations."""
-    model: Any = timm.create_model(tag, device='meta', num_steps=1).eval()
+    model: Any = timm.create_model(tag, device='meta', num_steps=1)
+    return count_macs(model, model.pretrained_cfg['input_size'])
+
+
+@torch.no_grad()
+def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
     with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *model.pretrained_cfg['input_size'], device='meta'))
+        model.eval()(torch.empty(1, *input_size, device='meta'))
     return counter.get_total_flops() // 2
 
 
@@ -124,11 +130,34 @@ def measured_top1(tag: str) -> str:
         row
         for row in read_csv(ROOT / 'hub' / 'results.csv')
         if row['model'] in (tag, name) and re.sub(r' \(.*|\W', '', row['dataset']).lower() == data.replace('_', '')
+        if SMALL_MEMBERS not in row['command']
     ]
     if not runs:
         return ''
     top1 = statistics.median(float(run['top1']) for run in runs)
     return f'{top1:.2f} ({len(runs)} x {runs[0]["epochs"]} epochs; {runs[0]["split"]})'
+
+
+def render_equal_terms() -> str:
+    """A row for every config of SMALL_MEMBERS, which differ in the network alone; the best of the medians first."""
+    results = read_csv(ROOT / 'hub' / 'results.csv')
+    recipe = yaml.safe_load((ROOT / SMALL_MEMBERS / 'msvit.yaml').read_text(encoding='utf-8'))
+    rows = []
+    for path in (ROOT / SMALL_MEMBERS).glob('*.yaml'):
+        config = {**recipe, **yaml.safe_load(path.read_text(encoding='utf-8'))}
+        data = {key: config[key] for key in ('in_chans', 'num_classes')}
+        model, one_step = (
+            timm.create_model(config['model'], device='meta', **data, **{**config['model_kwargs'], **steps})
+            for steps in ({}, {'num_steps': 1})
+        )
+        macs = count_macs(one_step, (config['in_chans'], config['img_size'], config['img_size']))
+        top1 = [row['top1'] for row in results if f'{SMALL_MEMBERS}/{path.name} ' in row['command']]
+        median = statistics.median(map(float, top1))
+        facts = [f'{sum(p.numel() for p in model.parameters()):,}', f'{macs / 1e6:.1f}', str(model.num_steps)]
+        title = re.split('[:,]', sys.modules[type(model).__module__].__doc__ or '')[0]
+        where = f'[`{path.stem}`]({SMALL_MEMBERS}/{path.name})'
+        rows.append((-median, [title, where, *facts, f'**{median:.2f}** ({", ".join(top1)})']))
+    return markdown('family | config | parameters | MMACs per step | T | top-1', [row for _, row in sorted(rows)])
 
 
 def render_measured() -> str:
@@ -177,7 +206,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 # By page, its tables in their order; each stands between two marks.
 PAGES = {
-    'README.md': [render_families],
+    'README.md': [render_families, render_equal_terms],
     'docs/models.md': [render_models, render_measured],
     'docs/hub.md': [render_weights],
 }

@@ -72,12 +72,15 @@ def test_published_numbers_have_a_source(tables):
         assert not released or int(released) > tables['describe'](tag)['parameters'], tag
 
 
-def test_the_results_table_shows_the_measured_results():
+def test_the_results_tables_show_the_measured_results(tables):
     """A row for each model, data set and config: median of seeds, or mean and deviation of folds, then each."""
-    runs = defaultdict(list)
+    runs, equal = defaultdict(list), defaultdict(list)
     for run in csv.DictReader((ROOT / 'hub' / 'results.csv').open()):
         config = run['command'].split('--config ')[1].split()[0]
         assert timm.is_model(run['model'].split('.')[0]) and (ROOT / config).is_file()
+        if config.startswith(tables['SMALL_MEMBERS']):
+            equal[config].append((run['seed'], run['split'], run['epochs']))
+            continue
         runs[run['model'], run['dataset'], run['split'], run['epochs'], config].append(run)
     rows = []
     for (model, dataset, split, epochs, config), same in runs.items():
@@ -91,6 +94,9 @@ def test_the_results_table_shows_the_measured_results():
         top1 = f'{shown} ({each})' if len(same) > 1 else shown
         rows.append([f'`{model}`', f'{dataset}, {split}', top1, seeds, epochs, time, f'`{config}`'])
     assert table('Results') == rows
+    assert f'\n{tables["render_equal_terms"]()}\n' in README and len(equal) == len(FAMILIES)
+    (terms,) = {tuple(runs) for runs in equal.values()}
+    assert [seed for seed, _, _ in terms] == ['0', '1', '2']
 
 
 def test_the_energy_table_shows_the_measured_report():

@@ -32,6 +32,8 @@ PAPERS = [name for name in ALL if name not in OURS]
 # Big, and like another one but for the model or the size of the images.
 BIG = {'imagenet_10_512', 'imagenet_10_768', 'imagenet_10_768_384px'}
 DRY_RUNS = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) for name in ALL]
+# A small member of each family, by one recipe.
+FAMILY = sorted(path.stem for path in (FOLDER.parent / 'family').glob('*.yaml'))
 
 
 @pytest.fixture
@@ -262,3 +264,18 @@ def test_a_dry_run(quick_train, data_of, options_of, trained, tmp_path, name):
         before = load_file(trained / 'model.safetensors')
         changed = {key.split('.')[0] for key in saved if not torch.equal(saved[key], before[key])}
         assert changed == {'stages', 'head'} and options['freeze'] == ['stem']
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_the_families_are_trained_on_equal_terms(quick_train, garments, options_of, name):
+    path = f'../family/{name}'
+    options, recipe = options_of(path), options_of('../family/msvit')
+    differ = {key for key in options if options[key] != recipe[key]}
+    assert differ <= {'config', 'model', 'model_kwargs', 'output'} and options['output'] == f'output/family/{name}'
+    (stated,) = re.findall(r'\(([\d,]+) parameters', header(path))
+    count = sum(p.numel() for p in model_of(options).parameters())
+    assert f'{count:,}' == stated and 2e5 < count < 3.1e5
+    assert f'--config recipes/configs/family/{name}.yaml' in header(path)
+    small = ['--max-steps', 1, '--batch-size', 2, '--max-val-samples', 2]
+    printed = quick_train('--config', FOLDER / f'{path}.yaml', *small, '--data-dir', garments)
+    assert printed.splitlines()[-1].startswith('top-1: ')
