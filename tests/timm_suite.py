@@ -7,9 +7,9 @@ are parametrised on what timm.list_models returns while they are collected; here
 status is pytest's.
 """
 
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -30,8 +30,7 @@ def fetch_sdist() -> Path:
             pip = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--no-binary', 'timm', '-d', download]
             subprocess.run([*pip, f'timm=={timm.__version__}'], check=True, capture_output=True, text=True)
             (archive,) = Path(download).glob('*.tar.gz')
-            with tarfile.open(archive) as tar:
-                tar.extractall(download, filter='data')
+            shutil.unpack_archive(archive, download)
             (Path(download) / folder.name).rename(folder)
     return folder
 
