@@ -58,12 +58,14 @@ def describe(tag: str) -> dict[str, Any]:
 
 def dense_macs(tag: str) -> int:
     """Multiply-accumulates of one sample in one step: convolutions, linear layers, products of activations."""
-    model: Any = timm.create_model(tag, device='meta', num_steps=1)
+    model: Any = timm.create_model(tag, device='meta')
     return count_macs(model, model.pretrained_cfg['input_size'])
 
 
 @torch.no_grad()
 def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
+    """The same of a model, which takes one step from then on."""
+    model.num_steps = 1
     with FlopCounterMode(display=False) as counter:
         model.eval()(torch.empty(1, *input_size, device='meta'))
     return counter.get_total_flops() // 2
@@ -77,13 +79,12 @@ def render_families() -> str:
     rows = []
     for family, members in families.items():
         facts = [describe(tag) for tag in members]
-        title = re.split('[:,]', sys.modules[family].__doc__ or '')[0]
         names = list(dict.fromkeys(tag.partition('.')[0] for tag in members))
         prefix = family.rpartition('.')[2] + '_'
         counts = [fact['parameters'] / 1e6 for fact in facts]
         rows.append(
             [
-                title,
+                title_of(family),
                 f'`{prefix}*`: ' + ', '.join(f'`{name.removeprefix(prefix)}`' for name in names),
                 ', '.join(
                     kind for kind in dict.fromkeys(KINDS.values()) if any(fact['kind'] == kind for fact in facts)
@@ -146,17 +147,14 @@ def render_equal_terms() -> str:
     for path in (ROOT / SMALL_MEMBERS).glob('*.yaml'):
         config = {**recipe, **yaml.safe_load(path.read_text(encoding='utf-8'))}
         data = {key: config[key] for key in ('in_chans', 'num_classes')}
-        model, one_step = (
-            timm.create_model(config['model'], device='meta', **data, **{**config['model_kwargs'], **steps})
-            for steps in ({}, {'num_steps': 1})
-        )
-        macs = count_macs(one_step, (config['in_chans'], config['img_size'], config['img_size']))
+        model: Any = timm.create_model(config['model'], device='meta', **data, **config['model_kwargs'])
+        parameters, steps = sum(p.numel() for p in model.parameters()), model.num_steps
+        macs = count_macs(model, (config['in_chans'], config['img_size'], config['img_size']))
         top1 = [row['top1'] for row in results if f'{SMALL_MEMBERS}/{path.name} ' in row['command']]
         median = statistics.median(map(float, top1))
-        facts = [f'{sum(p.numel() for p in model.parameters()):,}', f'{macs / 1e6:.1f}', str(model.num_steps)]
-        title = re.split('[:,]', sys.modules[type(model).__module__].__doc__ or '')[0]
         where = f'[`{path.stem}`]({SMALL_MEMBERS}/{path.name})'
-        rows.append((-median, [title, where, *facts, f'**{median:.2f}** ({", ".join(top1)})']))
+        facts = [title_of(type(model).__module__), where, f'{parameters:,}', f'{macs / 1e6:.1f}', str(steps)]
+        rows.append((-median, [*facts, f'**{median:.2f}** ({", ".join(top1)})']))
     return markdown('family | config | parameters | MMACs per step | T | top-1', [row for _, row in sorted(rows)])
 
 
@@ -188,6 +186,11 @@ def render_weights() -> str:
         status, address = weights_status(name), f'`{cfg.hf_hub_id}`'
         rows.append([f'`{name}`', status, address, size, str(cfg.num_classes), str(cfg.license)])
     return markdown('model | weights | address | input | classes | licence', rows)
+
+
+def title_of(family: str) -> str:
+    """What the docstring of a family's module calls it."""
+    return re.split('[:,]', sys.modules[family].__doc__ or '')[0]
 
 
 def link(arxiv: str) -> str:
