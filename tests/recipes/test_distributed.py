@@ -130,13 +130,15 @@ def test_processes_and_accumulation_give_the_weights_of_one_process(tmp_path):
         assert 'effective batch 32 ' in printed
         return weights(tmp_path / name)
 
-    one, several = train('one', 1, 32, 1), train('several', 2, 8, 2)
+    one = train('one', 1, 32, 1)
     assert one['head.fc.weight'].dtype == torch.float64
-    for key in one:
-        torch.testing.assert_close(several[key], one[key], rtol=1e-9, atol=1e-11)
-    (row, again) = (list(csv.DictReader((tmp_path / name / 'summary.csv').open()))[-1] for name in ('one', 'several'))
-    assert float(row['train_loss']) == pytest.approx(float(again['train_loss']), rel=1e-9)
-    assert row['eval_top1'] == again['eval_top1'] and row['train_top1'] == again['train_top1']
+    for name, batch_size, accumulation in (('two', 16, 1), ('accumulated', 8, 2)):
+        several = train(name, 2, batch_size, accumulation)
+        for key in one:
+            torch.testing.assert_close(several[key], one[key], rtol=1e-9, atol=1e-11)
+        row, again = (list(csv.DictReader((tmp_path / run / 'summary.csv').open()))[-1] for run in ('one', name))
+        assert float(row['train_loss']) == pytest.approx(float(again['train_loss']), rel=1e-9)
+        assert row['eval_top1'] == again['eval_top1'] and row['train_top1'] == again['train_top1']
 
 
 def test_shards_of_uneven_size_count_every_sample_once(tmp_path):
