@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..ops.bn_lif import bn_lif, pool_lif, takes_offset
+from ..ops.sparse_conv import conv2d
 from .neuron import LIF, ParametricLIF
 from .registry import LayerFn
 from .temporal import merge_time, split_time
@@ -54,7 +55,7 @@ class ConvBn(nn.Module):
         super().__init__()
         usual_conv, norm_layer, pool_layer = {
             1: (TokenConv, nn.BatchNorm1d, nn.MaxPool1d),
-            2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
+            2: (MapConv, nn.BatchNorm2d, nn.MaxPool2d),
         }[dims]
         padding = kernel_size // 2 if kernel_size % 2 else 0
         if conv_layer is not None:
@@ -120,7 +121,7 @@ class ConvBnLif(ConvBn):
         conv: Any = self.conv
         pool, neuron = not isinstance(self.pool, nn.Identity), lif.arguments()
         offset = None
-        if is_plain(conv, (nn.Conv2d, TokenConv)) and conv.bias is not None:
+        if is_plain(conv, (MapConv, TokenConv)) and conv.bias is not None:
             how = {key: neuron[key] for key in ('surrogate', 'backend')}
             if takes_offset(x, training=bn.training and not isinstance(bn, nn.Identity), pool=pool, **how):
                 offset = conv.bias
@@ -180,13 +181,19 @@ def _is_usual(bn: Any) -> bool:
     return bn.affine and bn.track_running_stats and bn.momentum is not None
 
 
+class MapConv(nn.Conv2d):
+    """Conv2d of spikes: one that can skip zeros, see `timm_snn.ops.sparse_spikes`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return conv2d(input, weight, bias, self.stride, self.padding, self.groups)  # type: ignore[arg-type]
+
+
 class TokenConv(nn.Conv1d):
-    """Conv1d that leaves channels_last tokens as they are; torch's own copies them to contiguous ones and back."""
+    """The same of tokens. It leaves channels_last ones as they are; Conv1d copies them to contiguous ones and back."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stride, padding = (1, self.stride[0]), (0, self.kernel_size[0] // 2)
-        y = F.conv2d(input.unsqueeze(2), weight.unsqueeze(2), bias, stride, padding, groups=self.groups)
-        return y.squeeze(2)
+        return conv2d(input.unsqueeze(2), weight.unsqueeze(2), bias, stride, padding, self.groups).squeeze(2)
 
 
 def pool_spikes(x: Tensor) -> Tensor:

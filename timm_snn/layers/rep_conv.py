@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv import MapConv
+
 __all__ = ['RepConv']
 
 
@@ -23,7 +25,7 @@ class RepConv(nn.Module):
     def __init__(self, in_chs: int, out_chs: int, device=None, dtype=None) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.pw1 = nn.Conv2d(in_chs, in_chs, 1, bias=False, **dd)
+        self.pw1 = MapConv(in_chs, in_chs, 1, bias=False, **dd)
         self.bn1: nn.Module = nn.BatchNorm2d(in_chs, **dd)
         self.dw = nn.Conv2d(in_chs, in_chs, 3, groups=in_chs, bias=False, **dd)
         self.pw2 = nn.Conv2d(in_chs, out_chs, 1, bias=False, **dd)

@@ -6,6 +6,7 @@ from .integer import integer_spikes
 from .lif import lif, lif_stream
 from .mssa import mssa
 from .packed import packed_spikes
+from .sparse_conv import sparse_spikes
 from .surrogate import ATan, Erf, PiecewiseQuadratic, Sigmoid, Surrogate
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     'packed_spikes',
     'pool_lif',
     'set_backend',
+    'sparse_spikes',
     'use_backend',
 ]

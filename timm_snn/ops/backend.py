@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import lif_torch
+from .cpp import why_no_compiler
 from .surrogate import Surrogate, is_known
 
 __all__ = ['BackendUnavailable', 'backend_report', 'set_backend', 'use_backend']
@@ -113,7 +114,7 @@ def keep_backend(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 
 def backend_report() -> str:
-    """A table for bug reports: every backend, whether it can run here and, if not, why not."""
+    """A table for bug reports: every backend, and `sparse_spikes`: whether it can run here and, if not, why not."""
     for name in _MODULES:
         _import(name)
     rows = [(name, _loaded[name].why_not() or 'available') for name in _MODULES]
@@ -121,6 +122,7 @@ def backend_report() -> str:
     known = '' if name in ('auto', *_MODULES) else ', which does not exist'
     lines = [f'torch {torch.__version__}, CUDA {"available" if torch.cuda.is_available() else "not available"}']
     lines += [f'{name:<8} {status}' for name, status in rows]
+    lines.append(f'sparse_spikes, for convolutions: {why_no_compiler() or "available"}')
     return '\n'.join([*lines, f'in use: {name} (by {asked_by}){known}'])
 
 

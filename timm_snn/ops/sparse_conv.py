@@ -1,0 +1,248 @@
+"""Convolutions that do the work of spikes alone, on a CPU: a zero costs nothing.
+
+Nine of ten inputs of a trained spiking network's convolutions are zero. A dense convolution multiplies them all; this
+one adds the weights of those that are not, in the forward pass and in the gradient of the weights, as neuromorphic
+hardware does. The arithmetic is that of `sparse_conv.cpp`; the reference is `torch.nn.functional.conv2d`.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .backend import BackendUnavailable
+from .cpp import load_cpp, why_no_compiler
+from .layout import ceil_div
+from .operator import Operator
+
+__all__ = ['conv2d', 'sparse_spikes']
+
+_SOURCE = Path(__file__).with_name('sparse_conv.cpp')
+_NAMES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16', torch.float64: 'float64'}
+# Densities up to which skipping zeros was faster than torch, on two cores with AVX2: kernels of one tap, of several.
+_BREAK_EVEN = {'forward': (0.35, 0.5), 'weight_gradient': (0.25, 0.9)}
+_SAMPLE = 61  # every so many numbers are looked at for the density; a prime, so that no channel is left out
+# torch's bfloat16 convolutions take many times as long as float32 ones on a CPU without AVX-512.
+_SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'DEFAULT')
+
+# Plain globals, not context variables: torch.compile guards on them and compiles anew when they change.
+_inside = False
+_max_density: float | None = None
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # frozen weight -> (made from, what kernels read)
+
+
+@contextmanager
+def sparse_spikes(max_density: float | None = None) -> Iterator[None]:
+    """Convolutions of the models inside the block skip zeros, on a CPU: the same sums, in another order.
+
+        fused = timm_snn.fuse(model)
+        with torch.inference_mode(), timm_snn.use_backend('compile'), timm_snn.ops.sparse_spikes():
+            logits = fused(images)
+
+    In training the gradient of the weights skips them too; that of the input is a dense convolution as before. Time is
+    then nearly proportional to the firing rates, so this pays for trained networks, the more the fewer spikes there
+    are. Convolutions stay dense where it would not: with groups, with a stride and a kernel larger than 1, and where
+    a sample of the input has more nonzeros than `max_density`, such as an image. By default that is the density up to
+    which it was measured to be faster, 0.25 to 0.9 by kernel size and pass.
+
+    Takes float32, bfloat16 and float64, summed in float32 or float64, and leaves maps channels_last. The C++ is built
+    when it is first used, for some seconds, and kept in the user's cache.
+
+    Raises: ValueError unless 0 <= max_density <= 1; BackendUnavailable without a compiler, or for input in float16 or
+    on another device.
+    """
+    global _inside, _max_density
+    if max_density is not None and not 0 <= max_density <= 1:
+        raise ValueError(f'sparse_spikes needs 0 <= max_density <= 1, got {max_density}')
+    if reason := why_no_compiler():
+        raise BackendUnavailable(f'sparse_spikes cannot run here: {reason}')
+    outer, (_inside, _max_density) = (_inside, _max_density), (True, max_density)
+    try:
+        yield
+    finally:
+        _inside, _max_density = outer
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int
+) -> Tensor:
+    """`torch.nn.functional.conv2d`, or inside `sparse_spikes` what that promises. Shapes and errors: as those."""
+    if torch.jit.is_scripting() or not _skips_zeros(weight, stride, padding, groups):
+        return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    return _conv_of_spikes(x, weight, bias, stride, padding)
+
+
+@torch.jit.unused
+def _skips_zeros(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> bool:
+    point_wise = weight.shape[2] == weight.shape[3] == 1 and max(padding) == 0
+    fits = weight.shape[1] < 2**16 and max(weight.shape[2:]) < 64  # positions are kept in 16 bits
+    return _inside and groups == 1 and (max(stride) == 1 or point_wise) and fits
+
+
+@torch.jit.unused
+def _conv_of_spikes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    if x.device.type != 'cpu' or dtype not in _NAMES:
+        raise BackendUnavailable(
+            f'sparse_spikes takes float32, bfloat16 and float64 on a CPU, got {dtype} on {x.device}: leave it out there'
+        )
+    x = x[:, :, :: stride[0], :: stride[1]].to(dtype)
+    return _conv(x, weight, bias, *padding, _max_density)
+
+
+def _run_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, pad_h: int, pad_w: int, max_density: float | None
+) -> Tensor:
+    """Weights of another dtype are rounded to that of x, as under autocast."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if not _is_sparse(x, weight, 'forward', max_density):
+        dtype = _dense_dtype(x)
+        bias = None if bias is None else bias.to(x.dtype).to(dtype)
+        y = F.conv2d(x.to(dtype), weight.to(x.dtype).to(dtype), bias, padding=(pad_h, pad_w))
+        return y.to(x.dtype, memory_format=torch.channels_last)
+    y = _empty_output(x, weight, pad_h, pad_w)
+    rows = _packed_weight(weight, x.dtype)
+    offset = rows.new_zeros(rows.shape[0] * rows.shape[-1])
+    if bias is not None:
+        offset[: len(bias)] = bias.to(x.dtype)
+    _call('forward', x, weight, (pad_h, pad_w), rows, offset, y)
+    return y
+
+
+_conv = Operator('sparse_conv', _run_forward)
+
+
+@_conv.register_fake
+def _(x, weight, bias, pad_h, pad_w, max_density):
+    return _empty_output(x, weight, pad_h, pad_w)
+
+
+def _run_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pad_h: int,
+    pad_w: int,
+    needs_x: bool,
+    needs_weight: bool,
+    max_density: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x, in its dtype, and of the weight, in that of the weight; without elements if not needed."""
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    sparse = needs_weight and _is_sparse(x, weight, 'weight_gradient', max_density)
+    dtype = _dense_dtype(x)
+    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
+    if needs_x or (needs_weight and not sparse):
+        operands = (t.to(x.dtype).to(dtype) for t in (grad, x, weight))
+        wanted = (needs_x, needs_weight and not sparse, False)
+        settings = ((1, 1), (pad_h, pad_w), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, no transpose, groups
+        gradients = torch.ops.aten.convolution_backward(*operands, None, *settings, wanted)
+        grad_x, grad_weight = (g if w else e for g, w, e in zip(gradients, wanted, (grad_x, grad_weight), strict=False))
+    if sparse:
+        rows = torch.zeros(_packed_shape(weight), dtype=_sum_dtype(x.dtype))
+        _call('weight_gradient', x, weight, (pad_h, pad_w), grad, rows)
+        grad_weight = _unpacked(rows, weight)
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+
+
+_conv_backward = Operator('sparse_conv_backward', _run_backward)
+
+
+@_conv_backward.register_fake
+def _(grad, x, weight, pad_h, pad_w, needs_x, needs_weight, max_density):
+    return torch.empty_like(x) if needs_x else x.new_empty(0), (
+        torch.empty_like(weight) if needs_weight else weight.new_empty(0)
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, *ctx.settings = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, grad):
+    x, weight = ctx.saved_tensors
+    *padding, max_density = ctx.settings
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_x, grad_weight = _conv_backward(grad, x, weight, *padding, needs_x, needs_weight, max_density)
+    return (
+        grad_x if needs_x else None,
+        grad_weight if needs_weight else None,
+        grad.sum([0, 2, 3], dtype=ctx.bias_dtype) if needs_bias else None,
+        *[None] * len(ctx.settings),
+    )
+
+
+_conv.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _is_sparse(x: Tensor, weight: Tensor, what: str, max_density: float | None) -> bool:
+    """Whether so few of a sample of x [N, C, H, W], channels_last, are nonzero that zeros are skipped."""
+    if max_density is None:
+        max_density = _BREAK_EVEN[what][weight[0, 0].numel() > 1]
+    numbers = x.permute(0, 2, 3, 1).reshape(-1)
+    sample = numbers[::_SAMPLE] if len(numbers) > _SAMPLE**2 else numbers
+    return len(sample) > 0 and int(sample.count_nonzero()) <= max_density * len(sample)
+
+
+def _dense_dtype(x: Tensor) -> torch.dtype:
+    """What a dense convolution of x is computed in."""
+    return torch.float32 if _SLOW_BFLOAT16 and x.dtype == torch.bfloat16 else x.dtype
+
+
+def _call(name: str, x: Tensor, weight: Tensor, padding: tuple[int, int], *tensors: Tensor) -> None:
+    n, c, h, w = x.shape
+    o, _, *kernel = weight.shape
+    shape = (ctypes.c_int64 * 9)(n, h, w, c, o, *kernel, *padding)
+    function = getattr(load_cpp(_SOURCE), f'{name}_{_NAMES[x.dtype]}_{_block(o)}')
+    function(shape, *(ctypes.c_void_p(t.data_ptr()) for t in (x, *tensors)), torch.get_num_threads())
+
+
+def _empty_output(x: Tensor, weight: Tensor, pad_h: int, pad_w: int) -> Tensor:
+    n, _, h, w = x.shape
+    size = (n, weight.shape[0], h + 2 * pad_h - weight.shape[2] + 1, w + 2 * pad_w - weight.shape[3] + 1)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _block(out_chs: int) -> int:
+    """Outputs that are summed together: 64, or 32 if those of the last block would be empty."""
+    return 32 if 0 < out_chs % 64 <= 32 else 64
+
+
+def _packed_shape(weight: Tensor) -> tuple[int, ...]:
+    o, c, kh, kw = weight.shape
+    block = _block(o)
+    return (ceil_div(o, block), kh, kw, c, block)
+
+
+def _packed_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[O, C, KH, KW] -> [blocks, KH, KW, C, block], rounded to `dtype`, in that of the sums. Frozen ones are kept."""
+    parameter: Tensor | None = weight._base if weight._is_view() else weight  # tokens' weights come as a view
+    if weight.requires_grad or weight.is_inference():  # changes with every update, perhaps without a new version
+        parameter = None
+    made_from = None if parameter is None else (weight._version, dtype, weight.data_ptr(), weight.shape)
+    if parameter is not None and parameter in _packed and _packed[parameter][0] == made_from:
+        return _packed[parameter][1]
+    blocks, _, _, _, block = _packed_shape(weight)
+    rows = F.pad(weight.detach(), [0] * 7 + [blocks * block - len(weight)]).to(dtype).to(_sum_dtype(dtype))
+    rows = rows.unflatten(0, [blocks, block]).permute(0, 3, 4, 2, 1).contiguous()
+    if parameter is not None:
+        _packed[parameter] = made_from, rows
+    return rows
+
+
+def _unpacked(rows: Tensor, weight: Tensor) -> Tensor:
+    """The inverse of the layout of `_packed_weight`."""
+    return rows.permute(0, 4, 3, 1, 2).reshape(-1, *weight.shape[1:])[: len(weight)]
