@@ -7,13 +7,17 @@
         also its older line with CuPy: pip install --no-deps --target DIR spikingjelly==0.0.0.0.14
 
 The peer has the same graph and weights, with its own structure: its neurons, batch norms as layers, and the first
-convolution computed for every step. Half precision is autocast, for all. Columns:
+convolution computed for every step. Half precision is autocast, for all. On a CPU, "sparse" is inside
+timm_snn.ops.sparse_spikes(), whose time depends on how many inputs of the convolutions are not zero: the bias of all
+batch norms is such that it is --density of them, weighed by MACs and the image left out, by default as in the trained
+msvit_4_96.fashion_mnist. Columns:
 
     ms, spread     median of the rounds, in which all take turns; (slowest - fastest) / median
     speedup        time of SpikingJelly 2, eager, in the same dtype / time of this row
     saved MB       for the backward pass, among what autograd is asked to keep
     peak MB        on CUDA, above what was allocated before
-    convolutions   what the convolutions alone take, the fastest of three profiled passes: a speedup ends there
+    convolutions   what torch's convolutions alone take, the fastest of three profiled passes: a speedup ends there,
+                   unless zeros are skipped
 
 Needs the extra bench.
 """
@@ -21,6 +25,7 @@ Needs the extra bench.
 import argparse
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,8 @@ from torch.profiler import ProfilerActivity, profile
 import timm_snn
 from timm_snn.layers import neurons
 from timm_snn.ops import backend as backends
+from timm_snn.ops import sparse_spikes
+from timm_snn.ops.cpp import why_no_compiler
 
 Run = Callable[[], object]
 COLUMNS = ['variant', 'pass', 'dtype', 'ms', 'spread', 'speedup', 'saved MB', 'peak MB', 'convolutions ms']
@@ -46,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     clock = Clock(args.device, args.threads if args.device == 'cpu' else None, args.rounds)
     out = args.out or Path(__file__).parent / 'results' / args.device
     head = {'shape': f'batch {args.batch}, {args.size} x {args.size}, T={args.steps}', 'model': args.model}
+    head['nonzero inputs'] = str(args.density)
     table = Table(f'model-{args.model}{"-torch-compile" * args.compile}', clock.environment() | head, COLUMNS)
     for kind in args.kind:
         for dtype in args.dtype:
@@ -71,6 +79,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=64 if cuda else 1)
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--steps', type=int, default=4)
+    parser.add_argument('--density', type=float, default=0.18, help='nonzero inputs of the convolutions')
     parser.add_argument('--dtype', nargs='+', choices=DTYPES['cuda'])
     parser.add_argument('--kind', nargs='+', choices=['inference', 'training'], default=['inference', 'training'])
     parser.add_argument('--compile', action='store_true', help='also whole models under torch.compile')
@@ -117,7 +126,7 @@ def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> li
     images = torch.rand(args.batch, config.input_size[0], args.size, args.size, device=args.device)
     labels = torch.randint(10, (args.batch,), device=args.device)
     autocast = functools.partial(torch.autocast, args.device, getattr(torch, dtype), dtype != 'float32')
-    models = contenders(args, kind)
+    models = contenders(args, kind, images)
     if dtype == args.dtype[0]:  # weights and layers are the same for all
         check_equality(models, images)
     models = those_for(getattr(torch, dtype), models)
@@ -135,15 +144,17 @@ def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> li
             'speedup': base / times[name].median,
             'saved MB': saved_bytes(run) / 1e6 if kind == 'training' else None,
             'peak MB': peak_megabytes(run, clock.device),
-            'convolutions ms': milliseconds_of_convolutions(run, args.device),
+            'convolutions ms': None if 'sparse' in name else milliseconds_of_convolutions(run, args.device),
         }
         for name, run in runs.items()
     ]
 
 
-def contenders(args: argparse.Namespace, kind: str) -> dict[str, nn.Module]:
+def contenders(args: argparse.Namespace, kind: str, images: Tensor) -> dict[str, nn.Module]:
     """The peer first. All have the same weights."""
-    ours = create(args).train(kind == 'training')
+    ours = create(args)
+    set_density(ours, images, args.density)
+    ours.train(kind == 'training')
     fast = timm_snn.fuse(ours) if kind == 'inference' else ours.to(memory_format=torch.channels_last)
     models = {'spikingjelly 2': peer(args, ours, load_spikingjelly())}
     if args.spikingjelly_14:
@@ -153,6 +164,10 @@ def contenders(args: argparse.Namespace, kind: str) -> dict[str, nn.Module]:
     names = {name: f'timm_snn {how}{name}' for name in backends._MODULES}
     for name in runnable_backends(args.device, [name for name in names if not skipped(names[name], args)]):
         models[names[name]] = WithBackend(fast, name)
+        if args.device == 'cpu' and (why_not := why_no_compiler()) is None:
+            models[f'{names[name]}, sparse'] = WithBackend(fast, name, sparse=True)
+        elif args.device == 'cpu':
+            print(f'without {names[name]}, sparse: {why_not}')
     if args.compile:
         options: dict[str, Any] = {'freezing': True} if kind == 'inference' else {}  # weights as constants, laid out
         compiled: Any = functools.partial(torch.compile, options=options)
@@ -163,24 +178,46 @@ def contenders(args: argparse.Namespace, kind: str) -> dict[str, nn.Module]:
 
 
 class WithBackend(nn.Module):
-    def __init__(self, model: nn.Module, backend: str) -> None:
+    def __init__(self, model: nn.Module, backend: str, sparse: bool = False) -> None:
         super().__init__()
-        self.model, self.backend = model, backend
+        self.model, self.backend, self.sparse = model, backend, sparse
 
     def forward(self, x: Tensor) -> Tensor:
-        with timm_snn.use_backend(self.backend):
+        with timm_snn.use_backend(self.backend), sparse_spikes() if self.sparse else nullcontext():
             return self.model(x)
 
 
 def create(args: argparse.Namespace, **kwargs: Any) -> Any:
-    """A model whose neurons fire: those of an untrained one are silent in the last layers, in eval mode."""
-    model = timm.create_model(args.model, num_steps=args.steps, num_classes=10, **kwargs)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.weight, 0.8, 1.6)
-            nn.init.uniform_(module.bias, 0.5, 1.2)
-            module.running_var.fill_(0.5)  # type: ignore[union-attr]
-    return model.to(args.device)
+    return timm.create_model(args.model, num_steps=args.steps, num_classes=10, **kwargs).to(args.device)
+
+
+@torch.no_grad()
+def set_density(model: Any, images: Tensor, density: float) -> None:
+    """Give batch norms the statistics of these images, and the bias with which convolutions see so many nonzeros."""
+    inputs: list[tuple[Tensor, float]] = []  # nonzeros and MACs per number of an input
+    convolutions = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d)) and m.groups == 1]
+
+    def look(conv: Any, args: tuple[Tensor], output: Tensor) -> None:
+        inputs.append((args[0].count_nonzero() / args[0].numel(), output.numel() * conv.weight[0].numel()))
+
+    hooks = [conv.register_forward_hook(look) for conv in convolutions[1:]]
+    norms: list[Any] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    low, high = -3.0, 3.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        for norm in norms:
+            norm.bias.fill_(middle)
+            norm.momentum = 1.0  # the statistics of this one pass
+        inputs.clear()
+        model.train()(images)
+        found = float(sum(nonzero * macs for nonzero, macs in inputs) / sum(macs for _, macs in inputs))
+        low, high = (middle, high) if found < density else (low, middle)
+    for hook in hooks:
+        hook.remove()
+    for norm in norms:
+        norm.momentum = 0.1
+    if abs(found - density) > 0.01:
+        raise SystemExit(f'error: no bias gives --density {density}, the nearest is {found:.3f}')
 
 
 def peer(args: argparse.Namespace, ours: Any, modules: dict[str, Any], **kwargs: Any) -> nn.Module:
