@@ -112,18 +112,19 @@ def test_the_energy_table_shows_the_measured_report():
 
 
 def test_the_speed_table_shows_the_measured_times():
-    lines = (ROOT / 'benchmarks' / 'results' / 'cpu' / 'model-msvit_10_384.csv').read_text().splitlines()
-    measured = list(csv.DictReader(line for line in lines if not line.startswith('#')))
     rows = []
-    for kind, dtype in [(row['pass'], row['dtype']) for row in measured if row['variant'] == 'spikingjelly 2']:
-        mine = [row for row in measured if (row['pass'], row['dtype']) == (kind, dtype)]
-        peer = next(row for row in mine if row['variant'] == 'spikingjelly 2')
-        ours = next(row for row in mine if row['variant'] in ('timm_snn compile', 'timm_snn fused, compile'))
-        saved = [f'{float(row["saved MB"]):.0f}' for row in (peer, ours) if row['saved MB']]
-        times = [f'{float(row["ms"]):.0f} ms' for row in (peer, ours)]
-        convolutions = f'{float(ours["convolutions ms"]):.0f} ms'
-        memory = ' -> '.join(saved) + ' MB' if saved else ''
-        rows.append([kind, dtype, *times, f'**{float(ours["speedup"]):.2f}**', convolutions, memory])
+    for cpu, folder in (('AVX2', 'cpu-avx2'), ('AVX-512', 'cpu')):
+        lines = (ROOT / 'benchmarks' / 'results' / folder / 'model-msvit_10_384.csv').read_text().splitlines()
+        measured = list(csv.DictReader(line for line in lines if not line.startswith('#')))
+        for kind, dtype in [(row['pass'], row['dtype']) for row in measured if row['variant'] == 'spikingjelly 2']:
+            mine = {row['variant']: row for row in measured if (row['pass'], row['dtype']) == (kind, dtype)}
+            ours = 'timm_snn compile' if kind == 'training' else 'timm_snn fused, compile'
+            peer, dense, sparse = (mine.get(name) for name in ('spikingjelly 2', ours, f'{ours}, sparse'))
+            memory = ' -> '.join(f'{float(row["saved MB"]):.0f}' for row in (peer, dense) if row['saved MB'])
+            cells = [cpu, kind, dtype, f'{float(peer["ms"]):.0f} ms']
+            for row in (dense, sparse):
+                cells += [f'{float(row["ms"]):.0f} ms', f'{float(row["speedup"]):.2f}'] if row else ['', '']
+            rows.append([*cells, f'{memory} MB' if memory else ''])
     assert rows and table('Speed') == rows
 
 
