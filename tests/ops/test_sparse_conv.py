@@ -1,6 +1,7 @@
 """Convolutions that skip zeros against torch's: forward, every gradient, what runs where, and whole models."""
 
 import copy
+import re
 
 import pytest
 import timm
@@ -174,6 +175,19 @@ def test_bad_arguments_and_input_are_refused():
     meta = torch.empty(1, 8, 4, 4, device='meta')
     with sparse_spikes(), pytest.raises(BackendUnavailable, match='on meta'):
         sparse_conv.conv2d(meta, torch.empty(8, 8, 1, 1, device='meta'), None, (1, 1), (0, 0), 1)
+
+
+@pytest.mark.parametrize(
+    ('size', 'dtype'),
+    [((2, 7, 9, 9), 'float32'), ((2, 8, 9, 9), 'float64'), ((2, 8, 2, 9), 'float32'), ((9, 9), 'float32')],
+)
+def test_what_torch_refuses_is_refused(size, dtype, ran):
+    x, (weight, bias) = spikes(*size, dtype=getattr(torch, dtype)), parameters(8, 8, (3, 3))
+    with pytest.raises(RuntimeError) as expected:
+        F.conv2d(x, weight, bias)
+    with sparse_spikes(), pytest.raises(RuntimeError, match=re.escape(str(expected.value))):
+        sparse_conv.conv2d(x, weight, bias, (1, 1), (0, 0), 1)
+    assert ran == []
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch):

@@ -1,8 +1,8 @@
 """Convolutions that do the work of spikes alone, on a CPU: a zero costs nothing.
 
-Nine of ten inputs of a trained spiking network's convolutions are zero. A dense convolution multiplies them all; this
-one adds the weights of those that are not, in the forward pass and in the gradient of the weights, as neuromorphic
-hardware does. The arithmetic is that of `sparse_conv.cpp`; the reference is `torch.nn.functional.conv2d`.
+Most inputs of a trained spiking network's convolutions are zero. A dense convolution multiplies them all; this one adds
+the weights of those that are not, in the forward pass and in the gradient of the weights, as neuromorphic hardware
+does. The arithmetic is that of `sparse_conv.cpp`; the reference is `torch.nn.functional.conv2d`.
 """
 
 import ctypes
@@ -72,16 +72,24 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, or inside `sparse_spikes` what that promises. Shapes and errors: as those."""
-    if torch.jit.is_scripting() or not _skips_zeros(weight, stride, padding, groups):
+    if torch.jit.is_scripting() or not _skips_zeros(x, weight, stride, padding, groups):
         return F.conv2d(x, weight, bias, stride, padding, groups=groups)
     return _conv_of_spikes(x, weight, bias, stride, padding)
 
 
 @torch.jit.unused
-def _skips_zeros(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> bool:
-    point_wise = weight.shape[2] == weight.shape[3] == 1 and max(padding) == 0
-    fits = weight.shape[1] < 2**16 and max(weight.shape[2:]) < 64  # positions are kept in 16 bits
-    return _inside and groups == 1 and (max(stride) == 1 or point_wise) and fits
+def _skips_zeros(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> bool:
+    """Whether this is a case for the kernels. What is wrong is not: torch raises its errors."""
+    if not _inside or groups != 1 or x.ndim != 4 or x.shape[1] != weight.shape[1]:
+        return False
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled('cpu'):
+        return False
+    kernel = weight.shape[2:]
+    if any(n + 2 * p < k for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)):
+        return False
+    point_wise = max(kernel) == 1 and max(padding) == 0
+    fits = weight.shape[1] < 2**16 and max(kernel) < 64  # positions are kept in 16 bits
+    return (max(stride) == 1 or point_wise) and fits
 
 
 @torch.jit.unused
