@@ -47,7 +47,7 @@ def why_no_compiler() -> str | None:
     try:
         _macros(_compiler())
     except (OSError, RuntimeError) as error:
-        return f'it needs a C++ compiler, g++ or clang with OpenMP, as c++ or as $CXX: {error}'
+        return f'it needs g++, or a compiler that takes its options, as c++ or as $CXX: {error}'
     return None
 
 
