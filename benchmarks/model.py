@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     clock = Clock(args.device, args.threads if args.device == 'cpu' else None, args.rounds)
     out = args.out or Path(__file__).parent / 'results' / args.device
-    head = {'shape': f'batch {args.batch}, {args.size} x {args.size}, T={args.steps}', 'model': args.model}
-    head['nonzero inputs'] = str(args.density)
+    shape = f'batch {args.batch}, {args.size} x {args.size}, T={args.steps}'
+    head = {'shape': shape, 'model': args.model, 'nonzero inputs': str(args.density)}
     table = Table(f'model-{args.model}{"-torch-compile" * args.compile}', clock.environment() | head, COLUMNS)
     for kind in args.kind:
         for dtype in args.dtype:
@@ -164,10 +164,12 @@ def contenders(args: argparse.Namespace, kind: str, images: Tensor) -> dict[str,
     names = {name: f'timm_snn {how}{name}' for name in backends._MODULES}
     for name in runnable_backends(args.device, [name for name in names if not skipped(names[name], args)]):
         models[names[name]] = WithBackend(fast, name)
-        if args.device == 'cpu' and (why_not := why_no_compiler()) is None:
-            models[f'{names[name]}, sparse'] = WithBackend(fast, name, sparse=True)
-        elif args.device == 'cpu':
-            print(f'without {names[name]}, sparse: {why_not}')
+        if args.device == 'cpu':
+            sparse = f'{names[name]}, sparse'
+            if why_not := why_no_compiler():
+                print(f'without {sparse}: {why_not}')
+            else:
+                models[sparse] = WithBackend(fast, name, sparse=True)
     if args.compile:
         options: dict[str, Any] = {'freezing': True} if kind == 'inference' else {}  # weights as constants, laid out
         compiled: Any = functools.partial(torch.compile, options=options)

@@ -82,6 +82,17 @@ struct Sums {
     }
 };
 
+#ifdef __AVX2__
+const struct Table {  // the lanes of a mask that are set, first
+    uint8_t lanes[256][8] = {};
+    Table() {
+        for (int mask = 0; mask < 256; mask++)
+            for (int lane = 0, count = 0; lane < 8; lane++)
+                if (mask >> lane & 1) lanes[mask][count++] = lane;
+    }
+} TABLE;
+#endif
+
 // Positions and values of what is not zero, in order. Room for 8 more than there are.
 template <typename A>
 struct List {
@@ -120,24 +131,15 @@ struct List {
         append<bf16>(x, c, end);
     }
     void append8(__m256 x, int64_t c) {
-        static const Table table;
         unsigned nonzero = _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_UQ));
         unsigned other = _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(1), _CMP_NEQ_UQ));
-        __m128i lanes = _mm_loadl_epi64((const __m128i*)table.lanes[nonzero]);
+        __m128i lanes = _mm_loadl_epi64((const __m128i*)TABLE.lanes[nonzero]);
         __m128i channels = _mm_add_epi16(_mm_cvtepu8_epi16(lanes), _mm_set1_epi16(c));
         _mm_storeu_si128((__m128i*)&index[size], channels);
         _mm256_storeu_ps(&values[size], _mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(lanes)));
         size += __builtin_popcount(nonzero);
         ones &= !(nonzero & other);
     }
-    struct Table {  // the lanes of a mask that are set, first
-        uint8_t lanes[256][8] = {};
-        Table() {
-            for (int mask = 0; mask < 256; mask++)
-                for (int lane = 0, count = 0; lane < 8; lane++)
-                    if (mask >> lane & 1) lanes[mask][count++] = lane;
-        }
-    };
 #endif
 };
 

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,18 +146,20 @@ def _run_backward(
     """The gradients of x, in its dtype, and of the weight, in that of the weight; without elements if not needed."""
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     sparse = needs_weight and _is_sparse(x, weight, 'weight_gradient', max_density)
-    dtype = _dense_dtype(x)
-    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
-    if needs_x or (needs_weight and not sparse):
+    wanted = (needs_x, needs_weight and not sparse, False)
+    grad_x: Any = None
+    grad_weight: Any = None
+    if any(wanted):
+        dtype = _dense_dtype(x)
         operands = (t.to(x.dtype).to(dtype) for t in (grad, x, weight))
-        wanted = (needs_x, needs_weight and not sparse, False)
         settings = ((1, 1), (pad_h, pad_w), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, no transpose, groups
-        gradients = torch.ops.aten.convolution_backward(*operands, None, *settings, wanted)
-        grad_x, grad_weight = (g if w else e for g, w, e in zip(gradients, wanted, (grad_x, grad_weight), strict=False))
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(*operands, None, *settings, wanted)
     if sparse:
         rows = torch.zeros(_packed_shape(weight), dtype=_sum_dtype(x.dtype))
         _call('weight_gradient', x, weight, (pad_h, pad_w), grad, rows)
         grad_weight = _unpacked(rows, weight)
+    grad_x = grad_x if needs_x else x.new_empty(0)
+    grad_weight = grad_weight if needs_weight else weight.new_empty(0)
     return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
