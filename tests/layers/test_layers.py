@@ -28,6 +28,8 @@ from timm_snn.layers import (
     patch_embeds,
     to_time_first,
 )
+from timm_snn.layers.attention import split_heads
+from timm_snn.layers.temporal import hold, mean_over_time
 
 X = torch.randint(0, 3, (4, 3, 12, 7, 5), generator=torch.Generator().manual_seed(0)).double()  # [T, B, C, H, W]
 
@@ -265,6 +267,25 @@ class TestRegistry:
         monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))
         with pytest.warns(UserWarning, match="neuron 'lif' is registered again"):
             neurons.register('lif')(ParametricLIF)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize(
+    ('ours', 'plain', 'steps'),
+    [
+        (lambda x: hold(x, 4), lambda x: x.expand(4, -1, -1, -1, -1), 1),
+        (lambda x: mean_over_time(x).mean((2, 3)), lambda x: x.mean((0, 3, 4)), 4),
+        (lambda x: split_heads(x.flatten(3), 4).sum(3), lambda x: x.reshape(4, 3, 3, 4, 35).sum(3), 4),
+    ],
+)
+def test_gradients_of_views_have_the_order_of_the_map(ours, plain, steps, channels_last):
+    x = X[:steps].movedim(2, -1).contiguous().movedim(-1, 2) if channels_last else X[:steps]
+    x.requires_grad_()
+    upstream = torch.randn_like(plain(x))
+    torch.testing.assert_close(ours(x), plain(x))
+    (grad,), (expected,) = (torch.autograd.grad(f(x), x, upstream) for f in (ours, plain))
+    torch.testing.assert_close(grad, expected)
+    assert grad.stride()[1:] == x.stride()[1:]
 
 
 @pytest.mark.parametrize('layer', [MultiScaleSpikingAttention, SpikingSelfAttention])

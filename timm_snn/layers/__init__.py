@@ -13,7 +13,7 @@ from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
 from .rep_conv import RepConv
 from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
-from .temporal import DropPath, merge_time, split_time, to_time_first
+from .temporal import DropPath, mean_over_time, merge_time, split_time, to_time_first
 
 __all__ = [
     'LIF',
@@ -45,6 +45,7 @@ __all__ = [
     'SpikingStem',
     'attentions',
     'fuse',
+    'mean_over_time',
     'merge_time',
     'neurons',
     'patch_embeds',

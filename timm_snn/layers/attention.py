@@ -58,8 +58,8 @@ class MultiScaleSpikingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
         x = x.flatten(3)  # [T, B, C, N]
-        k = self.k(x).unflatten(2, [-1, self.head_dim])  # [T, B, heads, D, N]
-        queries = [q(x).unflatten(2, [-1, self.head_dim]) for q in self.q]
+        k = split_heads(self.k(x), self.head_dim)
+        queries = [split_heads(q(x), self.head_dim) for q in self.q]
         x = self.proj(self._mask(queries, k).flatten(2, 3))
         return x.unflatten(3, [H, W])
 
@@ -167,13 +167,21 @@ class SpikingSelfAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[T, B, C, N], or maps, -> [T * B * heads, N, D]: a view, or of channels_last a copy that moves whole rows."""
-        return x.flatten(3).unflatten(2, [-1, self.head_dim]).transpose(3, 4).flatten(0, 2)
+        return split_heads(x.flatten(3), self.head_dim).transpose(3, 4).flatten(0, 2)
 
 
 attentions.register('rep_ssa')(partial(SpikingSelfAttention, conv_layer=RepConv))
 
 
 @register_notrace_function  # branches on strides; torch.fx passes over names with an underscore in front
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[T, B, C, N] -> [T, B, heads, D, N], a view whose gradient gets the memory order of x."""
+    if x.stride(2) == 1:  # channels_last
+        return x.transpose(2, 3).unflatten(3, [-1, head_dim]).permute(0, 1, 3, 4, 2)
+    return x.unflatten(2, [-1, head_dim])
+
+
+@register_notrace_function
 def merge_heads(x: Tensor, like: Tensor) -> Tensor:
     """[T, B, heads, N, D] -> [T, B, C, N] in the memory order of `like`, to which it is added in the end."""
     if like.stride(2) == 1:  # channels_last

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .conv import ConvBn, ConvBnLif, pool_spikes
 from .neuron import LIF
 from .registry import LayerFn, patch_embeds
+from .temporal import hold
 
 __all__ = ['CurrentStem', 'MembranePatchEmbed', 'SpikingPatchEmbed', 'SpikingPatchSplitting', 'SpikingStem']
 
@@ -37,7 +38,7 @@ class SpikingStem(nn.Module):
 
     def forward(self, x: Tensor, num_steps: int) -> Tensor:
         for i, unit in enumerate(self.units):
-            x = unit.lif(unit.current(x).expand(num_steps, -1, -1, -1, -1)) if i == 0 else unit(x)  # type: ignore
+            x = unit.lif(hold(unit.current(x), num_steps)) if i == 0 else unit(x)  # type: ignore
         return x
 
 
@@ -55,7 +56,7 @@ class CurrentStem(nn.Module):
         self.unit = ConvBn(in_chs, out_chs, kernel_size, **kwargs)
 
     def forward(self, x: Tensor, num_steps: int) -> Tensor:
-        return self.unit(x).expand(num_steps, -1, -1, -1, -1)
+        return hold(self.unit(x), num_steps)
 
 
 @patch_embeds.register('spemsf')

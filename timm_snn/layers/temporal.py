@@ -7,7 +7,7 @@ loader's collate stacks samples, Mixup flips axis 0 and Accelerate slices it, an
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-__all__ = ['DropPath', 'merge_time', 'split_time', 'to_time_first']
+__all__ = ['DropPath', 'hold', 'mean_over_time', 'merge_time', 'split_time', 'to_time_first']
 
 
 @register_notrace_function  # branches on the rank, which torch.fx cannot trace
@@ -41,6 +41,27 @@ def merge_time(x: Tensor) -> Tensor:
 def split_time(x: Tensor, num_steps: int) -> Tensor:
     """[T * B, ...] -> [T, B, ...], the inverse of `merge_time`."""
     return x.unflatten(0, [num_steps, -1])
+
+
+# Of a channels_last map the next two go through a view with channels last. Autograd's expanded gradients have no memory
+# order of their own: in the usual view they would come out contiguous, and every layer before would copy them back.
+
+
+@register_notrace_function  # branches on strides
+def hold(x: Tensor, num_steps: int) -> Tensor:
+    """One step for all: [1, B, C, H, W] -> [T, B, C, H, W] without a copy; all T steps are left as they are."""
+    if x.stride(2) == 1:
+        return x.movedim(2, 4).expand(num_steps, -1, -1, -1, -1).movedim(4, 2)
+    return x.expand(num_steps, -1, -1, -1, -1)
+
+
+@register_notrace_function
+def mean_over_time(x: Tensor) -> Tensor:
+    """[T, B, C, H, W] -> [B, C, H, W]."""
+    if x.stride(2) == 1:
+        x = x.movedim(2, 4)
+        return x.flatten(1).mean(0).view(x.shape[1:]).movedim(3, 1)
+    return x.mean(0)
 
 
 class DropPath(nn.Module):

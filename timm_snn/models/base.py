@@ -9,7 +9,7 @@ from timm.layers import ClassifierHead, get_device_dtype
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from ..layers import LayerFn, merge_time, neurons, split_time, to_time_first
+from ..layers import LayerFn, mean_over_time, merge_time, neurons, split_time, to_time_first
 from ..ops.backend import keep_backend
 from .builder import named_layers, take_indices
 
@@ -194,7 +194,7 @@ class SpikingTransformer(nn.Module):
         return split_time(self.head(merge_time(x), pre_logits=pre_logits), x.shape[0])
 
     def forward_features(self, x: Tensor) -> Tensor:
-        return self.stages(self._forward_stem(x)).mean(0)
+        return mean_over_time(self.stages(self._forward_stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of features averaged over time [B, C, H, W].
