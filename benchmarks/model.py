@@ -2,6 +2,7 @@
 
     python benchmarks/model.py                    msvit_10_384 on the GPU if there is one, else on two CPU threads
     python benchmarks/model.py --compile          also under torch.compile, which takes minutes to compile
+    python benchmarks/model.py --graph            also as CUDA graphs, which leave the host nothing to do but start them
     python benchmarks/model.py --sweep            also how the cost grows with steps, batch and resolution
     python benchmarks/model.py --spikingjelly-14 DIR
         also its older line with CuPy: pip install --no-deps --target DIR spikingjelly==0.0.0.0.14
@@ -15,7 +16,7 @@ msvit_4_96.fashion_mnist. Columns:
     ms, spread     median of the rounds, in which all take turns; (slowest - fastest) / median
     speedup        time of SpikingJelly 2, eager, in the same dtype / time of this row
     saved MB       for the backward pass, among what autograd is asked to keep
-    peak MB        on CUDA, above what was allocated before
+    peak MB        on CUDA, above what was allocated before; a CUDA graph keeps its memory, and none of it is counted
     convolutions   what torch's convolutions alone take, the fastest of three profiled passes: a speedup ends there,
                    unless zeros are skipped
 
@@ -24,6 +25,7 @@ Needs the extra bench.
 
 import argparse
 import functools
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -44,6 +46,7 @@ from timm_snn.ops.cpp import why_no_compiler
 
 Run = Callable[[], object]
 COLUMNS = ['variant', 'pass', 'dtype', 'ms', 'spread', 'speedup', 'saved MB', 'peak MB', 'convolutions ms']
+SPARSE, GRAPH = ', sparse', ', CUDA graph'  # ends of names
 DTYPES = {'cpu': ['float32', 'bfloat16'], 'cuda': ['float32', 'bfloat16', 'float16']}
 SWEEPS = {'steps': [1, 2, 4, 8], 'batch': [1, 2, 4], 'size': [112, 160, 224]}
 
@@ -83,12 +86,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--dtype', nargs='+', choices=DTYPES['cuda'])
     parser.add_argument('--kind', nargs='+', choices=['inference', 'training'], default=['inference', 'training'])
     parser.add_argument('--compile', action='store_true', help='also whole models under torch.compile')
+    parser.add_argument('--graph', action='store_true', help='on CUDA, also as CUDA graphs')
     parser.add_argument('--sweep', action='store_true', help='training in the first dtype over steps, batch and size')
     parser.add_argument('--skip', nargs='+', default=[], metavar='WORD', help='leave out variants with it in the name')
     parser.add_argument('--spikingjelly-14', type=Path, metavar='DIR', help='where spikingjelly 0.0.0.0.14 lies')
     parser.add_argument('--out', type=Path, help='default: results/<device> beside this file')
     args = parser.parse_args(argv)
     args.dtype = args.dtype or DTYPES[args.device]
+    if args.graph and args.device != 'cuda':
+        parser.error('--graph needs a CUDA device')
     return args
 
 
@@ -120,16 +126,19 @@ class PeerStem(nn.Module):
 
 def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> list[dict[str, Any]]:
     """Rows of the table for one pass in one dtype."""
+    gc.collect()  # CUDA graphs of the last pass refer to themselves, and hold all their memory
     torch.manual_seed(0)
     torch._dynamo.reset()
     config: Any = timm.get_pretrained_cfg(args.model)
     images = torch.rand(args.batch, config.input_size[0], args.size, args.size, device=args.device)
     labels = torch.randint(10, (args.batch,), device=args.device)
     autocast = functools.partial(torch.autocast, args.device, getattr(torch, dtype), dtype != 'float32')
-    models = contenders(args, kind, images)
+    models: dict[str, Any] = contenders(args, kind, images)
     if dtype == args.dtype[0]:  # weights and layers are the same for all
         check_equality(models, images)
     models = those_for(getattr(torch, dtype), models)
+    if args.graph:
+        models |= graphs(args, kind, models, images, autocast)
     step = inference if kind == 'inference' else training
     runs = {name: functools.partial(step, model, images, labels, autocast) for name, model in models.items()}
     times = clock.compare(runs)
@@ -142,9 +151,9 @@ def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> li
             'ms': 1e3 * times[name].median,
             'spread': times[name].spread,
             'speedup': base / times[name].median,
-            'saved MB': saved_bytes(run) / 1e6 if kind == 'training' else None,
-            'peak MB': peak_megabytes(run, clock.device),
-            'convolutions ms': None if 'sparse' in name else milliseconds_of_convolutions(run, args.device),
+            'saved MB': saved_bytes(run) / 1e6 if kind == 'training' and not name.endswith(GRAPH) else None,
+            'peak MB': None if name.endswith(GRAPH) else peak_megabytes(run, clock.device),
+            'convolutions ms': None if name.endswith((SPARSE, GRAPH)) else convolution_milliseconds(run, args.device),
         }
         for name, run in runs.items()
     ]
@@ -165,7 +174,7 @@ def contenders(args: argparse.Namespace, kind: str, images: Tensor) -> dict[str,
     for name in runnable_backends(args.device, [name for name in names if not skipped(names[name], args)]):
         models[names[name]] = WithBackend(fast, name)
         if args.device == 'cpu':
-            sparse = f'{names[name]}, sparse'
+            sparse = names[name] + SPARSE
             if why_not := why_no_compiler():
                 print(f'without {sparse}: {why_not}')
             else:
@@ -187,6 +196,41 @@ class WithBackend(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with timm_snn.use_backend(self.backend), sparse_spikes() if self.sparse else nullcontext():
             return self.model(x)
+
+
+def graphs(
+    args: argparse.Namespace, kind: str, models: dict[str, nn.Module], images: Tensor, autocast: Callable
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The models as CUDA graphs, but for the older SpikingJelly, whose kernels run on a stream of CuPy.
+
+    A graph keeps the places of the weights in memory, so nothing may convert them afterwards.
+    """
+    found: dict[str, Any] = {}
+    for name, model in models.items():
+        if name == OLD_CUPY or name.endswith('torch.compile') or skipped(name + GRAPH, args):
+            continue
+        with autocast(cache_enabled=False):
+            if kind == 'training':
+                found[name + GRAPH] = torch.cuda.make_graphed_callables(nn.Sequential(model), (images,))
+            else:
+                found[name + GRAPH] = inference_graph(model, images)
+    return found
+
+
+@torch.inference_mode()
+def inference_graph(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
+    held = images.clone()
+    model(held)  # compiles what compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = model(held)
+
+    def replay(x: Tensor) -> Tensor:
+        held.copy_(x)
+        graph.replay()
+        return logits
+
+    return replay
 
 
 def create(args: argparse.Namespace, **kwargs: Any) -> Any:
@@ -265,7 +309,7 @@ def training(model: nn.Module, images: Tensor, labels: Tensor, autocast: Callabl
     model.zero_grad()
 
 
-def milliseconds_of_convolutions(run: Run, device: str) -> float:
+def convolution_milliseconds(run: Run, device: str) -> float:
     cuda = device == 'cuda'
     times = []
     for _ in range(3):

@@ -175,6 +175,22 @@ def test_triton_in_a_cuda_graph():
         agree(captured, step(), rtol=0)
 
 
+def test_a_training_step_in_a_cuda_graph(kernels):
+    """Captured in bfloat16, as users train; autocast may not cache its casts then."""
+    model = lively(timm.create_model('msvit_4_96', backend=kernels)).cuda().train()
+    x, other = torch.rand(2, 4, 1, 28, 28, device='cuda')
+
+    def step(forward, x):
+        with torch.autocast('cuda', torch.bfloat16, cache_enabled=False):
+            logits = forward(x)
+        return logits, *torch.autograd.grad(logits.float().square().sum(), tuple(model.parameters()))
+
+    expected = [tensor.clone() for tensor in step(model, x)]
+    with torch.autocast('cuda', torch.bfloat16, cache_enabled=False):
+        captured = torch.cuda.make_graphed_callables(torch.nn.Sequential(model), (other,))
+    agree(step(captured, x), expected, rtol=1e-2)
+
+
 def test_triton_compiles_with_inductor():
     compiled = torch.compile(lambda x: lif(2 * x, backend='triton'), fullgraph=True)
     x = torch.randn(4, 3, 33, device='cuda', requires_grad=True)
