@@ -183,7 +183,7 @@ def test_a_training_step_in_a_cuda_graph(kernels):
     def step(forward, x):
         with torch.autocast('cuda', torch.bfloat16, cache_enabled=False):
             logits = forward(x)
-        return logits, *torch.autograd.grad(logits.float().square().sum(), tuple(model.parameters()))
+        return logits.detach(), *torch.autograd.grad(logits.float().square().sum(), tuple(model.parameters()))
 
     expected = [tensor.clone() for tensor in step(model, x)]
     with torch.autocast('cuda', torch.bfloat16, cache_enabled=False):
