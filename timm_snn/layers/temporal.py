@@ -51,7 +51,8 @@ def split_time(x: Tensor, num_steps: int) -> Tensor:
 def hold(x: Tensor, num_steps: int) -> Tensor:
     """One step for all: [1, B, C, H, W] -> [T, B, C, H, W] without a copy; all T steps are left as they are."""
     if x.stride(2) == 1:
-        return x.movedim(2, 4).expand(num_steps, -1, -1, -1, -1).movedim(4, 2)
+        y = x.movedim(2, 4)
+        return y.flatten(1).expand(num_steps, -1).unflatten(1, y.shape[1:]).movedim(4, 2)
     return x.expand(num_steps, -1, -1, -1, -1)
 
 

@@ -30,17 +30,19 @@ __all__ = ['BackendUnavailable', 'backend_report', 'set_backend', 'use_backend']
 _logger = logging.getLogger(__name__)
 
 # Name -> module that implements it, in the order in which 'auto' tries them; 'torch' runs everywhere and is last.
-# 'compile' takes seconds to compile when called eagerly, so 'auto' uses it inside torch.compile only, and there first.
+# 'compile' and 'cpp' take seconds to build when first called, so 'auto' uses 'compile' inside torch.compile only, and
+# there first, and 'cpp' never.
 # A backend is one file with `lif` as in lif_torch.py and `why_not(x)`: why it cannot run x, or without x why it cannot
 # run at all, ending in what to install; None if it can. The file is imported when it is first asked for and may import
 # what it needs at its top.
 _MODULES: dict[str, str] = {
     'compile': 'timm_snn.ops.lif_compile',
+    'cpp': 'timm_snn.ops.lif_cpp',
     'triton': 'timm_snn.ops.lif_triton',
     'cupy': 'timm_snn.ops.lif_cupy',
     'torch': 'timm_snn.ops.lif_torch',
 }
-_KERNELS = ('triton', 'cupy')  # they know the surrogates of our table only, the others take any
+_KERNELS = ('triton', 'cupy', 'cpp')  # they know the surrogates of our table only, the others take any
 # Module that a backend lacks -> what to install, where that is not the module.
 _PACKAGES = {'cupy': "'timm-snn[cupy]', or 'timm-snn[cupy13]' beside a torch for CUDA 13"}
 _loaded: dict[str, ModuleType] = {'torch': lif_torch}
@@ -50,6 +52,10 @@ _FUSED: dict[str, dict[str, str]] = {
     'timm_snn.ops.lif_compile': {
         'bn_lif': 'timm_snn.ops.bn_lif_compile',
         'affine_lif': 'timm_snn.ops.bn_lif_compile',
+    },
+    'timm_snn.ops.lif_cpp': {
+        'bn_lif': 'timm_snn.ops.bn_lif_cpp',
+        'affine_lif': 'timm_snn.ops.bn_lif_cpp',
     },
     'timm_snn.ops.lif_triton': {
         'bn_lif': 'timm_snn.ops.bn_lif_triton',
@@ -139,7 +145,7 @@ def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Mo
         for name in _MODULES:
             _import(name)
     for name in _MODULES:
-        if name == 'compile' and not torch.compiler.is_compiling():
+        if name in ('compile', 'cpp') and not torch.compiler.is_compiling():
             continue
         _import(name)
         if _loaded[name].why_not(x) is None and (name not in _KERNELS or is_known(surrogate)):
@@ -154,10 +160,10 @@ def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Mo
 def fused(op: str, backend: ModuleType) -> ModuleType | None:
     """The module with this backend's fused `op`, if it has one.
 
-    Inside torch.compile the compiled backend has none: Inductor does the fusing there.
+    Inside torch.compile those of a CPU have none: Inductor does the fusing there.
     """
     name = _FUSED.get(backend.__name__, {}).get(op)
-    if name is None or (torch.compiler.is_compiling() and backend.__name__ == _MODULES['compile']):
+    if name is None or (torch.compiler.is_compiling() and backend.__name__ in (_MODULES['compile'], _MODULES['cpp'])):
         return None
     _import_fused(name)
     return _loaded[name]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .bn_lif import scale_and_shift
-from .layout import as_steps, from_steps, step_strides
+from .layout import as_steps, channel_strides, from_steps
 from .lif_compile import Settings, fire, fire_backward, run_compiled, split_tau
 from .lif_torch import membrane_dtype
 from .surrogate import Sigmoid, Surrogate
@@ -76,7 +76,7 @@ class _BnLif(torch.autograd.Function):
     def backward(ctx, grad, *_):
         x, weight, bias, tau, mean, var = ctx.saved_tensors
         scale, shift = scale_and_shift(weight, bias, mean, var, ctx.eps)
-        strides = _channel_strides(x)
+        strides = channel_strides(x)
         args = (_by_channel(grad, x, strides), _by_channel(x, x, strides), scale, shift, tau)
         grad_y, *grad_tau = run_compiled(_affine_fire_backward, 1 if tau is None else 2, ctx.s, *args)
         grad_y = from_steps(grad_y.flatten(1), x, strides)
@@ -96,7 +96,7 @@ class _BnLif(torch.autograd.Function):
 
 
 def _fire(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, s: Settings) -> Tensor:
-    strides = _channel_strides(x)
+    strides = channel_strides(x)
     (spikes,) = run_compiled(_affine_fire, 1, s, _by_channel(x, x, strides), scale, shift, tau)
     return from_steps(spikes.flatten(1), x, strides)
 
@@ -115,18 +115,6 @@ def _affine_fire_backward(
 def _normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [T, ..., C, S] -> the current, in the membrane's dtype."""
     return x.to(membrane_dtype(x.dtype)) * scale[:, None] + shift[:, None]
-
-
-def _channel_strides(x: Tensor) -> tuple[int, ...]:
-    """Strides of a step of x that are contiguous or channels_last, the latter if x has them."""
-    strides = step_strides(x)
-    chs, *spatial = x.shape[2:]
-    size = math.prod(spatial)
-    channels_last = x[0].movedim(1, -1).is_contiguous()
-    if channels_last and strides == x.stride()[1:]:
-        return strides
-    inner = [math.prod(spatial[i + 1 :]) for i in range(len(spatial))]
-    return chs * size, size, *inner
 
 
 def _by_channel(x: Tensor, like: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -11,28 +11,30 @@ from pathlib import Path
 
 __all__ = ['load_cpp', 'why_no_compiler']
 
-# Sums may be contracted to fused multiply-adds; of tensors with NaN and infinity nothing is assumed away.
-_OPTIONS = ('-O3', '-std=c++17', '-march=native', '-ffp-contract=fast', '-fopenmp', '-shared', '-fPIC')
+_OPTIONS = ('-O3', '-std=c++17', '-march=native', '-fopenmp', '-shared', '-fPIC')
 
 
 @functools.cache
-def load_cpp(source: Path) -> ctypes.CDLL:
+def load_cpp(source: Path, *options: str) -> ctypes.CDLL:
     """The library built from `source`, from the cache if it was built on such a machine with such a compiler before.
+
+    It may include headers of its folder. `options` are more of the compiler's.
 
     The compiler is $CXX, else c++. The cache is $XDG_CACHE_HOME/timm_snn, else ~/.cache/timm_snn. A library appears
     there whole, by a rename, so any number of processes may build it at once.
 
     Raises: RuntimeError with the compiler's own message if it fails; OSError if there is none, or no place to write.
     """
-    text = source.read_bytes()
+    options = (*_OPTIONS, *options)
+    texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob('*.hpp')))]
     # The compiler's macros name its version and everything that -march=native has found.
-    key = hashlib.sha256(b'\0'.join([text, ' '.join(_OPTIONS).encode(), _macros(_compiler())])).hexdigest()[:16]
+    key = hashlib.sha256(b'\0'.join([*texts, ' '.join(options).encode(), _macros(_compiler())])).hexdigest()[:16]
     library = _cache() / f'{source.stem}-{key}.so'
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         unfinished = library.with_name(f'{library.name}.{uuid.uuid4().hex}')
         try:
-            _run([_compiler(), *_OPTIONS, str(source), '-o', str(unfinished)])
+            _run([_compiler(), *options, str(source), '-o', str(unfinished)])
             unfinished.replace(library)
         finally:
             unfinished.unlink(missing_ok=True)

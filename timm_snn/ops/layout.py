@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ['as_steps', 'ceil_div', 'empty_steps', 'from_steps', 'step_strides']
+__all__ = ['as_steps', 'ceil_div', 'channel_strides', 'empty_steps', 'from_steps', 'step_strides']
 
 
 def step_strides(x: Tensor) -> tuple[int, ...]:
@@ -22,6 +22,18 @@ def step_strides(x: Tensor) -> tuple[int, ...]:
     else:
         return x.stride()[1:]
     return tuple(math.prod(x.shape[i + 1 :]) for i in range(1, x.ndim))
+
+
+def channel_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of one step of x [T, B, C, ...] that are contiguous or channels_last, the latter if x has them."""
+    strides = step_strides(x)
+    chs, *spatial = x.shape[2:]
+    size = math.prod(spatial)
+    channels_last = x[0].movedim(1, -1).is_contiguous()
+    if channels_last and strides == x.stride()[1:]:
+        return strides
+    inner = [math.prod(spatial[i + 1 :]) for i in range(len(spatial))]
+    return chs * size, size, *inner
 
 
 def empty_steps(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

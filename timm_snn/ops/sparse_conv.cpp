@@ -9,9 +9,9 @@
 //   weight  [blocks of B output channels][KH][KW][C][B], of type A, in which sums are taken; zeros beyond O
 
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "numbers.hpp"
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -29,26 +29,6 @@ struct Shape {
     int64_t OH() const { return H + 2 * PH - KH + 1; }
     int64_t OW() const { return W + 2 * PW - KW + 1; }
 };
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline float value(float x) { return x; }
-inline double value(double x) { return x; }
-inline float value(bf16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
-}
-inline void store(float& to, float x) { to = x; }
-inline void store(double& to, double x) { to = x; }
-inline void store(bf16& to, float x) {  // to nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    to.bits = x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0;
-}
 
 // B sums in vector registers
 template <typename A, int B>

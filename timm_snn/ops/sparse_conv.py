@@ -213,7 +213,7 @@ def _call(name: str, x: Tensor, weight: Tensor, padding: tuple[int, int], *tenso
     n, c, h, w = x.shape
     o, _, *kernel = weight.shape
     shape = (ctypes.c_int64 * 9)(n, h, w, c, o, *kernel, *padding)
-    function = getattr(load_cpp(_SOURCE), f'{name}_{_NAMES[x.dtype]}_{_block(o)}')
+    function = getattr(load_cpp(_SOURCE, '-ffp-contract=fast'), f'{name}_{_NAMES[x.dtype]}_{_block(o)}')
     function(shape, *(ctypes.c_void_p(t.data_ptr()) for t in (x, *tensors)), torch.get_num_threads())
 
 

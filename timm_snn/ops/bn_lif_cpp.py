@@ -1,0 +1,110 @@
+"""Batch norm and neuron in C++ for a CPU: see `timm_snn.ops.bn_lif`.
+
+One pass takes the statistics and one fires. The backward pass goes through memory twice: it adds up the neuron's
+gradient per channel, and computes it again to write that of x.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .bn_lif import scale_and_shift
+from .layout import as_steps, channel_strides, from_steps
+from .lif_cpp import call
+from .lif_op import constant_alpha
+from .lif_torch import membrane_dtype
+from .surrogate import Surrogate
+
+__all__ = ['affine_lif', 'bn_lif']
+
+BIAS_IS_FREE = False  # convolutions add it while they hold the output
+
+
+def bn_lif(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    pool: bool,
+    tau: float | Tensor,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    surrogate: Surrogate,
+    detach_reset: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [T, B, C, *spatial] -> spikes, and the batch's mean and biased variance [C] without a gradient. No pooling.
+
+    Raises: BackendUnavailable for a surrogate that is not in the table of surrogate.py.
+    """
+    settings = (v_threshold, v_reset, decay_input, surrogate.name, constant_alpha(surrogate, 'cpp'), detach_reset)
+    return _BnLif.apply(x, weight, bias, tau, settings, eps)
+
+
+def affine_lif(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    pool: bool,
+    tau: float | Tensor,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+) -> Tensor:
+    """The neuron of x * scale + shift, [C] each, without a gradient. No pooling."""
+    return _fire(x, scale, shift, (float(tau), v_threshold, v_reset, decay_input))
+
+
+class _BnLif(torch.autograd.Function):
+    @staticmethod
+    def forward(x, weight, bias, tau, settings, eps):
+        strides = channel_strides(x)
+        steps, channels = as_steps(x, strides), _channels(x, strides)
+        mean, var = torch.empty(2, x.shape[2], dtype=membrane_dtype(x.dtype)).unbind()
+        call('statistics', steps, channels, (), (steps, mean, var))
+        return _fire(x, *scale_and_shift(weight, bias, mean, var, eps), (float(tau), *settings)), mean, var
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, tau, ctx.settings, ctx.eps = inputs
+        _, mean, var = output
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        ctx.tau = None if isinstance(tau, Tensor) else tau
+        ctx.save_for_backward(x, weight, bias, tau if ctx.tau is None else None, mean, var)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        x, weight, bias, tau, mean, var = ctx.saved_tensors
+        strides = channel_strides(x)
+        steps, grad_steps = as_steps(x, strides), as_steps(grad, strides)
+        scale, shift = scale_and_shift(weight, bias, mean, var, ctx.eps)
+        grad_x, sums = torch.empty_like(steps), mean.new_empty(2, len(mean))
+        grad_tau = None if tau is None else mean.new_zeros(())
+        call(
+            'bn_backward',
+            steps,
+            _channels(x, strides),
+            (float(tau if ctx.tau is None else ctx.tau), *ctx.settings),
+            (steps, scale, shift, mean, (var + ctx.eps).rsqrt(), grad_steps, grad_x, sums, grad_tau),
+            grad_steps.stride(0),
+        )
+        if grad_tau is not None:
+            grad_tau = grad_tau.reshape(tau.shape).to(tau.dtype)
+        return from_steps(grad_x, x, strides), sums[1].to(weight.dtype), sums[0].to(bias.dtype), grad_tau, None, None
+
+
+def _fire(x: Tensor, scale: Tensor, shift: Tensor, neuron: tuple) -> Tensor:
+    strides = channel_strides(x)
+    steps = as_steps(x, strides)
+    spikes = torch.empty(steps.shape, dtype=x.dtype)
+    call('fire', steps, _channels(x, strides), neuron, (steps, None, scale, shift, spikes, None))
+    return from_steps(spikes, x, strides)
+
+
+def _channels(x: Tensor, strides: tuple[int, ...]) -> tuple[int, int]:
+    """C and S of a step of x as [rows, C, S]."""
+    return x.shape[2], 1 if strides[1] == 1 else math.prod(x.shape[3:])

@@ -1,0 +1,448 @@
+// The neuron on a CPU, alone and behind a batch norm. Built by cpp.py, called by lif_cpp.py and bn_lif_cpp.py.
+//
+// A pack of neurons goes through all steps at a time, in registers and the first-level cache, so that every tensor is
+// read or written once per pass. Spikes are those of lif_torch.py to the bit, if the compiler contracts nothing.
+//
+//   x       [T][rows][C][S], of type X: S = 1 in channels_last, otherwise the pixels of a channel
+//   membrane, and all that is computed: of type A
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
+
+#include "numbers.hpp"
+
+struct Call {  // of lif_cpp.py, field by field
+    int64_t T, rows, C, S, x_stride, grad_stride;
+    double tau, v_threshold, v_rest, alpha;
+    int32_t hard_reset, decay_input, detach_reset, surrogate, threads;
+};
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int64_t PIECE = 4096;  // neurons that a thread takes at a time, about
+constexpr int64_t PARTS = 128;   // sums per channel in channels_last, at most, that are added up in the end
+enum { SIGMOID, ATAN, PIECEWISE_QUADRATIC, ERF };  // in the order of surrogate.py
+
+template <typename A>
+struct Vector {
+    static constexpr int LANES = 32 / sizeof(A);
+    typedef A type __attribute__((vector_size(32)));
+    typedef A anywhere __attribute__((vector_size(32), aligned(alignof(A)), may_alias));  // in memory
+};
+
+typedef Vector<double>::type doubles;
+typedef Vector<float>::type floats;
+typedef int64_t longs __attribute__((vector_size(32)));
+typedef int32_t ints __attribute__((vector_size(32)));
+
+INLINE doubles exp_(doubles x) {
+    for (int i = 0; i < 4; i++) x[i] = std::exp(x[i]);
+    return x;
+}
+INLINE doubles negative(doubles x) { return (doubles)((longs)x | INT64_MIN); }  // -|x|
+INLINE floats negative(floats x) { return (floats)((ints)x | INT32_MIN); }
+INLINE floats multiply_add(floats x, floats y, floats z) {
+#ifdef __FMA__
+    return _mm256_fmadd_ps(x, y, z);
+#else
+    return x * y + z;
+#endif
+}
+// x <= 0. 2^n times a Taylor polynomial of what is left, at most ln(2) / 2
+INLINE floats exp_(floats x) {
+    const floats least = floats{} - 87.f;
+    x = x > least ? x : least;
+    // rounds, and has n in the last bits
+    floats shifted = multiply_add(x, floats{} + 1.44269504f, floats{} + 0x1.8p23f), n = shifted - 0x1.8p23f;
+    floats r = multiply_add(n, floats{} - 0.693359375f, x);  // x - n ln(2), and ln(2) in two parts, the first one exact
+    r = multiply_add(n, floats{} + 2.12194440e-4f, r);
+    floats p = floats{} + 1 / 720.f;
+    for (float factor : {1 / 120.f, 1 / 24.f, 1 / 6.f, 0.5f, 1.f, 1.f}) p = multiply_add(p, r, floats{} + factor);
+    return p * (floats)(((ints)shifted << 23) + 0x3f800000);
+}
+
+// Neurons that are computed together: enough vectors to keep the processor busy while each waits for its last step
+template <typename A>
+struct Pack {
+    typedef typename Vector<A>::type vec;
+    typedef typename Vector<A>::anywhere anywhere;
+    static constexpr int LANES = Vector<A>::LANES, SIZE = 4, N = SIZE * LANES;
+    vec w[SIZE];
+
+    INLINE static Pack of(A number) {
+        Pack pack;
+        for (int i = 0; i < SIZE; i++) pack.w[i] = vec{} + number;
+        return pack;
+    }
+    // Whole vectors in and out: what is written in smaller parts has to reach the cache before it can be read.
+    INLINE void load(const A* from) {
+        for (int i = 0; i < SIZE; i++) w[i] = *(const anywhere*)(from + i * LANES);
+    }
+    INLINE void save(A* to) const {
+        for (int i = 0; i < SIZE; i++) *(anywhere*)(to + i * LANES) = w[i];
+    }
+    template <typename X>
+    INLINE void load(const X* from, int64_t n) {
+        if (std::is_same<X, A>::value && n == N) return load((const A*)from);
+        A numbers[N] = {};
+        if (n == N)
+            for (int i = 0; i < N; i++) numbers[i] = value(from[i]);
+        else
+            for (int64_t i = 0; i < n; i++) numbers[i] = value(from[i]);
+        load(numbers);
+    }
+    template <typename X>
+    INLINE void save(X* to, int64_t n) const {
+        if (std::is_same<X, A>::value && n == N) return save((A*)to);
+        A numbers[N];
+        save(numbers);
+        if (n == N)
+            for (int i = 0; i < N; i++) store(to[i], numbers[i]);
+        else
+            for (int64_t i = 0; i < n; i++) store(to[i], numbers[i]);
+    }
+};
+
+// n neurons at m in the memory of a step, of channel c or, in channels_last, of c and those that follow
+struct Span {
+    int64_t m, n, c;
+};
+
+// How the neurons of a step are divided among threads: always in the same way, whatever their number
+struct Division {
+    const Call& k;
+    bool channels_last;
+    int64_t size, each, pieces;  // of a step; of an item; items of S
+
+    Division(const Call& k, int64_t n) : k(k), channels_last(k.S == 1 && k.C > 1), size(k.rows * k.C * k.S), each(PIECE) {
+        if (channels_last) each = std::max({PIECE, 8 * k.C, (size + PARTS - 1) / PARTS});
+        each = (each + n - 1) / n * n;
+        pieces = (k.S + each - 1) / each;
+    }
+    int64_t items() const { return channels_last ? (size + each - 1) / each : k.rows * k.C * pieces; }
+    int64_t channel(int64_t item) const { return item / pieces % k.C; }  // not in channels_last
+
+    template <typename F>
+    void spans(int64_t item, int64_t n, F f) const {
+        if (channels_last) {
+            int64_t begin = item * each, end = std::min(begin + each, size), c = begin % k.C;
+            for (int64_t m = begin; m < end; m += n, c = (c + n) % k.C) f(Span{m, std::min(n, end - m), c});
+        } else {
+            int64_t line = item / pieces, begin = item % pieces * each, end = std::min(begin + each, k.S);
+            for (int64_t s = begin; s < end; s += n) f(Span{line * k.S + s, std::min(n, end - s), line % k.C});
+        }
+    }
+};
+
+// A pack and what it computes step by step. USUAL: see is_usual.
+template <typename X, typename A, bool USUAL>
+struct Neurons {
+    typedef Pack<A> P;
+    typedef typename P::vec vec;
+    static constexpr int N = P::N;
+
+    const Call& k;
+    const Division& division;
+    const bool hard_reset, decay_input, detach_reset, exact;
+    const A tau, inverse, v_threshold, v_rest, alpha;
+    P scale = P::of(1), shift = P::of(0);
+    std::vector<P> h, v;  // of each step, and v before it; v unless USUAL
+
+    explicit Neurons(const Division& d)
+        : k(d.k), division(d), hard_reset(USUAL || k.hard_reset), decay_input(USUAL || k.decay_input),
+          detach_reset(USUAL || k.detach_reset), exact(USUAL || is_exact(k.tau)), tau(k.tau), inverse(1 / tau),
+          v_threshold(k.v_threshold), v_rest(k.v_rest), alpha(k.alpha), h(k.T), v(USUAL ? 0 : k.T) {}
+
+    static bool is_exact(double tau) {
+        int exponent;
+        return std::frexp(tau, &exponent) == 0.5;
+    }
+
+    // A number per channel, for each neuron of the span
+    INLINE P per_neuron(const Span& s, const A* of) const {
+        if (!division.channels_last) return P::of(of[s.c]);
+        P pack;
+        A numbers[N];
+        if (s.c + N <= k.C) {
+            pack.load(of + s.c);
+        } else {
+            for (int64_t i = 0, c = s.c; i < N; i++, c = c + 1 < k.C ? c + 1 : 0) numbers[i] = of[c];
+            pack.load(numbers);
+        }
+        return pack;
+    }
+
+    INLINE vec over_tau(vec a) const { return exact ? a * inverse : a / tau; }
+
+    // From x and the first v to every h; returns the last v
+    INLINE P run(const Span& s, const X* from, const A* v_first) {
+        P now = P::of(v_rest);
+        if (v_first) now.load(v_first + s.m, s.n);
+        for (int64_t t = 0; t < k.T; t++) {
+            P x;
+            x.load(from + t * k.x_stride + s.m, s.n);
+            if (!USUAL) v[t] = now;
+#pragma GCC unroll 4
+            for (int i = 0; i < P::SIZE; i++) {
+                vec current = x.w[i] * scale.w[i] + shift.w[i], before = now.w[i], leak = before - v_rest;
+                vec charged = decay_input ? before + over_tau(current - leak) : before - over_tau(leak) + current;
+                vec after = hard_reset ? vec{} + v_rest : charged - v_threshold;
+                now.w[i] = charged >= vec{} + v_threshold ? after : charged;
+                h[t].w[i] = charged;
+            }
+        }
+        return now;
+    }
+
+    INLINE vec derivative(vec x) const {
+        vec ax = alpha * x;
+        if (USUAL || k.surrogate == SIGMOID) {
+            vec e = exp_(negative(ax));
+            return alpha * e / ((1 + e) * (1 + e));  // p (1 - p), without the cancellation
+        }
+        if (k.surrogate == ATAN) {
+            vec z = A(M_PI_2) * ax;
+            return alpha / 2 / (1 + z * z);
+        }
+        if (k.surrogate == PIECEWISE_QUADRATIC) {
+            vec d = alpha + alpha * negative(ax);
+            return d > 0 ? d : vec{};
+        }
+        return alpha * A(M_2_SQRTPI / 2) * exp_(-ax * ax);
+    }
+
+    // After `run`: use(t, gradient of the current) from the last step to the first. The membrane's gradient goes from
+    // after the last to before the first; returns what the span adds to that of tau, if it is learned.
+    template <typename F>
+    INLINE A run_backward(const Span& s, const X* upstream, P& grad_v, bool learned, F use) {
+        A grad_tau = 0;
+        for (int64_t t = k.T - 1; t >= 0; t--) {
+            P grad;
+            grad.load(upstream + t * k.grad_stride + s.m, s.n);
+#pragma GCC unroll 4
+            for (int i = 0; i < P::SIZE; i++) {
+                vec charged = h[t].w[i], above = charged - v_threshold, d = derivative(above);
+                vec g = grad.w[i], back = grad_v.w[i];
+                if (!detach_reset) g += hard_reset ? back * (v_rest - charged) : -back * v_threshold;
+                if (hard_reset) back = above >= 0 ? vec{} : back;
+                g = g * d + back;
+                vec decayed = g * inverse;
+                if (!USUAL && learned) {
+                    vec before = v[t].w[i];
+                    vec of_tau = decay_input ? (before - charged) * decayed : (before - v_rest) * decayed * inverse;
+                    for (int j = 0; j < P::LANES && i * P::LANES + j < s.n; j++) grad_tau += of_tau[j];
+                }
+                grad_v.w[i] = g - decayed;
+                grad.w[i] = decay_input ? decayed : g;
+            }
+            use(t, grad);
+        }
+        return grad_tau;
+    }
+};
+
+// f(neurons, item) for every item, on all threads
+template <typename X, typename A, bool USUAL, typename F>
+void parallel(const Division& division, F f) {
+#pragma omp parallel num_threads(division.k.threads)
+    {
+        Neurons<X, A, USUAL> neurons(division);
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < division.items(); item++) f(neurons, item);
+    }
+}
+
+template <typename A>
+A sum(const std::vector<A>& numbers) {
+    double total = 0;
+    for (A x : numbers) total += x;
+    return total;
+}
+
+// Spikes of x * scale + shift (of x if there is no scale), and the last membrane if asked for
+template <typename X, typename A, bool USUAL>
+void fire(const Call& k, const X* x, const A* v, const A* scale, const A* shift, X* spikes, A* v_last) {
+    typedef Pack<A> P;
+    Division division(k, P::N);
+    parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
+        division.spans(item, P::N, [&](const Span& s) {
+            if (scale) neurons.scale = neurons.per_neuron(s, scale), neurons.shift = neurons.per_neuron(s, shift);
+            P last = neurons.run(s, x, v);
+            for (int64_t t = 0; t < k.T; t++) {
+                P fires;
+                for (int i = 0; i < P::SIZE; i++)
+                    fires.w[i] = neurons.h[t].w[i] >= typename P::vec{} + neurons.v_threshold ? P::of(1).w[i] : P::of(0).w[i];
+                fires.save(spikes + t * division.size + s.m, s.n);
+            }
+            if (v_last) last.save(v_last + s.m, s.n);
+        });
+    });
+}
+
+// Gradients of x, of the first membrane and of tau, each if asked for, but for x
+template <typename X, typename A, bool USUAL>
+void fire_backward(const Call& k, const X* x, const A* v, const X* grad, const A* grad_v, X* grad_x, A* grad_v_first,
+                   A* grad_tau) {
+    typedef Pack<A> P;
+    Division division(k, P::N);
+    std::vector<A> parts(grad_tau ? division.items() : 0);
+    parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
+        division.spans(item, P::N, [&](const Span& s) {
+            P back = P::of(0);
+            if (grad_v) back.load(grad_v + s.m, s.n);
+            neurons.run(s, x, v);
+            A part = neurons.run_backward(s, grad, back, grad_tau, [&](int64_t t, const P& g) {
+                g.save(grad_x + t * division.size + s.m, s.n);
+            });
+            if (grad_tau) parts[item] += part;
+            if (grad_v_first) back.save(grad_v_first + s.m, s.n);
+        });
+    });
+    if (grad_tau) *grad_tau = sum(parts);
+}
+
+// Sums per channel over all that a division gives out: add(span, pack, pack) adds two packs to those of its channels
+template <typename A>
+struct Sums {
+    const Division& division;
+    int64_t width;
+    std::vector<A> parts;  // [items][2][width]
+
+    explicit Sums(const Division& d) : division(d), width(d.channels_last ? d.k.C : 1), parts(d.items() * 2 * width) {}
+
+    INLINE void add(int64_t item, const Span& s, const Pack<A>& first, const Pack<A>& second) {
+        A *to = &parts[item * 2 * width], a[Pack<A>::N], b[Pack<A>::N];
+        first.save(a), second.save(b);
+        if (!division.channels_last)
+            for (int64_t i = 0; i < s.n; i++) to[0] += a[i], to[1] += b[i];
+        else if (s.c + s.n <= width)
+            for (int64_t i = 0; i < s.n; i++) to[s.c + i] += a[i], to[width + s.c + i] += b[i];
+        else
+            for (int64_t i = 0, c = s.c; i < s.n; i++, c = c + 1 < width ? c + 1 : 0) to[c] += a[i], to[width + c] += b[i];
+    }
+    std::vector<double> total() const {  // [2][C]
+        std::vector<double> total(2 * division.k.C);
+        for (int64_t item = 0; item < division.items(); item++)
+            for (int64_t which = 0; which < 2; which++)
+                for (int64_t c = 0; c < width; c++)
+                    total[which * division.k.C + (division.channels_last ? c : division.channel(item))] +=
+                        parts[(item * 2 + which) * width + c];
+        return total;
+    }
+};
+
+// Mean and biased variance of each channel, from the distances to its first number
+template <typename X, typename A>
+void statistics(const Call& k, const X* x, A* mean, A* var) {
+    typedef Pack<A> P;
+    Division division(k, P::N);
+    Sums<A> sums(division);
+    std::vector<A> first(k.C);
+    for (int64_t c = 0; c < k.C; c++) first[c] = value(x[c * k.S]);
+    parallel<X, A, true>(division, [&](Neurons<X, A, true>& neurons, int64_t item) {
+        division.spans(item, P::N, [&](const Span& s) {
+            P origin = neurons.per_neuron(s, first.data()), sum = P::of(0), squares = P::of(0);
+            for (int64_t t = 0; t < k.T; t++) {
+                P pack;
+                pack.load(x + t * k.x_stride + s.m, s.n);
+                for (int i = 0; i < P::SIZE; i++) {
+                    typename P::vec d = pack.w[i] - origin.w[i];
+                    sum.w[i] += d, squares.w[i] += d * d;
+                }
+            }
+            sums.add(item, s, sum, squares);
+        });
+    });
+    std::vector<double> total = sums.total();
+    double count = double(k.T) * k.rows * k.S;
+    for (int64_t c = 0; c < k.C; c++) {
+        double distance = total[c] / count;
+        mean[c] = first[c] + distance, var[c] = std::max(total[k.C + c] / count - distance * distance, 0.0);
+    }
+}
+
+// Gradients of x, of bias and weight as [2][C], and of tau if asked for, behind the batch norm with these
+// statistics. Two passes, each of which computes the neuron's gradient: the first adds it up, the second writes.
+template <typename X, typename A, bool USUAL>
+void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, const A* mean, const A* rstd, const X* grad,
+                 X* grad_x, A* grad_affine, A* grad_tau) {
+    typedef Pack<A> P;
+    Division division(k, P::N);
+    Sums<A> sums(division);
+    std::vector<A> tau_parts(grad_tau ? division.items() : 0);
+    auto run = [&](Neurons<X, A, USUAL>& neurons, const Span& s, auto use) {
+        neurons.scale = neurons.per_neuron(s, scale), neurons.shift = neurons.per_neuron(s, shift);
+        neurons.run(s, x, nullptr);
+        P back = P::of(0), m = neurons.per_neuron(s, mean);
+        return neurons.run_backward(s, grad, back, grad_tau, [&](int64_t t, P& g) {
+            P centred;
+            centred.load(x + t * k.x_stride + s.m, s.n);
+            for (int i = 0; i < P::SIZE; i++) centred.w[i] -= m.w[i];
+            use(t, g, centred);
+        });
+    };
+    parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
+        division.spans(item, P::N, [&](const Span& s) {
+            P b = P::of(0), w = P::of(0), r = neurons.per_neuron(s, rstd);
+            A part = run(neurons, s, [&](int64_t, const P& g, const P& centred) {
+                for (int i = 0; i < P::SIZE; i++) b.w[i] += g.w[i], w.w[i] += g.w[i] * (centred.w[i] * r.w[i]);
+            });
+            if (grad_tau) tau_parts[item] += part;
+            sums.add(item, s, b, w);
+        });
+    });
+    std::vector<double> total = sums.total();
+    std::copy(total.begin(), total.end(), grad_affine);
+    if (grad_tau) *grad_tau = sum(tau_parts);
+
+    double count = double(k.T) * k.rows * k.S;
+    std::vector<A> of_mean(k.C), of_x(k.C);  // the statistics' share of the gradient
+    for (int64_t c = 0; c < k.C; c++) of_mean[c] = total[c] / count, of_x[c] = total[k.C + c] * rstd[c] / count;
+    parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
+        division.spans(item, P::N, [&](const Span& s) {
+            P b = neurons.per_neuron(s, of_mean.data()), w = neurons.per_neuron(s, of_x.data());
+            run(neurons, s, [&](int64_t t, P& g, const P& centred) {
+                for (int i = 0; i < P::SIZE; i++)
+                    g.w[i] = neurons.scale.w[i] * (g.w[i] - b.w[i] - centred.w[i] * w.w[i]);
+                g.save(grad_x + t * division.size + s.m, s.n);
+            });
+        });
+    });
+}
+
+bool is_usual(const Call& k, const void* grad_tau) {
+    int exponent;
+    return k.hard_reset && k.decay_input && k.detach_reset && k.surrogate == SIGMOID && !grad_tau && std::frexp(k.tau, &exponent) == 0.5;
+}
+
+}  // namespace
+
+#define EXPORT(NAME, X, A)                                                                                             \
+    extern "C" void fire_##NAME(const Call* k, const X* x, const A* v, const A* scale, const A* shift, X* spikes,     \
+                                A* v_last) {                                                                           \
+        (is_usual(*k, nullptr) ? fire<X, A, true> : fire<X, A, false>)(*k, x, v, scale, shift, spikes, v_last);        \
+    }                                                                                                                  \
+    extern "C" void fire_backward_##NAME(const Call* k, const X* x, const A* v, const X* grad, const A* grad_v,       \
+                                         X* grad_x, A* grad_v_first, A* grad_tau) {                                    \
+        (is_usual(*k, grad_tau) ? fire_backward<X, A, true> : fire_backward<X, A, false>)(                             \
+            *k, x, v, grad, grad_v, grad_x, grad_v_first, grad_tau);                                                   \
+    }                                                                                                                  \
+    extern "C" void bn_backward_##NAME(const Call* k, const X* x, const A* scale, const A* shift, const A* mean,      \
+                                       const A* rstd, const X* grad, X* grad_x, A* grad_affine, A* grad_tau) {         \
+        (is_usual(*k, grad_tau) ? bn_backward<X, A, true> : bn_backward<X, A, false>)(                                 \
+            *k, x, scale, shift, mean, rstd, grad, grad_x, grad_affine, grad_tau);                                     \
+    }                                                                                                                  \
+    extern "C" void statistics_##NAME(const Call* k, const X* x, A* mean, A* var) { statistics<X, A>(*k, x, mean, var); }
+
+EXPORT(float32, float, float)
+EXPORT(bfloat16, bf16, float)
+EXPORT(float16, fp16, float)
+EXPORT(float64, double, double)
