@@ -6,7 +6,7 @@
 //
 //   x       [N, H, W, C], of type X; a pixel's channels are together
 //   y, gy   [N, OH, OW, O], of type X; stride 1, zeros around the map
-//   weight  [blocks of B output channels][KH][KW][C][B], of type A, in which sums are taken; zeros beyond O
+//   packed  the weight as [blocks of B output channels][KH][KW][C][B], of type A, in which sums are taken; zeros beyond O
 
 #include <algorithm>
 #include <vector>
@@ -17,18 +17,18 @@
 #include <immintrin.h>
 #endif
 
+struct Shape {  // of sparse_conv.py, number by number
+    int64_t N, H, W, C, O, KH, KW, PH, PW, strides[4];  // those of the weight or its gradient, [O, C, KH, KW]
+    int64_t OH() const { return H + 2 * PH - KH + 1; }
+    int64_t OW() const { return W + 2 * PW - KW + 1; }
+};
+
 namespace {
 
 constexpr int REGISTER = 32;  // bytes
 // The fastest of eight pairs over the layers of msvit_10_384, on two cores with caches of 32 KB and 512 KB
 constexpr int PIXELS = 256;  // of a tile
 constexpr int CHUNK = 192;   // channels of a slice of weights
-
-struct Shape {
-    int64_t N, H, W, C, O, KH, KW, PH, PW;
-    int64_t OH() const { return H + 2 * PH - KH + 1; }
-    int64_t OW() const { return W + 2 * PW - KW + 1; }
-};
 
 // B sums in vector registers
 template <typename A, int B>
@@ -202,7 +202,7 @@ void forward_tile(const Shape& s, const Tile& t, const Pixels<A>& seen, int64_t 
 }
 
 template <typename X, typename A, int B>
-void forward(const Shape& s, const void* x, const void* weight, const void* bias, void* y, int threads) {
+void forward(const Shape& s, const void* x, const void* packed, const void* bias, void* y, int threads) {
     std::vector<Tile> tiles = tiles_of(s);
     std::vector<Pixels<A>> seen(tiles.size());
     int64_t count = tiles.size(), blocks = (s.O + B - 1) / B;
@@ -213,48 +213,101 @@ void forward(const Shape& s, const void* x, const void* weight, const void* bias
         // block by block, whose weights then stay in the second-level cache for all tiles
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < blocks * count; i++)
-            forward_tile<X, A, B>(s, tiles[i % count], seen[i % count], i / count * B, (const A*)weight, (const A*)bias,
+            forward_tile<X, A, B>(s, tiles[i % count], seen[i % count], i / count * B, (const A*)packed, (const A*)bias,
                                   (X*)y);
     }
+}
+
+// Which of up to 8 numbers are not zero, as bits, and whether those are all 1
+template <typename X>
+inline unsigned nonzeros(const X* x, int64_t n, bool& ones) {
+    unsigned bits = 0;
+    for (int64_t i = 0; i < n; i++) {
+        auto v = value(x[i]);
+        bits |= unsigned(v != 0) << i;
+        ones &= v == 0 || v == 1;
+    }
+    return bits;
+}
+#ifdef __AVX2__
+inline unsigned nonzeros8(__m256 x, bool& ones) {
+    unsigned bits = _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+    ones &= !(bits & _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(1), _CMP_NEQ_UQ)));
+    return bits;
+}
+inline unsigned nonzeros(const float* x, int64_t n, bool& ones) {
+    return n == 8 ? nonzeros8(_mm256_loadu_ps(x), ones) : nonzeros<float>(x, n, ones);
+}
+inline unsigned nonzeros(const bf16* x, int64_t n, bool& ones) {
+    if (n < 8) return nonzeros<bf16>(x, n, ones);
+    __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x));
+    return nonzeros8(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)), ones);
+}
+#endif
+
+// Write the positions of the set bits of a byte, first + 0 to 7, with room for 8; returns the end
+inline uint16_t* write_positions(unsigned bits, int64_t first, uint16_t* to) {
+#ifdef __AVX2__
+    __m128i lanes = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)TABLE.lanes[bits]));
+    _mm_storeu_si128((__m128i*)to, _mm_add_epi16(lanes, _mm_set1_epi16(first)));
+    return to + __builtin_popcount(bits);
+#else
+    for (; bits; bits &= bits - 1) *to++ = first + __builtin_ctz(bits);
+    return to;
+#endif
 }
 
 // What a tile sees of x, by channel: positions in its padded map, row by row, and where each row of a channel starts.
 // A row of the map is as wide as a row of gradients with KW - 1 zeros before it, so that a tap is a fixed distance.
 template <typename A>
 struct Columns {
-    List<A> list;
+    std::vector<uint16_t> index;
+    std::vector<A> values;       // empty if all are 1
     std::vector<int64_t> start;  // [C][rows + 1]
     int64_t rows, width;
 
     template <typename X>
     void fill(const Shape& s, const Tile& t, const X* x) {
-        static thread_local List<A> pixels;
-        static thread_local std::vector<int64_t> ends;
+        static thread_local std::vector<uint8_t> bits;  // of 8 channels at a position, [groups][rows][pitch]
+        static thread_local std::vector<uint16_t> list;
+        static thread_local std::vector<const X*> pixels;  // by position
         rows = t.rows() + s.KH - 1, width = t.columns() + s.KW - 1;
-        pixels.clear(), pixels.reserve(rows * width * s.C), ends.assign(rows * width, 0);
-        start.assign(s.C * (rows + 1), 0);
+        int64_t groups = (s.C + 7) / 8, pitch = (width + 7) / 8 * 8;
+        bits.assign(groups * rows * pitch, 0), list.resize(rows * pitch * s.C + 8), pixels.resize(rows * width);
+        bool ones = true;
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = 0; c < width; c++) {
-                int64_t iy = t.r0 - s.PH + r, ix = t.c0 - s.PW + c, begin = pixels.size;
-                if (iy >= 0 && iy < s.H && ix >= 0 && ix < s.W)
-                    pixels.append(x + ((t.n * s.H + iy) * s.W + ix) * s.C, 0, s.C);
-                ends[r * width + c] = pixels.size;
-                for (int64_t j = begin; j < pixels.size; j++) start[pixels.index[j] * (rows + 1) + r + 1]++;
+                int64_t iy = t.r0 - s.PH + r, ix = t.c0 - s.PW + c;
+                if (iy < 0 || iy >= s.H || ix < 0 || ix >= s.W) continue;
+                const X* pixel = pixels[r * width + c] = x + ((t.n * s.H + iy) * s.W + ix) * s.C;
+                for (int64_t g = 0; g < groups; g++)
+                    bits[(g * rows + r) * pitch + c] = nonzeros(pixel + g * 8, std::min<int64_t>(8, s.C - g * 8), ones);
             }
-        for (size_t i = 1; i < start.size(); i++) start[i] += start[i - 1];
-        list.reserve(pixels.size), list.size = pixels.size, list.ones = pixels.ones;
-        // sorted by counting: start[..][r] runs to the end of row r, and is put back afterwards
-        for (int64_t p = 0, j = 0; p < rows * width; p++)
-            for (; j < ends[p]; j++) {
-                int64_t to = start[pixels.index[j] * (rows + 1) + p / width]++;
-                list.index[to] = p, list.values[to] = pixels.values[j];
+        start.resize(s.C * (rows + 1));
+        uint16_t* to = list.data();
+        for (int64_t channel = 0; channel < s.C; channel++) {
+            for (int64_t r = 0; r < rows; r++) {
+                start[channel * (rows + 1) + r] = to - list.data();
+                const uint8_t* row = &bits[(channel / 8 * rows + r) * pitch];
+                for (int64_t c = 0; c < width; c += 8) {
+                    uint64_t eight;
+                    std::memcpy(&eight, row + c, 8);
+                    eight = eight >> channel % 8 & 0x0101010101010101;  // a bit per byte, which the product brings together
+                    to = write_positions(eight * 0x0102040810204080 >> 56, r * width + c, to);
+                }
             }
-        for (int64_t i = start.size() - 1; i > 0; i--) start[i] = start[i - 1];
-        start[0] = 0;
+            start[channel * (rows + 1) + rows] = to - list.data();
+        }
+        index.assign(list.data(), to);
+        if (ones) return;
+        values.resize(index.size());
+        for (int64_t channel = 0; channel < s.C; channel++)
+            for (int64_t j = start[channel * (rows + 1)]; j < start[channel * (rows + 1) + rows]; j++)
+                values[j] = value(pixels[index[j]][channel]);
     }
 };
 
-// The gradient of `weight`, in its layout. Every number is summed tile by tile by one thread: the same on any number.
+// The gradient of the weight. Every number is summed tile by tile by one thread: the same on any number.
 template <typename X, typename A, int B>
 void weight_gradient(const Shape& s, const void* x, const void* gy, void* gweight, int threads) {
     std::vector<Tile> tiles = tiles_of(s);
@@ -267,9 +320,11 @@ void weight_gradient(const Shape& s, const void* x, const void* gy, void* gweigh
     int64_t chunks = (s.C + size - 1) / size;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t task = 0; task < blocks * s.KH * chunks; task++) {
-        int64_t block = task / (s.KH * chunks), kh = task / chunks % s.KH, c0 = task % chunks * size;
+        int64_t block = task / (s.KH * chunks), kh = task / chunks % s.KH;
+        int64_t c0 = task % chunks * size, c1 = std::min(c0 + size, s.C), outputs = std::min<int64_t>(B, s.O - block * B);
         static thread_local std::vector<A> rows;  // gradients of a tile, [rows + 1][width][B]
-        A* to = (A*)gweight + (block * s.KH + kh) * s.KW * s.C * B;
+        static thread_local std::vector<A> sums;  // [KW][c1 - c0][B]
+        sums.assign(s.KW * (c1 - c0) * B, 0);
         for (size_t i = 0; i < tiles.size(); i++) {
             const Tile& t = tiles[i];
             const Columns<A>& seen = columns[i];
@@ -278,37 +333,59 @@ void weight_gradient(const Shape& s, const void* x, const void* gy, void* gweigh
                 for (int64_t c = t.c0; c < t.c1; c++) {
                     const X* from = (const X*)gy + ((t.n * s.OH() + r) * s.OW() + c) * s.O + block * B;
                     A* row = &rows[((r - t.r0) * seen.width + c - t.c0 + s.KW - 1) * B];
-                    for (int64_t j = 0; j < std::min<int64_t>(B, s.O - block * B); j++) row[j] = value(from[j]);
+                    for (int64_t j = 0; j < outputs; j++) row[j] = value(from[j]);
                 }
             for (int64_t kw = 0; kw < s.KW; kw++)
-                for (int64_t c = c0; c < std::min(c0 + size, s.C); c++) {
+                for (int64_t c = c0; c < c1; c++) {
                     const int64_t* start = &seen.start[c * (seen.rows + 1) + kh];
                     int64_t begin = start[0], count = start[t.rows()] - begin;
                     if (count == 0) continue;
+                    A* to = &sums[(kw * (c1 - c0) + c - c0) * B];
                     Sums<A, B> sum;
-                    sum.load(to + (kw * s.C + c) * B);
-                    sum.add(rows.data() + (s.KW - 1 - kw - kh * seen.width) * B, &seen.list.index[begin],
-                            seen.list.ones ? nullptr : &seen.list.values[begin], count);
-                    sum.save(to + (kw * s.C + c) * B);
+                    sum.load(to);
+                    sum.add(rows.data() + (s.KW - 1 - kw - kh * seen.width) * B, &seen.index[begin],
+                            seen.values.empty() ? nullptr : &seen.values[begin], count);
+                    sum.save(to);
                 }
         }
+        for (int64_t kw = 0; kw < s.KW; kw++)
+            for (int64_t j = 0; j < outputs; j++) {
+                A* to = (A*)gweight + (block * B + j) * s.strides[0] + kh * s.strides[2] + kw * s.strides[3];
+                for (int64_t c = c0; c < c1; c++) to[c * s.strides[1]] = sums[(kw * (c1 - c0) + c - c0) * B + j];
+            }
+    }
+}
+
+// A weight as the forward pass reads it
+template <typename X, typename A, int B>
+void pack(const Shape& s, const void* weight, void* packed, int threads) {
+    constexpr int64_t COLUMNS = 16;  // of a matrix that is transposed, at a time: a line of the cache
+    int64_t blocks = (s.O + B - 1) / B, taps = s.KH * s.KW;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < blocks * taps; i++) {
+        int64_t o = i / taps * B, tap = i % taps;
+        const X* from = (const X*)weight + o * s.strides[0] + tap / s.KW * s.strides[2] + tap % s.KW * s.strides[3];
+        A* to = (A*)packed + i * s.C * B;
+        for (int64_t c0 = 0; c0 < s.C; c0 += COLUMNS)
+            for (int64_t j = 0; j < B; j++)
+                for (int64_t c = c0; c < std::min(c0 + COLUMNS, s.C); c++)
+                    to[c * B + j] = o + j < s.O ? value(from[j * s.strides[0] + c * s.strides[1]]) : A(0);
     }
 }
 
 }  // namespace
 
 #define EXPORT(NAME, X, A, B)                                                                                       \
-    extern "C" void forward_##NAME##_##B(const int64_t* shape, const void* x, const void* weight, const void* bias, \
+    extern "C" void forward_##NAME##_##B(const Shape* s, const void* x, const void* packed, const void* bias,       \
                                          void* y, int threads) {                                                    \
-        Shape s;                                                                                                    \
-        std::memcpy(&s, shape, sizeof s);                                                                           \
-        forward<X, A, B>(s, x, weight, bias, y, threads);                                                           \
+        forward<X, A, B>(*s, x, packed, bias, y, threads);                                                          \
     }                                                                                                               \
-    extern "C" void weight_gradient_##NAME##_##B(const int64_t* shape, const void* x, const void* gy, void* gweight, \
+    extern "C" void weight_gradient_##NAME##_##B(const Shape* s, const void* x, const void* gy, void* gweight,      \
                                                  int threads) {                                                     \
-        Shape s;                                                                                                    \
-        std::memcpy(&s, shape, sizeof s);                                                                           \
-        weight_gradient<X, A, B>(s, x, gy, gweight, threads);                                                       \
+        weight_gradient<X, A, B>(*s, x, gy, gweight, threads);                                                      \
+    }                                                                                                               \
+    extern "C" void pack_##NAME##_##B(const Shape* s, const void* weight, void* packed, int threads) {              \
+        pack<X, A, B>(*s, weight, packed, threads);                                                                 \
     }
 #define EXPORT_BOTH(NAME, X, A) EXPORT(NAME, X, A, 32) EXPORT(NAME, X, A, 64)
 

@@ -117,11 +117,11 @@ def _run_forward(
         y = F.conv2d(x.to(dtype), weight.to(x.dtype).to(dtype), bias, padding=(pad_h, pad_w))
         return y.to(x.dtype, memory_format=torch.channels_last)
     y = _empty_output(x, weight, pad_h, pad_w)
-    rows = _packed_weight(weight, x.dtype)
+    rows = _packed_weight(weight, x)
     offset = rows.new_zeros(rows.shape[0] * rows.shape[-1])
     if bias is not None:
         offset[: len(bias)] = bias.to(x.dtype)
-    _call('forward', x, weight, (pad_h, pad_w), rows, offset, y)
+    _call('forward', x, weight, (pad_h, pad_w), x, rows, offset, y)
     return y
 
 
@@ -155,9 +155,8 @@ def _run_backward(
         settings = ((1, 1), (pad_h, pad_w), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, no transpose, groups
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(*operands, None, *settings, wanted)
     if sparse:
-        rows = torch.zeros(_packed_shape(weight), dtype=_sum_dtype(x.dtype))
-        _call('weight_gradient', x, weight, (pad_h, pad_w), grad, rows)
-        grad_weight = _unpacked(rows, weight)
+        grad_weight = torch.empty_like(weight, dtype=_sum_dtype(x.dtype))
+        _call('weight_gradient', x, grad_weight, (pad_h, pad_w), x, grad, grad_weight)
     grad_x = grad_x if needs_x else x.new_empty(0)
     grad_weight = grad_weight if needs_weight else weight.new_empty(0)
     return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
@@ -210,11 +209,12 @@ def _dense_dtype(x: Tensor) -> torch.dtype:
 
 
 def _call(name: str, x: Tensor, weight: Tensor, padding: tuple[int, int], *tensors: Tensor) -> None:
+    """Run a function of sparse_conv.cpp on these tensors, for x and a weight of these shapes and strides."""
     n, c, h, w = x.shape
     o, _, *kernel = weight.shape
-    shape = (ctypes.c_int64 * 9)(n, h, w, c, o, *kernel, *padding)
+    shape = (ctypes.c_int64 * 13)(n, h, w, c, o, *kernel, *padding, *weight.stride())
     function = getattr(load_cpp(_SOURCE, '-ffp-contract=fast'), f'{name}_{_NAMES[x.dtype]}_{_block(o)}')
-    function(shape, *(ctypes.c_void_p(t.data_ptr()) for t in (x, *tensors)), torch.get_num_threads())
+    function(shape, *(ctypes.c_void_p(t.data_ptr()) for t in tensors), torch.get_num_threads())
 
 
 def _empty_output(x: Tensor, weight: Tensor, pad_h: int, pad_w: int) -> Tensor:
@@ -232,28 +232,18 @@ def _block(out_chs: int) -> int:
     return 32 if 0 < out_chs % 64 <= 32 else 64
 
 
-def _packed_shape(weight: Tensor) -> tuple[int, ...]:
-    o, c, kh, kw = weight.shape
-    block = _block(o)
-    return (ceil_div(o, block), kh, kw, c, block)
-
-
-def _packed_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[O, C, KH, KW] -> [blocks, KH, KW, C, block], rounded to `dtype`, in that of the sums. Frozen ones are kept."""
+def _packed_weight(weight: Tensor, x: Tensor) -> Tensor:
+    """[O, C, KH, KW] -> [blocks, KH, KW, C, block], rounded to the dtype of x; frozen ones are kept."""
     parameter: Tensor | None = weight._base if weight._is_view() else weight  # tokens' weights come as a view
     if weight.requires_grad or weight.is_inference():  # changes with every update, perhaps without a new version
         parameter = None
-    made_from = None if parameter is None else (weight._version, dtype, weight.data_ptr(), weight.shape)
+    made_from = None if parameter is None else (weight._version, x.dtype, weight.data_ptr(), weight.shape)
     if parameter is not None and parameter in _packed and _packed[parameter][0] == made_from:
         return _packed[parameter][1]
-    blocks, _, _, _, block = _packed_shape(weight)
-    rows = F.pad(weight.detach(), [0] * 7 + [blocks * block - len(weight)]).to(dtype).to(_sum_dtype(dtype))
-    rows = rows.unflatten(0, [blocks, block]).permute(0, 3, 4, 2, 1).contiguous()
+    o, c, *kernel = weight.shape
+    rows = torch.empty(ceil_div(o, _block(o)), *kernel, c, _block(o), dtype=_sum_dtype(x.dtype))
+    weight = weight.detach().to(x.dtype)
+    _call('pack', x, weight, (0, 0), weight, rows)
     if parameter is not None:
         _packed[parameter] = made_from, rows
     return rows
-
-
-def _unpacked(rows: Tensor, weight: Tensor) -> Tensor:
-    """The inverse of the layout of `_packed_weight`."""
-    return rows.permute(0, 4, 3, 1, 2).reshape(-1, *weight.shape[1:])[: len(weight)]
