@@ -1,7 +1,7 @@
 """Batch norm and neuron in C++ for a CPU: see `timm_snn.ops.bn_lif`.
 
-One pass takes the statistics and one fires. The backward pass goes through memory twice: it adds up the neuron's
-gradient per channel, and computes it again to write that of x.
+One pass takes the statistics and one fires. The backward pass goes through memory twice: for the sums of the neuron's
+gradient per channel, and to write that of x with them.
 """
 
 import math

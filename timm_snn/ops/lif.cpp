@@ -369,31 +369,36 @@ void statistics(const Call& k, const X* x, A* mean, A* var) {
     }
 }
 
-// Gradients of x, of bias and weight as [2][C], and of tau if asked for, behind the batch norm with these
-// statistics. Two passes, each of which computes the neuron's gradient: the first adds it up, the second writes.
+// Gradients of x, of bias and weight as [2][C], and of tau if asked for, behind the batch norm with these statistics.
+// The first pass over memory adds up the neuron's gradient, which waits for the second in grad_x; half precision would
+// round it there once more, so it is computed again.
 template <typename X, typename A, bool USUAL>
 void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, const A* mean, const A* rstd, const X* grad,
                  X* grad_x, A* grad_affine, A* grad_tau) {
     typedef Pack<A> P;
+    constexpr bool KEEPS = std::is_same<X, A>::value;
     Division division(k, P::N);
     Sums<A> sums(division);
     std::vector<A> tau_parts(grad_tau ? division.items() : 0);
     auto run = [&](Neurons<X, A, USUAL>& neurons, const Span& s, auto use) {
         neurons.scale = neurons.per_neuron(s, scale), neurons.shift = neurons.per_neuron(s, shift);
         neurons.run(s, x, nullptr);
-        P back = P::of(0), m = neurons.per_neuron(s, mean);
-        return neurons.run_backward(s, grad, back, grad_tau, [&](int64_t t, P& g) {
-            P centred;
-            centred.load(x + t * k.x_stride + s.m, s.n);
-            for (int i = 0; i < P::SIZE; i++) centred.w[i] -= m.w[i];
-            use(t, g, centred);
-        });
+        P back = P::of(0);
+        return neurons.run_backward(s, grad, back, grad_tau, use);
+    };
+    auto centred = [&](const Span& s, int64_t t, const P& mean) {
+        P pack;
+        pack.load(x + t * k.x_stride + s.m, s.n);
+        for (int i = 0; i < P::SIZE; i++) pack.w[i] -= mean.w[i];
+        return pack;
     };
     parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
         division.spans(item, P::N, [&](const Span& s) {
-            P b = P::of(0), w = P::of(0), r = neurons.per_neuron(s, rstd);
-            A part = run(neurons, s, [&](int64_t, const P& g, const P& centred) {
-                for (int i = 0; i < P::SIZE; i++) b.w[i] += g.w[i], w.w[i] += g.w[i] * (centred.w[i] * r.w[i]);
+            P b = P::of(0), w = P::of(0), m = neurons.per_neuron(s, mean), r = neurons.per_neuron(s, rstd);
+            A part = run(neurons, s, [&](int64_t t, const P& g) {
+                P c = centred(s, t, m);
+                for (int i = 0; i < P::SIZE; i++) b.w[i] += g.w[i], w.w[i] += g.w[i] * (c.w[i] * r.w[i]);
+                if (KEEPS) g.save(grad_x + t * division.size + s.m, s.n);
             });
             if (grad_tau) tau_parts[item] += part;
             sums.add(item, s, b, w);
@@ -409,11 +414,20 @@ void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, cons
     parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
         division.spans(item, P::N, [&](const Span& s) {
             P b = neurons.per_neuron(s, of_mean.data()), w = neurons.per_neuron(s, of_x.data());
-            run(neurons, s, [&](int64_t t, P& g, const P& centred) {
-                for (int i = 0; i < P::SIZE; i++)
-                    g.w[i] = neurons.scale.w[i] * (g.w[i] - b.w[i] - centred.w[i] * w.w[i]);
+            P m = neurons.per_neuron(s, mean), by = neurons.per_neuron(s, scale);
+            auto finish = [&](int64_t t, P& g) {
+                P c = centred(s, t, m);
+                for (int i = 0; i < P::SIZE; i++) g.w[i] = by.w[i] * (g.w[i] - b.w[i] - c.w[i] * w.w[i]);
                 g.save(grad_x + t * division.size + s.m, s.n);
-            });
+            };
+            if (KEEPS)
+                for (int64_t t = 0; t < k.T; t++) {
+                    P g;
+                    g.load(grad_x + t * division.size + s.m, s.n);
+                    finish(t, g);
+                }
+            else
+                run(neurons, s, finish);
         });
     });
 }
