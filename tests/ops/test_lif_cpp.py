@@ -48,6 +48,18 @@ def test_any_size(shape):
     assert_equal_to_torch(currents(*shape).requires_grad_())
 
 
+@pytest.mark.parametrize('surrogate', SURROGATES)
+def test_what_is_no_number_stays_visible(surrogate):
+    x = currents(4, 3, 40)
+    x[1, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    x.requires_grad_()
+    ours, expected = (
+        torch.autograd.grad(lif(x, surrogate=surrogate, backend=b).sum(), x)[0].isnan() for b in ('cpp', 'torch')
+    )
+    assert expected.any() and torch.equal(ours[:, 0, 0], expected[:, 0, 0])
+    assert torch.equal(ours[:, :, 3:], expected[:, :, 3:])
+
+
 def test_layouts_are_kept_and_not_copied(monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'copy_', lambda *args: pytest.fail('a copy was made'))
     x = currents(4, 2, 6, 5, 3)

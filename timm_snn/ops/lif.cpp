@@ -59,7 +59,7 @@ INLINE floats multiply_add(floats x, floats y, floats z) {
 // x <= 0. 2^n times a Taylor polynomial of what is left, at most ln(2) / 2
 INLINE floats exp_(floats x) {
     const floats least = floats{} - 87.f;
-    x = x > least ? x : least;
+    x = least > x ? least : x;  // NaN stays
     // rounds, and has n in the last bits
     floats shifted = multiply_add(x, floats{} + 1.44269504f, floats{} + 0x1.8p23f), n = shifted - 0x1.8p23f;
     floats r = multiply_add(n, floats{} - 0.693359375f, x);  // x - n ln(2), and ln(2) in two parts, the first one exact
@@ -69,12 +69,13 @@ INLINE floats exp_(floats x) {
     return p * (floats)(((ints)shifted << 23) + 0x3f800000);
 }
 
-// Neurons that are computed together: enough vectors to keep the processor busy while each waits for its last step
+// Neurons that are computed together: enough vectors to keep the processor busy while each waits for its last step, and
+// to read memory in long pieces
 template <typename A>
 struct Pack {
     typedef typename Vector<A>::type vec;
     typedef typename Vector<A>::anywhere anywhere;
-    static constexpr int LANES = Vector<A>::LANES, SIZE = 4, N = SIZE * LANES;
+    static constexpr int LANES = Vector<A>::LANES, SIZE = 8, N = SIZE * LANES;
     vec w[SIZE];
 
     INLINE static Pack of(A number) {
@@ -142,6 +143,14 @@ struct Division {
     }
 };
 
+// A number per channel, and again from the first one on, so that a pack can be loaded at any of them
+template <typename A>
+std::vector<A> cyclic(const A* numbers, int64_t C) {
+    std::vector<A> all(C + Pack<A>::N);
+    for (int64_t i = 0; i < int64_t(all.size()); i++) all[i] = numbers[i % C];
+    return all;
+}
+
 // A pack and what it computes step by step. USUAL: see is_usual.
 template <typename X, typename A, bool USUAL>
 struct Neurons {
@@ -167,16 +176,9 @@ struct Neurons {
     }
 
     // A number per channel, for each neuron of the span
-    INLINE P per_neuron(const Span& s, const A* of) const {
-        if (!division.channels_last) return P::of(of[s.c]);
+    INLINE P per_neuron(const Span& s, const std::vector<A>& of) const {
         P pack;
-        A numbers[N];
-        if (s.c + N <= k.C) {
-            pack.load(of + s.c);
-        } else {
-            for (int64_t i = 0, c = s.c; i < N; i++, c = c + 1 < k.C ? c + 1 : 0) numbers[i] = of[c];
-            pack.load(numbers);
-        }
+        division.channels_last ? pack.load(&of[s.c]) : void(pack = P::of(of[s.c]));
         return pack;
     }
 
@@ -214,7 +216,7 @@ struct Neurons {
         }
         if (k.surrogate == PIECEWISE_QUADRATIC) {
             vec d = alpha + alpha * negative(ax);
-            return d > 0 ? d : vec{};
+            return d < 0 ? vec{} : d;  // NaN stays
         }
         return alpha * A(M_2_SQRTPI / 2) * exp_(-ax * ax);
     }
@@ -272,9 +274,11 @@ template <typename X, typename A, bool USUAL>
 void fire(const Call& k, const X* x, const A* v, const A* scale, const A* shift, X* spikes, A* v_last) {
     typedef Pack<A> P;
     Division division(k, P::N);
+    std::vector<A> scales, shifts;
+    if (scale) scales = cyclic(scale, k.C), shifts = cyclic(shift, k.C);
     parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
         division.spans(item, P::N, [&](const Span& s) {
-            if (scale) neurons.scale = neurons.per_neuron(s, scale), neurons.shift = neurons.per_neuron(s, shift);
+            if (scale) neurons.scale = neurons.per_neuron(s, scales), neurons.shift = neurons.per_neuron(s, shifts);
             P last = neurons.run(s, x, v);
             for (int64_t t = 0; t < k.T; t++) {
                 P fires;
@@ -309,32 +313,32 @@ void fire_backward(const Call& k, const X* x, const A* v, const X* grad, const A
     if (grad_tau) *grad_tau = sum(parts);
 }
 
-// Sums per channel over all that a division gives out: add(span, pack, pack) adds two packs to those of its channels
+// Two sums per channel: of what is added at a channel and, in channels_last, at those that follow
 template <typename A>
 struct Sums {
     const Division& division;
     int64_t width;
-    std::vector<A> parts;  // [items][2][width]
+    std::vector<A> parts;  // [items][2][width]; what lies beyond C in channels_last belongs to the first channels again
 
-    explicit Sums(const Division& d) : division(d), width(d.channels_last ? d.k.C : 1), parts(d.items() * 2 * width) {}
+    explicit Sums(const Division& d)
+        : division(d), width(d.channels_last ? d.k.C + Pack<A>::N : 1), parts(d.items() * 2 * width) {}
 
     INLINE void add(int64_t item, const Span& s, const Pack<A>& first, const Pack<A>& second) {
         A *to = &parts[item * 2 * width], a[Pack<A>::N], b[Pack<A>::N];
         first.save(a), second.save(b);
-        if (!division.channels_last)
-            for (int64_t i = 0; i < s.n; i++) to[0] += a[i], to[1] += b[i];
-        else if (s.c + s.n <= width)
+        if (division.channels_last)
             for (int64_t i = 0; i < s.n; i++) to[s.c + i] += a[i], to[width + s.c + i] += b[i];
         else
-            for (int64_t i = 0, c = s.c; i < s.n; i++, c = c + 1 < width ? c + 1 : 0) to[c] += a[i], to[width + c] += b[i];
+            for (int64_t i = 0; i < s.n; i++) to[0] += a[i], to[1] += b[i];
     }
     std::vector<double> total() const {  // [2][C]
-        std::vector<double> total(2 * division.k.C);
+        int64_t C = division.k.C;
+        std::vector<double> total(2 * C);
         for (int64_t item = 0; item < division.items(); item++)
-            for (int64_t which = 0; which < 2; which++)
-                for (int64_t c = 0; c < width; c++)
-                    total[which * division.k.C + (division.channels_last ? c : division.channel(item))] +=
-                        parts[(item * 2 + which) * width + c];
+            for (int64_t i = 0; i < 2 * width; i++) {
+                int64_t c = division.channels_last ? i % width % C : division.channel(item);
+                total[i / width * C + c] += parts[item * 2 * width + i];
+            }
         return total;
     }
 };
@@ -347,9 +351,10 @@ void statistics(const Call& k, const X* x, A* mean, A* var) {
     Sums<A> sums(division);
     std::vector<A> first(k.C);
     for (int64_t c = 0; c < k.C; c++) first[c] = value(x[c * k.S]);
+    std::vector<A> origins = cyclic(first.data(), k.C);
     parallel<X, A, true>(division, [&](Neurons<X, A, true>& neurons, int64_t item) {
         division.spans(item, P::N, [&](const Span& s) {
-            P origin = neurons.per_neuron(s, first.data()), sum = P::of(0), squares = P::of(0);
+            P origin = neurons.per_neuron(s, origins), sum = P::of(0), squares = P::of(0);
             for (int64_t t = 0; t < k.T; t++) {
                 P pack;
                 pack.load(x + t * k.x_stride + s.m, s.n);
@@ -380,8 +385,10 @@ void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, cons
     Division division(k, P::N);
     Sums<A> sums(division);
     std::vector<A> tau_parts(grad_tau ? division.items() : 0);
+    std::vector<A> scales = cyclic(scale, k.C), shifts = cyclic(shift, k.C), means = cyclic(mean, k.C),
+                   rstds = cyclic(rstd, k.C);
     auto run = [&](Neurons<X, A, USUAL>& neurons, const Span& s, auto use) {
-        neurons.scale = neurons.per_neuron(s, scale), neurons.shift = neurons.per_neuron(s, shift);
+        neurons.scale = neurons.per_neuron(s, scales), neurons.shift = neurons.per_neuron(s, shifts);
         neurons.run(s, x, nullptr);
         P back = P::of(0);
         return neurons.run_backward(s, grad, back, grad_tau, use);
@@ -394,7 +401,7 @@ void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, cons
     };
     parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
         division.spans(item, P::N, [&](const Span& s) {
-            P b = P::of(0), w = P::of(0), m = neurons.per_neuron(s, mean), r = neurons.per_neuron(s, rstd);
+            P b = P::of(0), w = P::of(0), m = neurons.per_neuron(s, means), r = neurons.per_neuron(s, rstds);
             A part = run(neurons, s, [&](int64_t t, const P& g) {
                 P c = centred(s, t, m);
                 for (int i = 0; i < P::SIZE; i++) b.w[i] += g.w[i], w.w[i] += g.w[i] * (c.w[i] * r.w[i]);
@@ -411,10 +418,11 @@ void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, cons
     double count = double(k.T) * k.rows * k.S;
     std::vector<A> of_mean(k.C), of_x(k.C);  // the statistics' share of the gradient
     for (int64_t c = 0; c < k.C; c++) of_mean[c] = total[c] / count, of_x[c] = total[k.C + c] * rstd[c] / count;
+    of_mean = cyclic(of_mean.data(), k.C), of_x = cyclic(of_x.data(), k.C);
     parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
         division.spans(item, P::N, [&](const Span& s) {
-            P b = neurons.per_neuron(s, of_mean.data()), w = neurons.per_neuron(s, of_x.data());
-            P m = neurons.per_neuron(s, mean), by = neurons.per_neuron(s, scale);
+            P b = neurons.per_neuron(s, of_mean), w = neurons.per_neuron(s, of_x);
+            P m = neurons.per_neuron(s, means), by = neurons.per_neuron(s, scales);
             auto finish = [&](int64_t t, P& g) {
                 P c = centred(s, t, m);
                 for (int i = 0; i < P::SIZE; i++) g.w[i] = by.w[i] * (g.w[i] - b.w[i] - c.w[i] * w.w[i]);
