@@ -43,12 +43,9 @@ typedef Vector<float>::type floats;
 typedef int64_t longs __attribute__((vector_size(32)));
 typedef int32_t ints __attribute__((vector_size(32)));
 
-INLINE doubles exp_(doubles x) {
-    for (int i = 0; i < 4; i++) x[i] = std::exp(x[i]);
-    return x;
-}
 INLINE doubles negative(doubles x) { return (doubles)((longs)x | INT64_MIN); }  // -|x|
 INLINE floats negative(floats x) { return (floats)((ints)x | INT32_MIN); }
+INLINE doubles multiply_add(doubles x, doubles y, doubles z) { return x * y + z; }
 INLINE floats multiply_add(floats x, floats y, floats z) {
 #ifdef __FMA__
     return _mm256_fmadd_ps(x, y, z);
@@ -56,16 +53,18 @@ INLINE floats multiply_add(floats x, floats y, floats z) {
     return x * y + z;
 #endif
 }
-// x <= 0. 2^n times a Taylor polynomial of what is left, at most ln(2) / 2
-INLINE floats exp_(floats x) {
-    const floats least = floats{} - 87.f;
+INLINE doubles power_of_two(doubles x) {
+    for (int i = 0; i < 4; i++) x[i] = std::exp2(x[i]);
+    return x;
+}
+// x <= 0. 2^n times the Taylor polynomial of what is left, which is at most 1/2
+INLINE floats power_of_two(floats x) {
+    const floats least = floats{} - 126.f;
     x = least > x ? least : x;  // NaN stays
-    // rounds, and has n in the last bits
-    floats shifted = multiply_add(x, floats{} + 1.44269504f, floats{} + 0x1.8p23f), n = shifted - 0x1.8p23f;
-    floats r = multiply_add(n, floats{} - 0.693359375f, x);  // x - n ln(2), and ln(2) in two parts, the first one exact
-    r = multiply_add(n, floats{} + 2.12194440e-4f, r);
-    floats p = floats{} + 1 / 720.f;
-    for (float factor : {1 / 120.f, 1 / 24.f, 1 / 6.f, 0.5f, 1.f, 1.f}) p = multiply_add(p, r, floats{} + factor);
+    floats shifted = x + 0x1.8p23f;  // rounds to n, and has it in the last bits
+    floats left = x - (shifted - 0x1.8p23f), p = floats{} + 1.54035304e-4f;
+    for (float factor : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f})  // ln(2)^i / i!
+        p = multiply_add(p, left, floats{} + factor);
     return p * (floats)(((ints)shifted << 23) + 0x3f800000);
 }
 
@@ -161,14 +160,15 @@ struct Neurons {
     const Call& k;
     const Division& division;
     const bool hard_reset, decay_input, detach_reset, exact;
-    const A tau, inverse, v_threshold, v_rest, alpha;
-    P scale = P::of(1), shift = P::of(0);
+    const A tau, inverse, v_threshold, v_rest, alpha, binary_alpha;
+    bool scaled = false;  // whether scale and shift are to be looked at
+    P scale, shift;
     std::vector<P> h, v;  // of each step, and v before it; v unless USUAL
 
     explicit Neurons(const Division& d)
         : k(d.k), division(d), hard_reset(USUAL || k.hard_reset), decay_input(USUAL || k.decay_input),
           detach_reset(USUAL || k.detach_reset), exact(USUAL || is_exact(k.tau)), tau(k.tau), inverse(1 / tau),
-          v_threshold(k.v_threshold), v_rest(k.v_rest), alpha(k.alpha), h(k.T), v(USUAL ? 0 : k.T) {}
+          v_threshold(k.v_threshold), v_rest(k.v_rest), alpha(k.alpha), binary_alpha(k.alpha * M_LOG2E), h(k.T), v(USUAL ? 0 : k.T) {}
 
     static bool is_exact(double tau) {
         int exponent;
@@ -180,6 +180,10 @@ struct Neurons {
         P pack;
         division.channels_last ? pack.load(&of[s.c]) : void(pack = P::of(of[s.c]));
         return pack;
+    }
+
+    INLINE void set_scale(const Span& s, const std::vector<A>& scales, const std::vector<A>& shifts) {
+        scaled = true, scale = per_neuron(s, scales), shift = per_neuron(s, shifts);
     }
 
     INLINE vec over_tau(vec a) const { return exact ? a * inverse : a / tau; }
@@ -194,9 +198,10 @@ struct Neurons {
             if (!USUAL) v[t] = now;
 #pragma GCC unroll 4
             for (int i = 0; i < P::SIZE; i++) {
-                vec current = x.w[i] * scale.w[i] + shift.w[i], before = now.w[i], leak = before - v_rest;
+                vec current = scaled ? x.w[i] * scale.w[i] + shift.w[i] : x.w[i];
+                vec before = now.w[i], leak = USUAL ? before : before - v_rest;
                 vec charged = decay_input ? before + over_tau(current - leak) : before - over_tau(leak) + current;
-                vec after = hard_reset ? vec{} + v_rest : charged - v_threshold;
+                vec after = USUAL ? vec{} : hard_reset ? vec{} + v_rest : charged - v_threshold;
                 now.w[i] = charged >= vec{} + v_threshold ? after : charged;
                 h[t].w[i] = charged;
             }
@@ -204,21 +209,21 @@ struct Neurons {
         return now;
     }
 
+    // Of the surrogate, at x = h - v_threshold
     INLINE vec derivative(vec x) const {
-        vec ax = alpha * x;
         if (USUAL || k.surrogate == SIGMOID) {
-            vec e = exp_(negative(ax));
+            vec e = power_of_two(binary_alpha * negative(x));
             return alpha * e / ((1 + e) * (1 + e));  // p (1 - p), without the cancellation
         }
         if (k.surrogate == ATAN) {
-            vec z = A(M_PI_2) * ax;
+            vec z = A(M_PI_2) * alpha * x;
             return alpha / 2 / (1 + z * z);
         }
         if (k.surrogate == PIECEWISE_QUADRATIC) {
-            vec d = alpha + alpha * negative(ax);
+            vec d = alpha + alpha * alpha * negative(x);
             return d < 0 ? vec{} : d;  // NaN stays
         }
-        return alpha * A(M_2_SQRTPI / 2) * exp_(-ax * ax);
+        return alpha * A(M_2_SQRTPI / 2) * power_of_two(-binary_alpha * alpha * x * x);
     }
 
     // After `run`: use(t, gradient of the current) from the last step to the first. The membrane's gradient goes from
@@ -235,7 +240,7 @@ struct Neurons {
                 vec g = grad.w[i], back = grad_v.w[i];
                 if (!detach_reset) g += hard_reset ? back * (v_rest - charged) : -back * v_threshold;
                 if (hard_reset) back = above >= 0 ? vec{} : back;
-                g = g * d + back;
+                g = multiply_add(g, d, back);
                 vec decayed = g * inverse;
                 if (!USUAL && learned) {
                     vec before = v[t].w[i];
@@ -278,7 +283,7 @@ void fire(const Call& k, const X* x, const A* v, const A* scale, const A* shift,
     if (scale) scales = cyclic(scale, k.C), shifts = cyclic(shift, k.C);
     parallel<X, A, USUAL>(division, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
         division.spans(item, P::N, [&](const Span& s) {
-            if (scale) neurons.scale = neurons.per_neuron(s, scales), neurons.shift = neurons.per_neuron(s, shifts);
+            if (scale) neurons.set_scale(s, scales, shifts);
             P last = neurons.run(s, x, v);
             for (int64_t t = 0; t < k.T; t++) {
                 P fires;
@@ -388,7 +393,7 @@ void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, cons
     std::vector<A> scales = cyclic(scale, k.C), shifts = cyclic(shift, k.C), means = cyclic(mean, k.C),
                    rstds = cyclic(rstd, k.C);
     auto run = [&](Neurons<X, A, USUAL>& neurons, const Span& s, auto use) {
-        neurons.scale = neurons.per_neuron(s, scales), neurons.shift = neurons.per_neuron(s, shifts);
+        neurons.set_scale(s, scales, shifts);
         neurons.run(s, x, nullptr);
         P back = P::of(0);
         return neurons.run_backward(s, grad, back, grad_tau, use);
@@ -442,7 +447,7 @@ void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, cons
 
 bool is_usual(const Call& k, const void* grad_tau) {
     int exponent;
-    return k.hard_reset && k.decay_input && k.detach_reset && k.surrogate == SIGMOID && !grad_tau && std::frexp(k.tau, &exponent) == 0.5;
+    return k.hard_reset && k.v_rest == 0 && k.decay_input && k.detach_reset && k.surrogate == SIGMOID && !grad_tau && std::frexp(k.tau, &exponent) == 0.5;
 }
 
 }  // namespace
