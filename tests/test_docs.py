@@ -113,15 +113,15 @@ def test_the_energy_table_shows_the_measured_report():
 
 def test_the_speed_table_shows_the_measured_times():
     rows = []
-    for cpu, folder in (('AVX2', 'cpu-avx2'), ('AVX-512', 'cpu')):
+    for cpu, folder, backend in (('AVX2', 'cpu-avx2', 'cpp'), ('AVX-512', 'cpu', 'compile')):
         lines = (ROOT / 'benchmarks' / 'results' / folder / 'model-msvit_10_384.csv').read_text().splitlines()
         measured = list(csv.DictReader(line for line in lines if not line.startswith('#')))
         for kind, dtype in [(row['pass'], row['dtype']) for row in measured if row['variant'] == 'spikingjelly 2']:
             mine = {row['variant']: row for row in measured if (row['pass'], row['dtype']) == (kind, dtype)}
-            ours = 'timm_snn compile' if kind == 'training' else 'timm_snn fused, compile'
+            ours = f'timm_snn {"" if kind == "training" else "fused, "}{backend}'
             peer, dense, sparse = (mine.get(name) for name in ('spikingjelly 2', ours, f'{ours}, sparse'))
             memory = ' -> '.join(f'{float(row["saved MB"]):.0f}' for row in (peer, dense) if row['saved MB'])
-            cells = [cpu, kind, dtype, f'{float(peer["ms"]):.0f} ms']
+            cells = [cpu, f'`{backend}`', kind, dtype, f'{float(peer["ms"]):.0f} ms']
             for row in (dense, sparse):
                 cells += [f'{float(row["ms"]):.0f} ms', f'{float(row["speedup"]):.2f}'] if row else ['', '']
             rows.append([*cells, f'{memory} MB' if memory else ''])

@@ -63,8 +63,8 @@ INLINE floats power_of_two(floats x) {
     x = least > x ? least : x;  // NaN stays
     floats shifted = x + 0x1.8p23f;  // rounds to n, and has it in the last bits
     floats left = x - (shifted - 0x1.8p23f), p = floats{} + 1.54035304e-4f;
-    for (float factor : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f})  // ln(2)^i / i!
-        p = multiply_add(p, left, floats{} + factor);
+    for (float ith : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f})  // ln(2)^i/i!
+        p = multiply_add(p, left, floats{} + ith);
     return p * (floats)(((ints)shifted << 23) + 0x3f800000);
 }
 
@@ -142,6 +142,11 @@ struct Division {
     }
 };
 
+bool is_power_of_two(double tau) {
+    int exponent;
+    return std::frexp(tau, &exponent) == 0.5;
+}
+
 // A number per channel, and again from the first one on, so that a pack can be loaded at any of them
 template <typename A>
 std::vector<A> cyclic(const A* numbers, int64_t C) {
@@ -167,13 +172,9 @@ struct Neurons {
 
     explicit Neurons(const Division& d)
         : k(d.k), division(d), hard_reset(USUAL || k.hard_reset), decay_input(USUAL || k.decay_input),
-          detach_reset(USUAL || k.detach_reset), exact(USUAL || is_exact(k.tau)), tau(k.tau), inverse(1 / tau),
-          v_threshold(k.v_threshold), v_rest(k.v_rest), alpha(k.alpha), binary_alpha(k.alpha * M_LOG2E), h(k.T), v(USUAL ? 0 : k.T) {}
-
-    static bool is_exact(double tau) {
-        int exponent;
-        return std::frexp(tau, &exponent) == 0.5;
-    }
+          detach_reset(USUAL || k.detach_reset), exact(USUAL || is_power_of_two(k.tau)), tau(k.tau), inverse(1 / tau),
+          v_threshold(k.v_threshold), v_rest(k.v_rest), alpha(k.alpha), binary_alpha(k.alpha * M_LOG2E), h(k.T),
+          v(USUAL ? 0 : k.T) {}
 
     // A number per channel, for each neuron of the span
     INLINE P per_neuron(const Span& s, const std::vector<A>& of) const {
@@ -287,8 +288,10 @@ void fire(const Call& k, const X* x, const A* v, const A* scale, const A* shift,
             P last = neurons.run(s, x, v);
             for (int64_t t = 0; t < k.T; t++) {
                 P fires;
-                for (int i = 0; i < P::SIZE; i++)
-                    fires.w[i] = neurons.h[t].w[i] >= typename P::vec{} + neurons.v_threshold ? P::of(1).w[i] : P::of(0).w[i];
+                for (int i = 0; i < P::SIZE; i++) {
+                    auto charged = neurons.h[t].w[i];
+                    fires.w[i] = charged >= neurons.v_threshold ? P::of(1).w[i] : P::of(0).w[i];
+                }
                 fires.save(spikes + t * division.size + s.m, s.n);
             }
             if (v_last) last.save(v_last + s.m, s.n);
@@ -445,9 +448,10 @@ void bn_backward(const Call& k, const X* x, const A* scale, const A* shift, cons
     });
 }
 
+// The settings of the published models
 bool is_usual(const Call& k, const void* grad_tau) {
-    int exponent;
-    return k.hard_reset && k.v_rest == 0 && k.decay_input && k.detach_reset && k.surrogate == SIGMOID && !grad_tau && std::frexp(k.tau, &exponent) == 0.5;
+    bool resets = k.hard_reset && k.v_rest == 0 && k.detach_reset;
+    return resets && k.decay_input && is_power_of_two(k.tau) && k.surrogate == SIGMOID && !grad_tau;
 }
 
 }  // namespace
