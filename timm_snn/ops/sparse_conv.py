@@ -42,7 +42,7 @@ def sparse_spikes(max_density: float | None = None) -> Iterator[None]:
     """Convolutions of the models inside the block skip zeros, on a CPU: the same sums, in another order.
 
         fused = timm_snn.fuse(model)
-        with torch.inference_mode(), timm_snn.use_backend('compile'), timm_snn.ops.sparse_spikes():
+        with torch.inference_mode(), timm_snn.use_backend('cpp'), timm_snn.ops.sparse_spikes():
             logits = fused(images)
 
     In training the gradient of the weights skips them too; that of the input is a dense convolution as before. Time is
