@@ -4,13 +4,11 @@ torch's own kernels take the statistics and their gradient, which Inductor does 
 normalisation is compiled into the neuron's body, so the batch norm's output is never written and never saved.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from .bn_lif import scale_and_shift
-from .layout import as_steps, channel_strides, from_steps
+from .layout import as_steps, channel_strides, from_steps, inner_size
 from .lif_compile import Settings, fire, fire_backward, run_compiled, split_tau
 from .lif_torch import membrane_dtype
 from .surrogate import Sigmoid, Surrogate
@@ -120,4 +118,4 @@ def _normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def _by_channel(x: Tensor, like: Tensor, strides: tuple[int, ...]) -> Tensor:
     """x -> [T, B, C, S] if it is contiguous, [T, B * S, C, 1] if it is channels_last."""
     steps = as_steps(x, strides)
-    return steps.unflatten(1, [-1, like.shape[2], 1 if strides[1] == 1 else math.prod(like.shape[3:])])
+    return steps.unflatten(1, [-1, like.shape[2], inner_size(like, strides)])

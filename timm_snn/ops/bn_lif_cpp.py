@@ -4,13 +4,11 @@ One pass takes the statistics and one fires. The backward pass goes through memo
 gradient per channel, and to write that of x with them.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from .bn_lif import scale_and_shift
-from .layout import as_steps, channel_strides, from_steps
+from .layout import as_steps, channel_strides, from_steps, inner_size
 from .lif_cpp import call
 from .lif_op import constant_alpha
 from .lif_torch import membrane_dtype
@@ -55,17 +53,18 @@ def affine_lif(
     decay_input: bool,
 ) -> Tensor:
     """The neuron of x * scale + shift, [C] each, without a gradient. No pooling."""
-    return _fire(x, scale, shift, (float(tau), v_threshold, v_reset, decay_input))
+    steps, channels, strides = _in_memory(x)
+    return from_steps(_fire(steps, channels, scale, shift, (float(tau), v_threshold, v_reset, decay_input)), x, strides)
 
 
 class _BnLif(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, tau, settings, eps):
-        strides = channel_strides(x)
-        steps, channels = as_steps(x, strides), _channels(x, strides)
+        steps, channels, strides = _in_memory(x)
         mean, var = torch.empty(2, x.shape[2], dtype=membrane_dtype(x.dtype)).unbind()
         call('statistics', steps, channels, (), (steps, mean, var))
-        return _fire(x, *scale_and_shift(weight, bias, mean, var, eps), (float(tau), *settings)), mean, var
+        spikes = _fire(steps, channels, *scale_and_shift(weight, bias, mean, var, eps), (float(tau), *settings))
+        return from_steps(spikes, x, strides), mean, var
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -79,15 +78,15 @@ class _BnLif(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, *_):
         x, weight, bias, tau, mean, var = ctx.saved_tensors
-        strides = channel_strides(x)
-        steps, grad_steps = as_steps(x, strides), as_steps(grad, strides)
+        steps, channels, strides = _in_memory(x)
+        grad_steps = as_steps(grad, strides)
         scale, shift = scale_and_shift(weight, bias, mean, var, ctx.eps)
         grad_x, sums = torch.empty_like(steps), mean.new_empty(2, len(mean))
         grad_tau = None if tau is None else mean.new_zeros(())
         call(
             'bn_backward',
             steps,
-            _channels(x, strides),
+            channels,
             (float(tau if ctx.tau is None else ctx.tau), *ctx.settings),
             (steps, scale, shift, mean, (var + ctx.eps).rsqrt(), grad_steps, grad_x, sums, grad_tau),
             grad_steps.stride(0),
@@ -97,14 +96,13 @@ class _BnLif(torch.autograd.Function):
         return from_steps(grad_x, x, strides), sums[1].to(weight.dtype), sums[0].to(bias.dtype), grad_tau, None, None
 
 
-def _fire(x: Tensor, scale: Tensor, shift: Tensor, neuron: tuple) -> Tensor:
+def _fire(steps: Tensor, channels: tuple[int, int], scale: Tensor, shift: Tensor, neuron: tuple) -> Tensor:
+    spikes = torch.empty(steps.shape, dtype=steps.dtype)
+    call('fire', steps, channels, neuron, (steps, None, scale, shift, spikes, None))
+    return spikes
+
+
+def _in_memory(x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, ...]]:
+    """x as [T, M], C and S of a step as [rows, C, S], and the strides of that order."""
     strides = channel_strides(x)
-    steps = as_steps(x, strides)
-    spikes = torch.empty(steps.shape, dtype=x.dtype)
-    call('fire', steps, _channels(x, strides), neuron, (steps, None, scale, shift, spikes, None))
-    return from_steps(spikes, x, strides)
-
-
-def _channels(x: Tensor, strides: tuple[int, ...]) -> tuple[int, int]:
-    """C and S of a step of x as [rows, C, S]."""
-    return x.shape[2], 1 if strides[1] == 1 else math.prod(x.shape[3:])
+    return as_steps(x, strides), (x.shape[2], inner_size(x, strides)), strides

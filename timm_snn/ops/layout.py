@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ['as_steps', 'ceil_div', 'channel_strides', 'empty_steps', 'from_steps', 'step_strides']
+__all__ = ['as_steps', 'ceil_div', 'channel_strides', 'empty_steps', 'from_steps', 'inner_size', 'step_strides']
 
 
 def step_strides(x: Tensor) -> tuple[int, ...]:
@@ -34,6 +34,11 @@ def channel_strides(x: Tensor) -> tuple[int, ...]:
         return strides
     inner = [math.prod(spatial[i + 1 :]) for i in range(len(spatial))]
     return chs * size, size, *inner
+
+
+def inner_size(x: Tensor, strides: tuple[int, ...]) -> int:
+    """S of a step of x [T, B, C, ...] as [rows, C, S], for `channel_strides`: the pixels, or 1 in channels_last."""
+    return 1 if strides[1] == 1 else math.prod(x.shape[3:])
 
 
 def empty_steps(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
