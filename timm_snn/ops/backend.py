@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,8 +158,8 @@ def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Mo
     raise BackendUnavailable('no LIF backend can run this input; see timm_snn.backend_report()')
 
 
-def fused(op: str, backend: ModuleType) -> ModuleType | None:
-    """The module with this backend's fused `op`, if it has one.
+def fused(op: str, backend: ModuleType) -> Callable[..., Any] | None:
+    """This backend's fused `op`, if it has one.
 
     Inside torch.compile those of a CPU have none: Inductor does the fusing there.
     """
@@ -166,7 +167,12 @@ def fused(op: str, backend: ModuleType) -> ModuleType | None:
     if name is None or (torch.compiler.is_compiling() and backend.__name__ in (_MODULES['compile'], _MODULES['cpp'])):
         return None
     _import_fused(name)
-    return _loaded[name]
+    return getattr(_loaded[name], op)
+
+
+def has_free_bias(backend: ModuleType) -> bool:
+    """Whether the fused ops of this backend add a convolution's bias at no cost, where the convolution itself does."""
+    return backend.__name__ == _MODULES['triton']
 
 
 def _asked_for(argument: str | None) -> tuple[str, str]:

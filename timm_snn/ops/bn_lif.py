@@ -1,12 +1,14 @@
 """Batch norm, max pooling and the neuron as one op: what follows every convolution of a spiking transformer."""
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import fused, resolve_backend
+from .backend import fused, has_free_bias, resolve_backend
 from .lif import check_input, check_settings
 from .lif_torch import membrane_dtype
 from .surrogate import Surrogate, get_surrogate
@@ -61,7 +63,7 @@ def bn_lif(
     if training and count > 1 and (op := _fused('bn', x, pool, module)):
         if offset is not None:  # the batch's mean takes it away again, so that its gradient is zero
             bias = torch.add(bias, offset, alpha=0)
-        spikes, mean, var = op.bn_lif(x, weight, bias, eps=eps, pool=pool, **neuron, **gradient)
+        spikes, mean, var = op(x, weight, bias, eps=eps, **neuron, **gradient)
         with torch.no_grad():
             mean = mean if offset is None else mean + offset
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -71,7 +73,7 @@ def bn_lif(
         dtype = membrane_dtype(x.dtype)
         mean = running_mean if offset is None else running_mean - offset
         scale, shift = scale_and_shift(weight, bias, mean.to(dtype), running_var.to(dtype), eps)
-        return op.affine_lif(x, scale, shift, pool=pool, **neuron)
+        return op(x, scale, shift, **neuron)
     # a view of T * B, which keeps channels_last
     y = F.batch_norm(
         _shifted(x, offset).flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps
@@ -99,7 +101,7 @@ def pool_lif(
     module = resolve_backend(backend, x, surrogate)
     neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
     if (pool or offset is not None) and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
-        return op.affine_lif(x, None, offset, pool=pool, **neuron)
+        return op(x, None, offset, **neuron)
     y = _pooled(_shifted(x, offset).flatten(0, 1), pool).unflatten(0, [len(x), -1])
     return module.lif(y, None, needs_v=False, surrogate=surrogate, detach_reset=detach_reset, **neuron)[0]
 
@@ -120,8 +122,7 @@ def takes_offset(
     module = resolve_backend(backend, x, get_surrogate(surrogate))
     if not training and torch.is_grad_enabled():
         return False
-    op = _fused('bn' if training else 'affine', x, pool, module)
-    return op is not None and op.BIAS_IS_FREE
+    return _fused('bn' if training else 'affine', x, pool, module) is not None and has_free_bias(module)
 
 
 def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -130,7 +131,7 @@ def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps
     return scale, bias.to(mean.dtype) - mean * scale
 
 
-def _fused(what: str, x: Tensor, pool: bool, backend: ModuleType) -> ModuleType | None:
+def _fused(what: str, x: Tensor, pool: bool, backend: ModuleType) -> Callable[..., Any] | None:
     if pool and x.ndim != 5:
         return None
     return fused(f'{what}_pool_lif' if pool else f'{what}_lif', backend)

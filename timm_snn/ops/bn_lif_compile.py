@@ -15,8 +15,6 @@ from .surrogate import Sigmoid, Surrogate
 
 __all__ = ['affine_lif', 'bn_lif']
 
-BIAS_IS_FREE = False  # oneDNN adds it while it holds the output
-
 
 def bn_lif(
     x: Tensor,
@@ -24,7 +22,6 @@ def bn_lif(
     bias: Tensor,
     *,
     eps: float,
-    pool: bool,
     tau: float | Tensor,
     v_threshold: float,
     v_reset: float | None,
@@ -32,7 +29,7 @@ def bn_lif(
     surrogate: Surrogate,
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x [T, B, C, *spatial] -> spikes, and the batch's mean and biased variance [C] without a gradient. No pooling."""
+    """x [T, B, C, *spatial] -> spikes, and the batch's mean and biased variance [C] without a gradient."""
     number, learned = split_tau(tau, x)
     s = Settings(number, v_threshold, v_reset, decay_input, surrogate, detach_reset)
     return _BnLif.apply(x, weight, bias, learned, s, eps)
@@ -43,13 +40,12 @@ def affine_lif(
     scale: Tensor,
     shift: Tensor,
     *,
-    pool: bool,
     tau: float | Tensor,
     v_threshold: float,
     v_reset: float | None,
     decay_input: bool,
 ) -> Tensor:
-    """The neuron of x * scale + shift, [C] each, without a gradient. No pooling."""
+    """The neuron of x * scale + shift, [C] each, without a gradient."""
     number, learned = split_tau(tau, x)
     s = Settings(number, v_threshold, v_reset, decay_input, Sigmoid(), detach_reset=True)
     return _fire(x, scale, shift, learned, s)

@@ -16,8 +16,6 @@ from .surrogate import Surrogate
 
 __all__ = ['affine_lif', 'bn_lif']
 
-BIAS_IS_FREE = False  # convolutions add it while they hold the output
-
 
 def bn_lif(
     x: Tensor,
@@ -25,7 +23,6 @@ def bn_lif(
     bias: Tensor,
     *,
     eps: float,
-    pool: bool,
     tau: float | Tensor,
     v_threshold: float,
     v_reset: float | None,
@@ -33,7 +30,7 @@ def bn_lif(
     surrogate: Surrogate,
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x [T, B, C, *spatial] -> spikes, and the batch's mean and biased variance [C] without a gradient. No pooling.
+    """x [T, B, C, *spatial] -> spikes, and the batch's mean and biased variance [C] without a gradient.
 
     Raises: BackendUnavailable for a surrogate that is not in the table of surrogate.py.
     """
@@ -46,13 +43,12 @@ def affine_lif(
     scale: Tensor,
     shift: Tensor,
     *,
-    pool: bool,
     tau: float | Tensor,
     v_threshold: float,
     v_reset: float | None,
     decay_input: bool,
 ) -> Tensor:
-    """The neuron of x * scale + shift, [C] each, without a gradient. No pooling."""
+    """The neuron of x * scale + shift, [C] each, without a gradient."""
     steps, channels, strides = _in_memory(x)
     return from_steps(_fire(steps, channels, scale, shift, (float(tau), v_threshold, v_reset, decay_input)), x, strides)
 

@@ -14,6 +14,7 @@ a pixel collects the gradient from the at most four windows that cover it.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,21 +38,14 @@ from .neuron_triton import (
     step_settings,
     tau_gradient,
     triton_membrane,
-    why_no_kernel,
 )
 from .operator import Operator
 from .surrogate import Surrogate
 
-__all__ = ['affine_lif', 'bn_lif', 'why_not']
+__all__ = ['affine_lif', 'affine_pool_lif', 'bn_lif', 'bn_pool_lif']
 
-BIAS_IS_FREE = True  # in the kernels here, and not in cuDNN's
 STATISTICS_TILE, GRADIENT_TILE = 1024, 512  # elements; the gradient holds several values per element and step
 MAX_SHARES, TARGET_PROGRAMS = 512, 2048
-
-
-def why_not(x: Tensor | None = None) -> str | None:
-    """Why Triton cannot run x, or without x why it cannot run at all."""
-    return why_no_kernel(x)
 
 
 def bn_lif(
@@ -60,7 +54,7 @@ def bn_lif(
     bias: Tensor | None,
     *,
     eps: float,
-    pool: bool,
+    pool: bool = False,
     tau: float | Tensor,
     v_threshold: float,
     v_reset: float | None,
@@ -88,7 +82,7 @@ def affine_lif(
     scale: Tensor | None,
     shift: Tensor | None,
     *,
-    pool: bool,
+    pool: bool = False,
     tau: float | Tensor,
     v_threshold: float,
     v_reset: float | None,
@@ -100,6 +94,9 @@ def affine_lif(
     """
     tau, tau_tensor = split_tau(tau, x)
     return _affine_lif(x, scale, shift, tau_tensor, pool, tau, v_threshold, v_reset, decay_input)
+
+
+bn_pool_lif, affine_pool_lif = partial(bn_lif, pool=True), partial(affine_lif, pool=True)
 
 
 def _run_affine(

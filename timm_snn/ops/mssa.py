@@ -35,7 +35,7 @@ def mssa(
     neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
     gradient = dict(surrogate=surrogate, detach_reset=detach_reset)
     if op := fused('mssa', module):
-        return op.mssa(list(queries), k, **neuron, **gradient)
+        return op(list(queries), k, **neuron, **gradient)
     current = queries[0].sum(3, keepdim=True)
     for query in queries[1:]:
         current = current + query.sum(3, keepdim=True)

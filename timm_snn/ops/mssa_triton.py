@@ -17,18 +17,13 @@ from . import lif_triton
 from .layout import as_steps, ceil_div, empty_steps, step_strides
 from .lif_op import constant_alpha, empty_membrane, split_tau
 from .lif_torch import membrane_dtype
-from .neuron_triton import charge, launch, load_tau, neuron_settings, reset, triton_membrane, why_no_kernel
+from .neuron_triton import charge, launch, load_tau, neuron_settings, reset, triton_membrane
 from .operator import Operator
 from .surrogate import Surrogate
 
-__all__ = ['mssa', 'why_not']
+__all__ = ['mssa']
 
 TILE = 2048  # elements of a head: 16 for each of the 128 threads
-
-
-def why_not(x: Tensor | None = None) -> str | None:
-    """Why Triton cannot run x, or without x why it cannot run at all."""
-    return why_no_kernel(x)
 
 
 def mssa(
