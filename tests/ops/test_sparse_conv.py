@@ -13,6 +13,7 @@ from tests.conftest import lively
 from tests.families import SMALLEST, shallow
 from timm_snn import BackendUnavailable
 from timm_snn.ops import cpp, packed_spikes, sparse_conv, sparse_spikes
+from timm_snn.ops.switches import Switches, switches
 
 pytestmark = pytest.mark.skipif(cpp.why_no_compiler() is not None, reason=str(cpp.why_no_compiler()))
 
@@ -197,8 +198,8 @@ def test_blocks_may_be_nested_and_end_with_an_error():
     with sparse_spikes(0.5):
         with pytest.raises(ZeroDivisionError), sparse_spikes():
             raise ZeroDivisionError
-        assert (sparse_conv._inside, sparse_conv._max_density) == (True, 0.5)
-    assert (sparse_conv._inside, sparse_conv._max_density) == (False, None)
+        assert switches() == Switches(skips_zeros=True, max_density=0.5)
+    assert switches() == Switches()
 
 
 def test_torch_checks_the_operator():

@@ -10,7 +10,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..layers import LayerFn, mean_over_time, merge_time, neurons, split_time, to_time_first
-from ..ops.backend import keep_backend
+from ..ops.backend import keep_switches
 from .builder import named_layers, take_indices
 
 __all__ = ['SpikingStage', 'SpikingTransformer', 'neuron_layer']
@@ -39,7 +39,7 @@ class SpikingStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq([keep_backend(block) for block in self.blocks], x)
+            x = checkpoint_seq([keep_switches(block) for block in self.blocks], x)
         else:
             x = self.blocks(x)
         return x

@@ -3,7 +3,7 @@
 From the strongest wish to the weakest:
 
     LIF(backend='torch')                     one layer, or a model: create_model(..., backend='torch')
-    with timm_snn.use_backend('torch'): ...  a block of code
+    with timm_snn.use_backend('torch'): ...  a block of code, in this thread or asyncio task
     timm_snn.set_backend('torch')            the process
     TIMM_SNN_BACKEND=torch                   the environment, read when timm_snn is imported
     'auto'                                   otherwise: the first backend that can run the input
@@ -25,8 +25,9 @@ from torch import Tensor
 from . import lif_torch
 from .cpp import why_no_compiler
 from .surrogate import Surrogate, is_known
+from .switches import kept, switched, switches
 
-__all__ = ['BackendUnavailable', 'backend_report', 'set_backend', 'use_backend']
+__all__ = ['BackendUnavailable', 'backend_report', 'keep_switches', 'set_backend', 'use_backend']
 
 _logger = logging.getLogger(__name__)
 
@@ -67,8 +68,6 @@ _FUSED: dict[str, dict[str, str]] = {
     },
 }
 
-# Plain globals, not context variables: torch.compile guards on them and compiles anew when they change.
-_in_context: str | None = None
 _in_process: str | None = None
 _in_environment: str | None = os.environ.get('TIMM_SNN_BACKEND') or None
 _logged: set[str] = set()
@@ -97,27 +96,24 @@ def set_backend(name: str | None) -> None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Use this backend inside the `with` block. Raises ValueError for an unknown name."""
-    global _in_context
+    """Use this backend inside the `with` block, in this thread or asyncio task, and in checkpointed blocks' backward.
+
+    Raises: ValueError for an unknown name.
+    """
     check_backend(name, 'use_backend')
-    outer, _in_context = _in_context, name
-    try:
+    with switched(backend=name):
         yield
-    finally:
-        _in_context = outer
 
 
-def keep_backend(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`function` with the backend that is chosen now: activation checkpointing calls it again in the backward pass."""
-    name = _in_context or _in_process
-    if name is None or torch.compiler.is_compiling():
+def keep_switches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`function` with the backend and all switches that are chosen now, for activation checkpointing.
+
+    The backward pass calls it again, and a forward pass that differs in the last bit would flip spikes between the
+    loss and its gradient.
+    """
+    if torch.compiler.is_compiling():  # the backward pass is part of the graph
         return function
-
-    def run(x: Tensor) -> Tensor:
-        with use_backend(name):
-            return function(x)
-
-    return run
+    return kept(function, backend=_asked_for(None)[0])
 
 
 def backend_report() -> str:
@@ -179,7 +175,7 @@ def _asked_for(argument: str | None) -> tuple[str, str]:
     """The backend's name and who asked for it."""
     for name, asked_by in (
         (argument, 'the argument `backend`'),
-        (_in_context, 'use_backend'),
+        (switches().backend, 'use_backend'),
         (_in_process, 'set_backend'),
         (_in_environment, 'TIMM_SNN_BACKEND'),
     ):

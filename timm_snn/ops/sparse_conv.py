@@ -20,6 +20,7 @@ from .backend import BackendUnavailable
 from .cpp import load_cpp, why_no_compiler
 from .layout import ceil_div
 from .operator import Operator
+from .switches import switched, switches
 
 __all__ = ['conv2d', 'sparse_spikes']
 
@@ -31,9 +32,6 @@ _SAMPLE = 61  # every so many numbers are looked at for the density; a prime, so
 # torch's bfloat16 convolutions take many times as long as float32 ones on a CPU without AVX-512.
 _SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'DEFAULT')
 
-# Plain globals, not context variables: torch.compile guards on them and compiles anew when they change.
-_inside = False
-_max_density: float | None = None
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # frozen weight -> (made from, what kernels read)
 
 
@@ -57,16 +55,12 @@ def sparse_spikes(max_density: float | None = None) -> Iterator[None]:
     Raises: ValueError unless 0 <= max_density <= 1; BackendUnavailable without a compiler, or for input in float16 or
     on another device.
     """
-    global _inside, _max_density
     if max_density is not None and not 0 <= max_density <= 1:
         raise ValueError(f'sparse_spikes needs 0 <= max_density <= 1, got {max_density}')
     if reason := why_no_compiler():
         raise BackendUnavailable(f'sparse_spikes cannot run here: {reason}')
-    outer, (_inside, _max_density) = (_inside, _max_density), (True, max_density)
-    try:
+    with switched(skips_zeros=True, max_density=max_density):
         yield
-    finally:
-        _inside, _max_density = outer
 
 
 def conv2d(
@@ -81,7 +75,7 @@ def conv2d(
 @torch.jit.unused
 def _skips_zeros(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> bool:
     """Whether this is a case for the kernels. What is wrong is not: torch raises its errors."""
-    if not _inside or groups != 1 or x.ndim != 4 or x.shape[1] != weight.shape[1]:
+    if not switches().skips_zeros or groups != 1 or x.ndim != 4 or x.shape[1] != weight.shape[1]:
         return False
     if x.dtype != weight.dtype and not torch.is_autocast_enabled('cpu'):
         return False
@@ -103,7 +97,7 @@ def _conv_of_spikes(
             f'sparse_spikes takes float32, bfloat16 and float64 on a CPU, got {dtype} on {x.device}: leave it out there'
         )
     x = x[:, :, :: stride[0], :: stride[1]].to(dtype)
-    return _conv(x, weight, bias, *padding, _max_density)
+    return _conv(x, weight, bias, *padding, switches().max_density)
 
 
 def _run_forward(

@@ -1,0 +1,73 @@
+"""Switches that a user turns for a block of code: one set per thread or asyncio task, kept by activation checkpointing.
+
+A switch is a field of `Switches` and a context manager that turns it by `switched`. A new thread starts with all of
+them off.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+__all__ = ['Switches', 'kept', 'switched', 'switches']
+
+
+@dataclass(frozen=True)
+class Switches:
+    """All switches of a thread; numbers and strings only, so that torch.compile can guard on them."""
+
+    backend: str | None = None  # of the neuron, by `use_backend`
+    skips_zeros: bool = False  # in convolutions, by `sparse_spikes`
+    max_density: float | None = None  # up to which it does
+
+
+_switches: ContextVar[Switches] = ContextVar('timm_snn_switches', default=Switches())  # noqa: B039  it is frozen
+# torch.compile reads context variables from torch 2.14 on. Before, compiled code sees what the last thread has set.
+_COMPILES_CONTEXT = tuple(int(n) for n in torch.__version__.split('.')[:2]) >= (2, 14)
+_last_set = Switches()
+
+
+def switches() -> Switches:
+    """Those of this thread or task."""
+    if not _COMPILES_CONTEXT and torch.compiler.is_compiling():
+        return _last_set
+    return _switches.get()
+
+
+@contextmanager
+def switched(**changes: Any) -> Iterator[None]:
+    """Turn these switches inside the `with` block, in this thread or task."""
+    outer = _switches.get()
+    _set(replace(outer, **changes))
+    try:
+        yield
+    finally:
+        _set(outer)
+
+
+def kept(function: Callable[[Any], Any], **changes: Any) -> Callable[[Any], Any]:
+    """`function` with the switches as they are now and these changes, whenever and in whichever thread it is called.
+
+    Activation checkpointing calls it again in the backward pass, after the `with` blocks have ended and, on a GPU, in
+    a thread of autograd's.
+    """
+    now = replace(switches(), **changes)
+
+    def run(x: Any) -> Any:
+        outer = _switches.get()
+        _set(now)
+        try:
+            return function(x)
+        finally:
+            _set(outer)
+
+    return run
+
+
+def _set(switches: Switches) -> None:
+    global _last_set
+    _switches.set(switches)
+    _last_set = switches
