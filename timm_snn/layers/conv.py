@@ -53,20 +53,21 @@ class ConvBn(nn.Module):
             )
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        usual_conv, norm_layer, pool_layer = {
-            1: (TokenConv, nn.BatchNorm1d, nn.MaxPool1d),
-            2: (MapConv, nn.BatchNorm2d, nn.MaxPool2d),
-        }[dims]
+        usual_conv, pool_layer = {1: (TokenConv, nn.MaxPool1d), 2: (MapConv, nn.MaxPool2d)}[dims]
         padding = kernel_size // 2 if kernel_size % 2 else 0
         if conv_layer is not None:
             self.conv = conv_layer(in_chs, out_chs, **dd)
         else:
             self.conv = usual_conv(in_chs, out_chs, kernel_size, stride, padding, groups=groups, bias=bias, **dd)
-        self.bn = norm_layer(out_chs, **dd)
+        # Tokens are maps of one row to it: timm, torchvision and transformers freeze BatchNorm2d and no other class.
+        self.bn = nn.BatchNorm2d(out_chs, **dd)
+        self.dims = dims
         self.pool = pool_layer(3, 2, 1) if pool else nn.Identity()
 
     def current(self, x: Tensor) -> Tensor:
-        return split_time(self.pool(self.bn(self.conv(merge_time(x)))), x.shape[0])
+        y = self.conv(merge_time(x))
+        y = self.bn(y) if self.dims == 2 else self.bn(y.unsqueeze(2)).squeeze(2)
+        return split_time(self.pool(y), x.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.current(x)
@@ -109,7 +110,7 @@ class ConvBnLif(ConvBn):
         """Whether one op may stand for batch norm, pooling and neuron: no subclass, hook or tracer would miss them."""
         return (
             is_plain(self.lif, (LIF, ParametricLIF))
-            and (is_plain(self.bn, (nn.Identity,)) or (is_plain(self.bn, _BATCH_NORMS) and _is_usual(self.bn)))
+            and (is_plain(self.bn, (nn.Identity,)) or (is_plain(self.bn, (nn.BatchNorm2d,)) and _is_usual(self.bn)))
             and is_plain(self.pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
             and not isinstance(x, Proxy)
         )
@@ -171,9 +172,6 @@ class LifConvBn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.unit(self.lif(x))
-
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def _is_usual(bn: Any) -> bool:
