@@ -104,7 +104,7 @@ def skipped(name: str, args: argparse.Namespace) -> bool:
 
 
 def our_neurons(args: argparse.Namespace) -> dict[str, Neuron]:
-    names = {name: f'timm_snn {name}' for name in backends._MODULES}
+    names = {name: f'timm_snn {name}' for name in backends.backends()}
     return {
         names[name]: functools.partial(timm_snn.lif, backend=name)
         for name in runnable_backends(args.device, [name for name in names if not skipped(names[name], args)])

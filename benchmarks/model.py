@@ -42,7 +42,7 @@ import timm_snn
 from timm_snn.layers import neurons
 from timm_snn.ops import backend as backends
 from timm_snn.ops import sparse_spikes
-from timm_snn.ops.cpp import why_no_compiler
+from timm_snn.ops.native.build import why_no_compiler
 
 Run = Callable[[], object]
 COLUMNS = ['variant', 'pass', 'dtype', 'ms', 'spread', 'speedup', 'saved MB', 'peak MB', 'convolutions ms']
@@ -170,7 +170,7 @@ def contenders(args: argparse.Namespace, kind: str, images: Tensor) -> dict[str,
         name, backend = OLD[args.device]
         models[name] = peer(args, ours, load_spikingjelly(args.spikingjelly_14), backend=backend)
     how = 'fused, ' if kind == 'inference' else ''
-    names = {name: f'timm_snn {how}{name}' for name in backends._MODULES}
+    names = {name: f'timm_snn {how}{name}' for name in backends.backends()}
     for name in runnable_backends(args.device, [name for name in names if not skipped(names[name], args)]):
         models[names[name]] = WithBackend(fast, name)
         if args.device == 'cpu':

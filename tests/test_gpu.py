@@ -1,6 +1,5 @@
 """The same on a CUDA device as on the CPU."""
 
-import importlib
 import itertools
 
 import pytest
@@ -10,7 +9,9 @@ import torch.nn.functional as F
 
 from tests.conftest import lively
 from timm_snn import lif
-from timm_snn.ops import backend, lif_stream, lif_torch
+from timm_snn.ops import backend, lif_stream
+from timm_snn.ops.backends import reference
+from timm_snn.ops.neuron import membrane_dtype
 from timm_snn.ops.surrogate import SURROGATES, get_surrogate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
@@ -46,7 +47,7 @@ def test_a_training_step_under_autocast(dtype):
 def kernels(request) -> str:
     """The name of a backend made of kernels."""
     pytest.importorskip(request.param)
-    if reason := importlib.import_module(f'timm_snn.ops.lif_{request.param}').why_not():
+    if reason := backend._BACKENDS[request.param].why_not():
         pytest.skip(f'{request.param}: {reason}')
     return request.param
 
@@ -87,9 +88,9 @@ def test_kernels_run_on_the_current_stream_and_in_a_cuda_graph(kernels):
 def triton_ops():
     """The modules of the Triton backend."""
     pytest.importorskip('triton')
-    from timm_snn.ops import bn_lif_triton, lif_triton, mssa_triton
+    from timm_snn.ops.backends import triton
 
-    return lif_triton, bn_lif_triton, mssa_triton
+    return triton
 
 
 CASES = list(itertools.product((1, 4, 8, 9, 17), (0.0, -0.2, None), (True, False), (True, False)))
@@ -109,7 +110,7 @@ def agree(ours, theirs, rtol=1e-5):
 def test_triton_neuron_is_that_of_torch(poisoned, triton_ops, case, dtype):
     num_steps, v_reset, decay_input, detach_reset = CASES[case]
     x = (1.5 * torch.randn(num_steps, 3, 1367) + 0.5).to(dtype).requires_grad_()
-    v = torch.randn(3, 1367, dtype=lif_torch.membrane_dtype(dtype), requires_grad=True)
+    v = torch.randn(3, 1367, dtype=membrane_dtype(dtype), requires_grad=True)
     tau = torch.tensor(1.7, requires_grad=True)
     settings = dict(
         v_reset=v_reset,
@@ -139,7 +140,7 @@ def test_triton_neuron_takes_layouts_as_they_are(poisoned, layout):
 
 def test_auto_chooses_triton_and_autocast_changes_nothing(triton_ops, monkeypatch):
     launched = []
-    launch = triton_ops[0].launch
+    launch = triton_ops.launch
     monkeypatch.setattr(
         triton_ops[0], 'launch', lambda kernel, *a, **k: (launched.append(kernel.__name__), launch(kernel, *a, **k))
     )
@@ -209,11 +210,11 @@ def test_triton_batch_norm_is_that_of_torch(poisoned, triton_ops, channels_last,
     x = (x.movedim(2, -1).contiguous().movedim(-1, 2) if channels_last else x).requires_grad_()
     weight = (torch.rand(67, device='cuda', dtype=torch.float64) + 1).requires_grad_()
     bias = torch.randn(67, device='cuda', dtype=torch.float64).requires_grad_()
-    spikes, mean, var = triton_ops[1].bn_lif(x, weight, bias, eps=1e-5, pool=pool, **NEURON, **TRAINING)
+    spikes, mean, var = triton_ops.bn_lif(x, weight, bias, eps=1e-5, pool=pool, **NEURON, **TRAINING)
 
     y = F.batch_norm(x.flatten(0, 1), None, None, weight, bias, training=True)
     y = (F.max_pool2d(y, 3, 2, 1) if pool else y).unflatten(0, x.shape[:2])
-    expected = lif_torch.lif(y, None, **NEURON, **TRAINING)[0]
+    expected = reference.lif(y, None, **NEURON, **TRAINING)[0]
     upstream, inputs = torch.randn_like(spikes), (x, weight, bias)
     agree([spikes], [expected], rtol=0)
     agree([mean, var], torch.var_mean(x, (0, 1, 3, 4), unbiased=False)[::-1], rtol=1e-10)
@@ -227,9 +228,9 @@ def test_triton_mssa_is_that_of_torch(poisoned, triton_ops, dtype, tokens):
     x = x.transpose(-1, -2).contiguous().transpose(-1, -2) if tokens else x
     q, p, k = (tensor.requires_grad_() for tensor in x.unbind())
     settings = {**NEURON, 'v_threshold': 30.0}
-    out = triton_ops[2].mssa([q, p], k, **settings, **TRAINING)
+    out = triton_ops.mssa([q, p], k, **settings, **TRAINING)
     current = (q + p).to(torch.float32).sum(3, keepdim=True)
-    expected = lif_torch.lif(current, None, **settings, **TRAINING)[0].to(dtype) * k
+    expected = reference.lif(current, None, **settings, **TRAINING)[0].to(dtype) * k
     agree([out], [expected], rtol=0)
     upstream = torch.randn_like(out)
     agree(

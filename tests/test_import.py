@@ -35,7 +35,7 @@ def test_public_names_are_few_and_exist():
 def test_time_is_merged_with_the_batch_in_one_layer_only():
     """And in the op of batch norm, whose statistics are over both."""
     merging = {file.name for file in PACKAGE.rglob('*.py') if re.search(r'flatten\(0, ?1\)', file.read_text())}
-    assert merging <= {'temporal.py', 'bn_lif.py', 'bn_lif_compile.py', 'bn_lif_triton.py'}
+    assert merging <= {'temporal.py', 'bn_lif.py', 'inductor.py'}
 
 
 def test_no_private_module_of_timm_is_imported():
@@ -53,6 +53,6 @@ def test_shelves_depend_one_way():
         'data': ('ops', 'layers', 'models', 'profiling'),
     }
     for shelf, above in shelves.items():
-        for file in (PACKAGE / shelf).glob('*.py'):
+        for file in (PACKAGE / shelf).rglob('*.py'):
             for other in above:
                 assert not re.search(rf'(from|import) (\.\.|timm_snn\.){other}', file.read_text()), file

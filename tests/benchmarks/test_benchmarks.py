@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from timm_snn.ops.cpp import why_no_compiler
+from timm_snn.ops.native.build import why_no_compiler
 
 pytest.importorskip('rich')
 pytest.importorskip('matplotlib')

@@ -9,9 +9,9 @@ import timm_snn
 from tests.conftest import lively
 from tests.families import SMALLEST, shallow
 from timm_snn.layers import ConvBnLif, conv, fuse
-from timm_snn.ops import lif_compile
+from timm_snn.ops.backends import inductor
 
-needs_compiler = pytest.mark.skipif(lif_compile.why_not() is not None, reason=str(lif_compile.why_not()))
+needs_compiler = pytest.mark.skipif(inductor.why_not() is not None, reason=str(inductor.why_not()))
 
 
 @pytest.fixture
@@ -147,9 +147,9 @@ def test_checkpointing_recomputes_with_the_backend_of_the_forward_pass(monkeypat
     model = lively(timm.create_model('msvit_4_96')).train()
     model.set_grad_checkpointing()
     used = []
-    monkeypatch.setattr(lif_compile, '_CPP_COMPILERS', ['not needed'])
-    monkeypatch.setattr(lif_compile, 'lif', lambda x, v, **kwargs: used.append(1) or (torch.ones_like(x) * x, v))
-    monkeypatch.setattr(timm_snn.ops.backend, '_FUSED', {})
+    monkeypatch.setattr(inductor, '_CPP_COMPILERS', ['not needed'])
+    monkeypatch.setattr(inductor, 'lif', lambda x, v, **kwargs: used.append(1) or (torch.ones_like(x) * x, v))
+    monkeypatch.delattr(inductor, 'bn_lif')
     with timm_snn.use_backend('compile'):
         loss = model(torch.rand(2, 1, 28, 28)).sum()
     forward = len(used)

@@ -11,7 +11,8 @@ from torch import nn
 import timm_snn
 from tests.conftest import lively
 from timm_snn.layers import ConvBnLif, DropPath, attentions, neurons, patch_embeds
-from timm_snn.ops import backend, lif_torch
+from timm_snn.ops import backend
+from timm_snn.ops.backends import reference
 
 CIFAR100 = 'msvit_4_384.cifar100'
 
@@ -281,12 +282,12 @@ class TestTimmContract:
 
     def test_compiled_code_follows_the_backend_switch(self, monkeypatch):
         def inverted(*args, **kwargs):
-            spikes, v = lif_torch.lif(*args, **kwargs)
+            spikes, v = reference.lif(*args, **kwargs)
             return 1 - spikes, v
 
-        module = types.SimpleNamespace(why_not=lif_torch.why_not, lif=inverted)
-        monkeypatch.setitem(backend._MODULES, 'inverted', 'nowhere')
-        monkeypatch.setitem(backend._loaded, 'inverted', module)
+        module = types.SimpleNamespace(why_not=reference.why_not, lif=inverted)
+        monkeypatch.setitem(backend._BACKENDS, 'inverted', backend.Backend('inverted', 'nowhere'))
+        monkeypatch.setitem(backend._modules, 'inverted', module)
         layer = torch.compile(timm_snn.LIF(), fullgraph=True, backend='eager')
         x = torch.randn(4, 2, 3)
         with timm_snn.use_backend('torch'):

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 import timm_snn
 from timm_snn.layers import ConvBnLif
-from timm_snn.ops import ATan, Sigmoid, bn_lif_triton, lif_torch
-from timm_snn.ops.bn_lif_triton import affine_lif, bn_lif
+from timm_snn.ops import ATan, Sigmoid
+from timm_snn.ops.backends import reference
+from timm_snn.ops.backends.triton import bn_lif as bn_lif_file
+from timm_snn.ops.backends.triton.bn_lif import affine_lif, bn_lif
+from timm_snn.ops.neuron import membrane_dtype
 
 pytestmark = [
     pytest.mark.usefixtures('poisoned'),
@@ -38,18 +41,18 @@ def convolved(layout: str, num_steps: int, num_channels: int = 3, dtype: torch.d
 
 
 def per_channel(p: Tensor, x: Tensor) -> Tensor:
-    return p.view(-1, *[1] * (x.ndim - 3)).to(lif_torch.membrane_dtype(x.dtype))
+    return p.view(-1, *[1] * (x.ndim - 3)).to(membrane_dtype(x.dtype))
 
 
 def fire(y: Tensor, pool: bool, **settings) -> Tensor:
     if pool:
         y = F.max_pool2d(y.flatten(0, 1), 3, 2, 1).unflatten(0, y.shape[:2])
-    return lif_torch.lif(y, None, **settings)[0]
+    return reference.lif(y, None, **settings)[0]
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, **settings) -> Tensor:
     """The composition of plain ops, with the values of the op's statistics, so that equal spikes can be asked for."""
-    current = x.to(lif_torch.membrane_dtype(x.dtype))
+    current = x.to(membrane_dtype(x.dtype))
     axes = [i for i in range(x.ndim) if i != 2]
     own_mean, own_var = current.mean(axes), current.var(axes, unbiased=False)
     mean = per_channel(own_mean + (mean - own_mean).detach(), x)
@@ -103,9 +106,9 @@ def test_dtypes(dtype, pool):
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
 def test_sums_in_many_tiles_and_shares(monkeypatch, layout):
-    monkeypatch.setattr(bn_lif_triton, 'STATISTICS_TILE', 32)
-    monkeypatch.setattr(bn_lif_triton, 'GRADIENT_TILE', 32)
-    monkeypatch.setattr(bn_lif_triton, 'TARGET_PROGRAMS', 2)
+    monkeypatch.setattr(bn_lif_file, 'STATISTICS_TILE', 32)
+    monkeypatch.setattr(bn_lif_file, 'GRADIENT_TILE', 32)
+    monkeypatch.setattr(bn_lif_file, 'TARGET_PROGRAMS', 2)
     agree(convolved(layout, 2, num_channels=1), 1, False)
     agree(convolved(layout, 2, num_channels=3), 0, True)
     agree(convolved(layout, 9, num_channels=2), 1, False)
@@ -175,9 +178,9 @@ def test_torch_finds_no_fault_with_the_operators(pool):
     weight, tau = torch.ones(3, requires_grad=True), torch.tensor(2.5, requires_grad=True)
     arguments = (x, weight, weight.detach(), tau, 1e-5, pool, 0.0, 1.0, 0.0, True, 'sigmoid', 4.0, True)
     tests = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_dynamic')
-    torch.library.opcheck(bn_lif_triton._bn_lif.op, arguments, test_utils=tests)
+    torch.library.opcheck(bn_lif_file._bn_lif.op, arguments, test_utils=tests)
     detached = (x.detach(), weight.detach(), weight.detach(), None, pool, 2.0, 1.0, 0.0, True)
-    torch.library.opcheck(bn_lif_triton._affine_lif.op, detached, test_utils=tests)
+    torch.library.opcheck(bn_lif_file._affine_lif.op, detached, test_utils=tests)
 
 
 def test_compiles_whole():

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import timm_snn
-from timm_snn.ops import Sigmoid, backend, lif, lif_op, lif_stream, lif_torch, lif_triton
+from timm_snn.ops import Sigmoid, backend, lif, lif_op, lif_stream, lif_triton
+from timm_snn.ops.neuron import membrane_dtype
 from timm_snn.ops.surrogate import SURROGATES
 
 pytestmark = pytest.mark.usefixtures('poisoned')
@@ -71,7 +72,7 @@ def test_spikes_and_gradients_are_those_of_torch(case):
 @pytest.mark.parametrize('num_steps', [4, 17])
 def test_dtypes(dtype, num_steps):
     x = currents(num_steps, 3, 5).to(dtype).requires_grad_()
-    v = torch.randn(3, 5, dtype=lif_torch.membrane_dtype(dtype), requires_grad=True)
+    v = torch.randn(3, 5, dtype=membrane_dtype(dtype), requires_grad=True)
     tau = torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
     settings = dict(surrogate='erf', detach_reset=False)
     agree([x, v], lambda name: lif_stream(x, v, tau=1.7, backend=name, **settings), dtype)

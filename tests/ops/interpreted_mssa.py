@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from timm_snn.ops import ATan, lif_torch, mssa_triton
-from timm_snn.ops.mssa_triton import mssa
+from timm_snn.ops import ATan
+from timm_snn.ops.backends import reference
+from timm_snn.ops.backends.triton.mssa import _mssa, mssa
+from timm_snn.ops.neuron import membrane_dtype
 
 pytestmark = pytest.mark.usefixtures('poisoned')
 
@@ -34,8 +36,8 @@ def agree(queries: list[Tensor], k: Tensor, case: int) -> None:
         detach_reset=case % 5 < 3,
     )
     out = mssa(queries, k, **settings)
-    current = sum(q.to(lif_torch.membrane_dtype(k.dtype)) for q in queries).sum(3, keepdim=True)
-    expected = lif_torch.lif(current, None, **settings)[0].to(k.dtype) * k
+    current = sum(q.to(membrane_dtype(k.dtype)) for q in queries).sum(3, keepdim=True)
+    expected = reference.lif(current, None, **settings)[0].to(k.dtype) * k
     assert torch.equal(out, expected) and out.dtype == k.dtype and out.stride()[1:] == k.stride()[1:]
     with torch.no_grad():
         assert torch.equal(mssa(queries, k, **settings), expected)
@@ -75,7 +77,7 @@ def test_torch_finds_no_fault_with_the_operator_and_compiles_it_whole():
     q, k, tau = spikes('tokens', 2), spikes('contiguous', 2), torch.tensor(2.5, requires_grad=True)
     tests = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_dynamic')
     arguments = (q, k, k, tau, 0.0, 1.0, 0.0, True, 'atan', 2.0, True, True)
-    torch.library.opcheck(mssa_triton._mssa.op, arguments, test_utils=tests)
+    torch.library.opcheck(_mssa.op, arguments, test_utils=tests)
 
     settings = dict(tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True, surrogate=ATan(), detach_reset=True)
     compiled = torch.compile(lambda q, k: mssa([q, q], 2 * k, **settings), fullgraph=True, backend='aot_eager')

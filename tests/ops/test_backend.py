@@ -8,7 +8,16 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import timm_snn
-from timm_snn.ops import backend, lif_torch
+from timm_snn.ops import backend
+from timm_snn.ops.backend import Backend
+from timm_snn.ops.backends import reference
+
+
+def add_first(monkeypatch, *rows: Backend) -> None:
+    """Backends before all others, of which nothing has been imported."""
+    added = {row.name: row for row in rows}
+    monkeypatch.setattr(backend, '_BACKENDS', {**added, **backend._BACKENDS, **added})
+    monkeypatch.setattr(backend, '_modules', {})
 
 
 @pytest.fixture
@@ -19,16 +28,15 @@ def fakes(monkeypatch):
 
     def counted(*args, **kwargs):
         fake.calls += 1
-        return lif_torch.lif(*args, **kwargs)
+        return reference.lif(*args, **kwargs)
 
     fake.lif = counted
     fake.why_not = lambda x=None: 'it needs float32' if x is not None and x.dtype != torch.float32 else None
     broken.why_not = lambda x=None: "it needs unobtainium: pip install 'timm-snn[unobtainium]'"
-    monkeypatch.setitem(sys.modules, 'fake_backend', fake)
-    monkeypatch.setitem(sys.modules, 'broken_backend', broken)
-    modules = {'broken': 'broken_backend', 'fake': 'fake_backend', **backend._MODULES}
-    monkeypatch.setattr(backend, '_MODULES', modules)
-    monkeypatch.setattr(backend, '_loaded', {'torch': lif_torch})
+    monkeypatch.setitem(sys.modules, 'fakes.fake', fake)
+    monkeypatch.setitem(sys.modules, 'fakes.broken', broken)
+    monkeypatch.setitem(sys.modules, 'fakes', types.ModuleType('fakes'))
+    add_first(monkeypatch, Backend('broken', 'fakes.broken'), Backend('fake', 'fakes.fake'))
     return fake
 
 
@@ -108,16 +116,16 @@ def test_auto_passes_kernels_by_that_do_not_know_a_surrogate(fakes, monkeypatch)
         pass
 
     assert used_fake(fakes, lambda: timm_snn.lif(X, surrogate=Own()))
-    monkeypatch.setattr(backend, '_KERNELS', ('fake',))
+    add_first(monkeypatch, Backend('fake', 'fakes.fake', any_surrogate=False))
     assert not used_fake(fakes, lambda: timm_snn.lif(X, surrogate=Own()))
     assert used_fake(fakes, lambda: timm_snn.lif(X, surrogate='atan'))
 
 
 def test_a_backend_whose_library_is_not_installed_is_unavailable(monkeypatch, tmp_path):
-    (tmp_path / 'lacking_backend.py').write_text('import a_library_that_is_not_here')
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / 'lacking_backend.py').write_text('import a_library_that_is_not_here')
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(backend, '_MODULES', {'lacking': 'lacking_backend', **backend._MODULES})
-    monkeypatch.setattr(backend, '_loaded', {'torch': lif_torch})
+    add_first(monkeypatch, Backend('lacking', 'own.lacking_backend'))
     timm_snn.lif(X)  # 'auto' goes on to torch
     with pytest.raises(timm_snn.BackendUnavailable, match='pip install a_library_that_is_not_here'):
         timm_snn.lif(X, backend='lacking')
@@ -125,9 +133,10 @@ def test_a_backend_whose_library_is_not_installed_is_unavailable(monkeypatch, tm
 
 
 def test_a_broken_library_is_not_taken_for_a_missing_one(monkeypatch, tmp_path):
-    (tmp_path / 'faulty_backend.py').write_text('from json import no_such_name')
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / 'faulty_backend.py').write_text('from json import no_such_name')
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(backend, '_MODULES', {'faulty': 'faulty_backend', **backend._MODULES})
+    add_first(monkeypatch, Backend('faulty', 'own.faulty_backend'))
     for call in (timm_snn.backend_report, lambda: timm_snn.lif(X), lambda: timm_snn.set_backend('faulty')):
         with pytest.raises(ImportError, match='no_such_name'):
             call()
@@ -135,7 +144,7 @@ def test_a_broken_library_is_not_taken_for_a_missing_one(monkeypatch, tmp_path):
 
 def test_compiling_imports_the_backends_that_auto_tries(fakes):
     torch.compile(timm_snn.LIF(), fullgraph=True, backend='eager')(X)
-    assert {'broken', 'fake', 'torch'} <= set(backend._loaded) and fakes.calls > 0
+    assert {'broken', 'fake', 'torch'} <= set(backend._modules) and fakes.calls > 0
 
 
 def test_logging_the_choice_does_not_compile_anew(monkeypatch):

@@ -6,10 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.test_lif import currents
-from timm_snn.ops import bn_lif, bn_lif_compile, cpp, lif, lif_compile, mssa, pool_lif
+from timm_snn.ops import bn_lif, lif, mssa, pool_lif
+from timm_snn.ops.backends import inductor
+from timm_snn.ops.native import build
 
 T, C = 4, 6
-BACKENDS = ['torch', 'compile', *(['cpp'] if cpp.why_no_compiler() is None else [])]
+BACKENDS = ['torch', 'compile', *(['cpp'] if build.why_no_compiler() is None else [])]
 
 
 @pytest.fixture
@@ -21,9 +23,9 @@ def uncompiled(monkeypatch):
         ran.append(body.__name__)
         return body(*args, s)[:num_outputs]
 
-    monkeypatch.setattr(lif_compile, '_CPP_COMPILERS', ['not needed'])
-    monkeypatch.setattr(lif_compile, 'run_compiled', plain)
-    monkeypatch.setattr(bn_lif_compile, 'run_compiled', plain)
+    monkeypatch.setattr(inductor, '_CPP_COMPILERS', ['not needed'])
+    monkeypatch.setattr(inductor, 'run_compiled', plain)
+    monkeypatch.setattr(inductor, 'run_compiled', plain)
     return ran
 
 
@@ -114,7 +116,7 @@ def test_a_learnable_tau(uncompiled, channels_last):
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(lif_compile.why_not() is not None, reason=str(lif_compile.why_not()))
+@pytest.mark.skipif(inductor.why_not() is not None, reason=str(inductor.why_not()))
 def test_the_compiled_form():
     """What Inductor makes of it, contiguous and channels_last, with one set of bodies."""
     for channels_last in (False, True):

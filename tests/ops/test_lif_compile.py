@@ -8,30 +8,30 @@ import torch
 import timm_snn
 from tests.ops.test_lif import currents
 from timm_snn import lif, lif_stream
-from timm_snn.ops import lif_compile
+from timm_snn.ops.backends import inductor
 from timm_snn.ops.surrogate import SURROGATES, Sigmoid
 
-needs_compiler = pytest.mark.skipif(lif_compile.why_not() is not None, reason=str(lif_compile.why_not()))
+needs_compiler = pytest.mark.skipif(inductor.why_not() is not None, reason=str(inductor.why_not()))
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
     """The bodies without Inductor, which takes seconds for each setting."""
-    monkeypatch.setattr(lif_compile, '_CPP_COMPILERS', ['not needed'])
-    monkeypatch.setattr(lif_compile, 'run_compiled', lambda body, n, s, *args: body(*args, s)[:n])
+    monkeypatch.setattr(inductor, '_CPP_COMPILERS', ['not needed'])
+    monkeypatch.setattr(inductor, 'run_compiled', lambda body, n, s, *args: body(*args, s)[:n])
 
 
 @pytest.fixture
 def ran(monkeypatch):
     """The bodies that were run compiled: proof that the backend was used."""
     bodies = []
-    run_compiled = lif_compile.run_compiled
+    run_compiled = inductor.run_compiled
 
     def spy(body, *args):
         bodies.append(body.__name__)
         return run_compiled(body, *args)
 
-    monkeypatch.setattr(lif_compile, 'run_compiled', spy)
+    monkeypatch.setattr(inductor, 'run_compiled', spy)
     return bodies
 
 
@@ -107,11 +107,11 @@ def test_steps_that_are_not_dense(uncompiled):
 
 @needs_compiler
 def test_compiled_once_for_all_sizes(ran):
-    lif_compile._compiled.cache_clear()
+    inductor._compiled.cache_clear()
     with torch._dynamo.config.patch(error_on_recompile=True):  # of a body, which would give up after a few
         for shape in [(4, 3, 5, 7), (4, 2, 64), (4, 1, 1001)]:
             assert_equal_to_torch(currents(*shape).requires_grad_())
-    assert ran == ['fire', 'fire_backward'] * 3 and lif_compile._compiled.cache_info().currsize == 2
+    assert ran == ['fire', 'fire_backward'] * 3 and inductor._compiled.cache_info().currsize == 2
 
 
 @needs_compiler
@@ -146,7 +146,7 @@ def test_part_of_the_graph_inside_torch_compile(ran):
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch):
-    monkeypatch.setattr(lif_compile, '_CPP_COMPILERS', [])
+    monkeypatch.setattr(inductor, '_CPP_COMPILERS', [])
     with pytest.raises(timm_snn.BackendUnavailable, match=r"'compile'.*no C\+\+ compiler: install g\+\+"):
         lif(currents(4, 3), backend='compile')
     assert torch.equal(lif(currents(4, 3)), lif(currents(4, 3), backend='torch'))  # 'auto' does without

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from timm_snn.ops.lif_cuda import OPTIONS, SOURCE, STORED, backward_kernel, forward_kernel, neurons_per_thread
+from timm_snn.ops.backends.cuda_source import (
+    OPTIONS,
+    SOURCE,
+    STORED,
+    backward_kernel,
+    forward_kernel,
+    neurons_per_thread,
+)
 from timm_snn.ops.surrogate import SURROGATES
 
 LEARNT = torch.tensor(2.0)

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 import timm_snn
-from timm_snn.ops import backend, lif_op, lif_torch
-from timm_snn.ops.lif_cuda import OPTIONS, SOURCE, STORED
+from timm_snn.ops import backend
+from timm_snn.ops.backends import lif_operator, reference
+from timm_snn.ops.backends.cuda_source import OPTIONS, SOURCE, STORED
+from timm_snn.ops.neuron import membrane_dtype
 from timm_snn.ops.surrogate import SURROGATES, get_surrogate
 
 SHIM = Path(__file__).with_name('cuda_on_cpu')
@@ -69,7 +71,7 @@ def fake(monkeypatch):
     """The backend's module on top of the stand-in, for tensors on the CPU; fresh memory is poisoned with NaN."""
     fake = FakeCupy()
     monkeypatch.setitem(sys.modules, 'cupy', fake)
-    spec = importlib.util.find_spec('timm_snn.ops.lif_cupy')
+    spec = importlib.util.find_spec('timm_snn.ops.backends.cupy')
     fake.backend = importlib.util.module_from_spec(spec)  # beside the real one, if that has been imported
     monkeypatch.setitem(sys.modules, spec.name, fake.backend)
     spec.loader.exec_module(fake.backend)
@@ -148,7 +150,7 @@ def run(case: dict, lif) -> dict[str, Tensor]:
     leaves = {'x': x}
     v = None
     if case['given_v']:
-        v = shifted(randn(*shape[1:]).to(lif_torch.membrane_dtype(dtype)))
+        v = shifted(randn(*shape[1:]).to(membrane_dtype(dtype)))
         leaves['v'] = v.requires_grad_()
     if isinstance(settings['tau'], Tensor):
         leaves['tau'] = settings['tau'] = settings['tau'].clone().requires_grad_()
@@ -195,7 +197,7 @@ def test_the_kernels_compute_what_the_reference_does(fake, build):
         run(case, fake.backend.lif)
     fake.kernels = build(sorted({name for name, *_ in fake.launches}))
     for case in CASES:
-        ours, expected = run(case, fake.backend.lif), run(case, lif_torch.lif)
+        ours, expected = run(case, fake.backend.lif), run(case, reference.lif)
         assert ours.keys() == expected.keys()
         for name, value in ours.items():
             where = f'{name} of {case}'
@@ -271,7 +273,7 @@ def test_a_kernel_is_compiled_once(fake):
 def test_torch_compile_sees_one_operator(fake):
     x = torch.zeros(4, 2, 8, requires_grad=True)
     compiled = torch.compile(  # not through the stand-in, which torch.compile would remember for other tests
-        lambda x: lif_op.lif('cupy', x, None, needs_v=False, **SETTINGS)[0], fullgraph=True, backend='aot_eager'
+        lambda x: lif_operator.lif('cupy', x, None, needs_v=False, **SETTINGS)[0], fullgraph=True, backend='aot_eager'
     )
     compiled(x).sum().backward()
     assert [name.split('<')[0] for name, *_ in fake.launches] == ['lif_forward', 'lif_backward']
@@ -279,7 +281,7 @@ def test_torch_compile_sees_one_operator(fake):
 
 def test_why_not_says_what_to_do(fake, monkeypatch):
     x = torch.ones(2, 3)
-    monkeypatch.setattr(backend, '_loaded', {'torch': lif_torch, 'cupy': fake.backend})
+    monkeypatch.setattr(backend, '_modules', {'cupy': fake.backend})
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(timm_snn.BackendUnavailable, match=r"'cupy', asked for by the argument `backend`.*NVIDIA GPU"):
         timm_snn.lif(x, backend='cupy')
@@ -305,14 +307,14 @@ def test_a_missing_compiler_is_told_from_a_missing_cupy(fake, monkeypatch):
 
 def test_without_cupy_the_report_names_the_extras(monkeypatch):
     monkeypatch.setitem(sys.modules, 'cupy', None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, 'timm_snn.ops.lif_cupy', raising=False)
-    monkeypatch.setattr(backend, '_loaded', {'torch': lif_torch})
+    monkeypatch.delitem(sys.modules, 'timm_snn.ops.backends.cupy', raising=False)
+    monkeypatch.setattr(backend, '_modules', {})
     assert re.search(r"cupy +.*pip install 'timm-snn\[cupy\]', or 'timm-snn\[cupy13\]'", timm_snn.backend_report())
 
 
 def test_cupy_imports_without_a_driver():
     """In a process of its own: what this one has is a stand-in."""
     pytest.importorskip('cupy')
-    code = 'import timm_snn; print(timm_snn.backend_report()); from timm_snn.ops import lif_cupy'
+    code = 'import timm_snn; print(timm_snn.backend_report()); from timm_snn.ops.backends import cupy'
     report = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert re.search(r'^cupy +(available|it needs an NVIDIA GPU)', report, re.MULTILINE)

@@ -12,10 +12,11 @@ import timm_snn
 from tests.conftest import lively
 from tests.families import SMALLEST, shallow
 from timm_snn import BackendUnavailable
-from timm_snn.ops import cpp, packed_spikes, sparse_conv, sparse_spikes
+from timm_snn.ops import packed_spikes, sparse_conv, sparse_spikes
+from timm_snn.ops.native import build
 from timm_snn.ops.switches import Switches, switches
 
-pytestmark = pytest.mark.skipif(cpp.why_no_compiler() is not None, reason=str(cpp.why_no_compiler()))
+pytestmark = pytest.mark.skipif(build.why_no_compiler() is not None, reason=str(build.why_no_compiler()))
 
 # N, C, H, W, O, kernel, padding: odd sizes; one and several blocks, chunks and tiles; maps smaller than the kernel
 SHAPES = [

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 import timm_snn
 from tests.conftest import lively
 from timm_snn.ops import backend, packed, sparse_conv, sparse_spikes
-from timm_snn.ops.cpp import why_no_compiler
+from timm_snn.ops.native.build import why_no_compiler
 from timm_snn.ops.switches import Switches, kept, switched, switches
 
 needs_cpp = pytest.mark.skipif(why_no_compiler() is not None, reason=str(why_no_compiler()))

@@ -14,7 +14,7 @@ from timm_snn.ops.surrogate import Sigmoid
 
 triton = pytest.importorskip('triton', reason='triton is not installed; it is for Linux only')
 
-from timm_snn.ops import bn_lif_triton, lif_triton, mssa_triton  # noqa: E402
+from timm_snn.ops.backends import triton as kernels  # noqa: E402
 
 HERE = Path(__file__).parent
 VERSION = tuple(int(part) for part in triton.__version__.split('.')[:2])
@@ -83,7 +83,7 @@ def check(kernels: list, expected: list[str], fused_in_float64: bool = False) ->
 )
 def test_the_neuron_compiles(compiled, dtype, num_steps):
     x = torch.zeros(num_steps, 2, 512, dtype=dtype, requires_grad=True)
-    spikes, _ = lif_triton.lif(x, None, **NEURON, **TRAINING, needs_v=False)
+    spikes, _ = kernels.lif(x, None, **NEURON, **TRAINING, needs_v=False)
     spikes.sum().backward()
     check(compiled, ['_forward_kernel', '_backward_kernel'], dtype == torch.float64)
     for kernel in compiled:  # 16 bytes at a time
@@ -96,7 +96,7 @@ def test_the_neuron_compiles_with_all_options(compiled):
     settings = dict(v_threshold=1.0, v_reset=None, decay_input=False, detach_reset=False)
     tau = torch.tensor(2.0, requires_grad=True)
     for surrogate in (timm_snn.ops.ATan(), timm_snn.ops.PiecewiseQuadratic(), timm_snn.ops.Erf()):
-        spikes, v_last = lif_triton.lif(x, v, tau=tau, surrogate=surrogate, needs_v=True, **settings)
+        spikes, v_last = kernels.lif(x, v, tau=tau, surrogate=surrogate, needs_v=True, **settings)
         (spikes.sum() + v_last.sum()).backward()
     check(compiled, ['_forward_kernel', '_backward_kernel'] * 3)
     assert 'div.rn.' in compiled[0].asm['ptx']  # Triton 3.5 flushes subnormal numbers as well, div.rn.ftz
@@ -108,8 +108,8 @@ def test_batch_norm_compiles(compiled, channels_last, pool, dtype):
     x = torch.zeros(4, 2, 64, 8, 8, dtype=dtype)
     x = (x.movedim(2, -1).contiguous().movedim(-1, 2) if channels_last else x).requires_grad_()
     weight, bias = torch.ones(64, requires_grad=True), torch.zeros(64, requires_grad=True)
-    bn_lif_triton.bn_lif(x, weight, bias, eps=1e-5, pool=pool, **NEURON, **TRAINING)[0].sum().backward()
-    bn_lif_triton.affine_lif(x.detach(), weight.detach(), bias.detach(), pool=pool, **NEURON)
+    kernels.bn_lif(x, weight, bias, eps=1e-5, pool=pool, **NEURON, **TRAINING)[0].sum().backward()
+    kernels.affine_lif(x.detach(), weight.detach(), bias.detach(), pool=pool, **NEURON)
     last = '_unpool_kernel' if pool else '_grad_x_kernel'
     check(
         compiled,
@@ -119,7 +119,7 @@ def test_batch_norm_compiles(compiled, channels_last, pool, dtype):
 
 def test_batch_norm_of_long_sequences_compiles(compiled):
     x, weight = torch.zeros(20, 2, 4, 8, 8, requires_grad=True), torch.ones(4)
-    bn_lif_triton.bn_lif(x, weight, weight, eps=1e-5, pool=False, **NEURON, **TRAINING)[0].sum().backward()
+    kernels.bn_lif(x, weight, weight, eps=1e-5, pool=False, **NEURON, **TRAINING)[0].sum().backward()
     check(
         compiled, ['_statistics_kernel', '_combine_kernel', '_fire_kernel', '_gradient_sums_kernel', '_grad_x_kernel']
     )
@@ -128,7 +128,7 @@ def test_batch_norm_of_long_sequences_compiles(compiled):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_mssa_compiles(compiled, dtype):
     x = torch.zeros(4, 2, 3, 64, 49, dtype=dtype, requires_grad=True)
-    mssa_triton.mssa([x, x], x, **NEURON, **TRAINING).sum().backward()
+    kernels.mssa([x, x], x, **NEURON, **TRAINING).sum().backward()
     check(compiled, ['_mssa_kernel', '_forward_kernel', '_mask_backward_kernel', '_backward_kernel'])
 
 
@@ -146,4 +146,4 @@ def test_a_surrogate_of_ones_own_is_for_torch():
         pass
 
     with pytest.raises(timm_snn.BackendUnavailable, match=r"knows the surrogates .* got Mine: use backend='torch'"):
-        lif_triton.lif(torch.ones(2, 3), None, **NEURON, surrogate=Mine(), detach_reset=True, needs_v=False)
+        kernels.lif(torch.ones(2, 3), None, **NEURON, surrogate=Mine(), detach_reset=True, needs_v=False)

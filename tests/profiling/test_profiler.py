@@ -24,7 +24,7 @@ from timm_snn.layers import (
     neurons,
     to_time_first,
 )
-from timm_snn.ops.lif_compile import why_not
+from timm_snn.ops.backends.inductor import why_not
 from timm_snn.profiling.attention import rule_of
 
 

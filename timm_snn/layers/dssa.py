@@ -4,7 +4,7 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..ops.lif_torch import membrane_dtype
+from ..ops.neuron import membrane_dtype
 from .attention import head_dim_of
 from .block import SpikingResidual
 from .conv import ConvBn, LifConvBn

@@ -151,7 +151,7 @@ def _in_membrane_dtype(x: Tensor) -> Tensor:
 
 
 def _scripted_lif(x: Tensor, tau: float, v_threshold: float, v_reset: float | None, decay_input: bool) -> Tensor:
-    """The forward pass of `lif_torch` in what TorchScript can compile: no surrogate gradient, no choice of backend."""
+    """The forward pass of `reference` in what TorchScript can compile: no surrogate gradient, no choice of backend."""
     v_rest = 0.0 if v_reset is None else v_reset
     current = _in_membrane_dtype(x)
     v = torch.full_like(current[0], v_rest)

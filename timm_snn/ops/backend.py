@@ -16,73 +16,92 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import lif_torch
-from .cpp import why_no_compiler
-from .surrogate import Surrogate, is_known
+from .native.build import why_no_compiler
+from .surrogate import SURROGATES, Surrogate, is_known
 from .switches import kept, switched, switches
 
-__all__ = ['BackendUnavailable', 'backend_report', 'keep_switches', 'set_backend', 'use_backend']
+__all__ = ['BackendUnavailable', 'backend_report', 'backends', 'set_backend', 'use_backend']
 
 _logger = logging.getLogger(__name__)
-
-# Name -> module that implements it, in the order in which 'auto' tries them; 'torch' runs everywhere and is last.
-# 'compile' and 'cpp' take seconds to build when first called, so 'auto' uses 'compile' inside torch.compile only, and
-# there first, and 'cpp' never.
-# A backend is one file with `lif` as in lif_torch.py and `why_not(x)`: why it cannot run x, or without x why it cannot
-# run at all, ending in what to install; None if it can. The file is imported when it is first asked for and may import
-# what it needs at its top.
-_MODULES: dict[str, str] = {
-    'compile': 'timm_snn.ops.lif_compile',
-    'cpp': 'timm_snn.ops.lif_cpp',
-    'triton': 'timm_snn.ops.lif_triton',
-    'cupy': 'timm_snn.ops.lif_cupy',
-    'torch': 'timm_snn.ops.lif_torch',
-}
-_KERNELS = ('triton', 'cupy', 'cpp')  # they know the surrogates of our table only, the others take any
-# Module that a backend lacks -> what to install, where that is not the module.
-_PACKAGES = {'cupy': "'timm-snn[cupy]', or 'timm-snn[cupy13]' beside a torch for CUDA 13"}
-_loaded: dict[str, ModuleType] = {'torch': lif_torch}
-# Backend's module -> its fused ops and the modules that hold them. What a backend does not have is composed of its
-# neuron and plain torch.
-_FUSED: dict[str, dict[str, str]] = {
-    'timm_snn.ops.lif_compile': {
-        'bn_lif': 'timm_snn.ops.bn_lif_compile',
-        'affine_lif': 'timm_snn.ops.bn_lif_compile',
-    },
-    'timm_snn.ops.lif_cpp': {
-        'bn_lif': 'timm_snn.ops.bn_lif_cpp',
-        'affine_lif': 'timm_snn.ops.bn_lif_cpp',
-    },
-    'timm_snn.ops.lif_triton': {
-        'bn_lif': 'timm_snn.ops.bn_lif_triton',
-        'bn_pool_lif': 'timm_snn.ops.bn_lif_triton',
-        'affine_lif': 'timm_snn.ops.bn_lif_triton',
-        'affine_pool_lif': 'timm_snn.ops.bn_lif_triton',
-        'mssa': 'timm_snn.ops.mssa_triton',
-    },
-}
-
-_in_process: str | None = None
-_in_environment: str | None = os.environ.get('TIMM_SNN_BACKEND') or None
-_logged: set[str] = set()
 
 
 class BackendUnavailable(RuntimeError):
     """A backend was asked for by name and cannot run here, or not on this input; the message says why."""
 
 
+@dataclass(frozen=True)
+class Backend:
+    """An implementation of the neuron: one module and what is to be known of it before it is imported.
+
+    The module has `lif` and `why_not(x)`: why it cannot run x, or without x why it cannot run at all, ending in what to
+    install; None if it can. It may have fused ops, which are found by name: `bn_lif`, `bn_pool_lif`, `affine_lif`,
+    `affine_pool_lif` and `mssa`; what it lacks is composed of its neuron and plain torch. All have the contracts of
+    backends/reference.py. It is imported when it is first asked for and may import what it needs at its top.
+    """
+
+    name: str
+    module: str  # in backends/, or a full name
+    install: str = ''  # what to install if its library is missing, where that is not the library's name
+    any_surrogate: bool = True  # not only those of the table in surrogate.py
+    auto: Literal['always', 'compiling', 'never'] = 'always'  # when 'auto' tries it: inside torch.compile alone?
+    fuses_when_compiling: bool = True  # inside torch.compile its fused ops are faster than what Inductor makes
+    adds_bias: bool = False  # its fused ops add a convolution's bias at no cost, where the convolution itself does not
+
+    def why_not(self, x: Tensor | None = None) -> str | None:
+        _import(self.name)
+        return _modules[self.name].why_not(x)
+
+    def lif(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return _modules[self.name].lif(*args, **kwargs)
+
+    def fused(self, op: str) -> Callable[..., Any] | None:
+        """Its fused op of this name, if it has one that is faster here than plain torch around the neuron."""
+        if torch.compiler.is_compiling() and not self.fuses_when_compiling:
+            return None
+        return getattr(_modules[self.name], op, None)
+
+
+# In the order in which 'auto' tries them. 'compile' and 'cpp' take seconds to build when first called.
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend('compile', 'inductor', auto='compiling', fuses_when_compiling=False),
+        Backend('cpp', 'cpp', any_surrogate=False, auto='never', fuses_when_compiling=False),
+        Backend('triton', 'triton', any_surrogate=False, adds_bias=True),
+        Backend(
+            'cupy',
+            'cupy',
+            install="'timm-snn[cupy]', or 'timm-snn[cupy13]' beside a torch for CUDA 13",
+            any_surrogate=False,
+        ),
+        Backend('torch', 'reference'),  # runs everywhere
+    )
+}
+_modules: dict[str, ModuleType] = {}
+
+_in_process: str | None = None
+_in_environment: str | None = os.environ.get('TIMM_SNN_BACKEND') or None
+_logged: set[str] = set()
+
+
+def backends() -> list[str]:
+    """The names of all backends, whether they can run here or not."""
+    return list(_BACKENDS)
+
+
 def check_backend(name: str, asked_by: str) -> None:
     """Import the backend, so that it is there before torch.compile looks. Raises ValueError for an unknown name."""
     if name == 'auto':
         return
-    if name not in _MODULES:
-        raise ValueError(f'unknown LIF backend {name!r}, asked for by {asked_by}: use one of {["auto", *_MODULES]}')
+    if name not in _BACKENDS:
+        raise ValueError(f'unknown LIF backend {name!r}, asked for by {asked_by}: use one of {["auto", *_BACKENDS]}')
     _import(name)
 
 
@@ -118,57 +137,46 @@ def keep_switches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 
 def backend_report() -> str:
     """A table for bug reports: every backend, and `sparse_spikes`: whether it can run here and, if not, why not."""
-    for name in _MODULES:
-        _import(name)
-    rows = [(name, _loaded[name].why_not() or 'available') for name in _MODULES]
-    name, asked_by = _asked_for(None)
-    known = '' if name in ('auto', *_MODULES) else ', which does not exist'
     lines = [f'torch {torch.__version__}, CUDA {"available" if torch.cuda.is_available() else "not available"}']
-    lines += [f'{name:<8} {status}' for name, status in rows]
+    lines += [f'{name:<8} {backend.why_not() or "available"}' for name, backend in _BACKENDS.items()]
     lines.append(f'sparse_spikes, for convolutions: {why_no_compiler() or "available"}')
+    name, asked_by = _asked_for(None)
+    known = '' if name in ('auto', *_BACKENDS) else ', which does not exist'
     return '\n'.join([*lines, f'in use: {name} (by {asked_by}){known}'])
 
 
-def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> ModuleType:
-    """The module that runs x. Raises ValueError or BackendUnavailable as the module docstring says."""
+def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
+    """The backend that runs x. Raises ValueError or BackendUnavailable as the module docstring says."""
     name, asked_by = _asked_for(argument)
     check_backend(name, asked_by)
     if name != 'auto':
-        module = _loaded[name]
-        if reason := module.why_not(x):
+        backend = _BACKENDS[name]
+        if reason := backend.why_not(x) or _why_not_surrogate(backend, surrogate):
             raise BackendUnavailable(f'LIF backend {name!r}, asked for by {asked_by}, cannot run: {reason}')
-        return module
-    if torch.compiler.is_compiling():  # it sees the table of modules as it was at the first look
-        for name in _MODULES:
+        return backend
+    is_compiling = torch.compiler.is_compiling()
+    if is_compiling:  # it sees the table of modules as it was at the first look
+        for name in _BACKENDS:
             _import(name)
-    for name in _MODULES:
-        if name in ('compile', 'cpp') and not torch.compiler.is_compiling():
+    for name, backend in _BACKENDS.items():
+        if backend.auto == 'never' or (backend.auto == 'compiling' and not is_compiling):
             continue
-        _import(name)
-        if _loaded[name].why_not(x) is None and (name not in _KERNELS or is_known(surrogate)):
+        if backend.why_not(x) is None and _why_not_surrogate(backend, surrogate) is None:
             # in this order, so that torch.compile does not guard on the set and compile anew when a name is added
-            if not torch.compiler.is_compiling() and name not in _logged:
+            if not is_compiling and name not in _logged:
                 _logged.add(name)
                 _logger.info('LIF backend: %s, chosen for a tensor on %s', name, x.device)
-            return _loaded[name]
+            return backend
     raise BackendUnavailable('no LIF backend can run this input; see timm_snn.backend_report()')
 
 
-def fused(op: str, backend: ModuleType) -> Callable[..., Any] | None:
-    """This backend's fused `op`, if it has one.
-
-    Inside torch.compile those of a CPU have none: Inductor does the fusing there.
-    """
-    name = _FUSED.get(backend.__name__, {}).get(op)
-    if name is None or (torch.compiler.is_compiling() and backend.__name__ in (_MODULES['compile'], _MODULES['cpp'])):
+def _why_not_surrogate(backend: Backend, surrogate: Surrogate) -> str | None:
+    if backend.any_surrogate or is_known(surrogate):
         return None
-    _import_fused(name)
-    return getattr(_loaded[name], op)
-
-
-def has_free_bias(backend: ModuleType) -> bool:
-    """Whether the fused ops of this backend add a convolution's bias at no cost, where the convolution itself does."""
-    return backend.__name__ == _MODULES['triton']
+    return (
+        f"it knows the surrogates {sorted(SURROGATES)}, got {type(surrogate).__name__}: use backend='torch', which "
+        'takes any'
+    )
 
 
 def _asked_for(argument: str | None) -> tuple[str, str]:
@@ -186,18 +194,12 @@ def _asked_for(argument: str | None) -> tuple[str, str]:
 
 @torch.compiler.assume_constant_result  # torch.compile runs it instead of tracing it, and wants a constant back
 def _import(name: str) -> bool:
-    if name not in _loaded:
+    if name not in _modules:
+        module, install = _BACKENDS[name].module, _BACKENDS[name].install
         try:
-            _loaded[name] = importlib.import_module(_MODULES[name])
+            _modules[name] = importlib.import_module(module if '.' in module else f'{__package__}.backends.{module}')
         except ModuleNotFoundError as error:  # any other ImportError is a fault that must be seen
-            _loaded[name] = _not_installed(name, f'{error}: pip install {_PACKAGES.get(error.name or "", error.name)}')
-    return True
-
-
-@torch.compiler.assume_constant_result
-def _import_fused(name: str) -> bool:
-    if name not in _loaded:
-        _loaded[name] = importlib.import_module(name)
+            _modules[name] = _not_installed(name, f'{error}: pip install {install or error.name}')
     return True
 
 

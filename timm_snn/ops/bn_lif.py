@@ -1,16 +1,16 @@
 """Batch norm, max pooling and the neuron as one op: what follows every convolution of a spiking transformer."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import fused, has_free_bias, resolve_backend
+from .backend import Backend, resolve_backend
+from .backends.reference import scale_and_shift
 from .lif import check_input, check_settings
-from .lif_torch import membrane_dtype
+from .neuron import membrane_dtype
 from .surrogate import Surrogate, get_surrogate
 
 __all__ = ['bn_lif', 'pool_lif', 'takes_offset']
@@ -100,7 +100,9 @@ def pool_lif(
     surrogate = get_surrogate(surrogate)
     module = resolve_backend(backend, x, surrogate)
     neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
-    if (pool or offset is not None) and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
+    # a backend that does not add the bias takes no shift without a scale either
+    gains = pool if offset is None else module.adds_bias
+    if gains and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
         return op(x, None, offset, **neuron)
     y = _pooled(_shifted(x, offset).flatten(0, 1), pool).unflatten(0, [len(x), -1])
     return module.lif(y, None, needs_v=False, surrogate=surrogate, detach_reset=detach_reset, **neuron)[0]
@@ -122,19 +124,13 @@ def takes_offset(
     module = resolve_backend(backend, x, get_surrogate(surrogate))
     if not training and torch.is_grad_enabled():
         return False
-    return _fused('bn' if training else 'affine', x, pool, module) is not None and has_free_bias(module)
+    return module.adds_bias and _fused('bn' if training else 'affine', x, pool, module) is not None
 
 
-def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """A batch norm with these statistics as x * scale + shift, in the dtype of the statistics."""
-    scale = weight.to(mean.dtype) * (var + eps).rsqrt()
-    return scale, bias.to(mean.dtype) - mean * scale
-
-
-def _fused(what: str, x: Tensor, pool: bool, backend: ModuleType) -> Callable[..., Any] | None:
+def _fused(what: str, x: Tensor, pool: bool, backend: Backend) -> Callable[..., Any] | None:
     if pool and x.ndim != 5:
         return None
-    return fused(f'{what}_pool_lif' if pool else f'{what}_lif', backend)
+    return backend.fused(f'{what}_pool_lif' if pool else f'{what}_lif')
 
 
 def _shifted(x: Tensor, offset: Tensor | None) -> Tensor:

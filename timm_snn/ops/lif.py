@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from .backend import resolve_backend
-from .lif_torch import membrane_dtype
+from .neuron import membrane_dtype
 from .surrogate import Surrogate, get_surrogate
 
 __all__ = ['lif', 'lif_stream']

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .backend import fused, resolve_backend
+from .backend import resolve_backend
 from .lif import check_input, check_settings
 from .surrogate import Surrogate, get_surrogate
 
@@ -34,7 +34,7 @@ def mssa(
     module = resolve_backend(backend, k, surrogate)
     neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
     gradient = dict(surrogate=surrogate, detach_reset=detach_reset)
-    if op := fused('mssa', module):
+    if op := module.fused('mssa'):
         return op(list(queries), k, **neuron, **gradient)
     current = queries[0].sum(3, keepdim=True)
     for query in queries[1:]:

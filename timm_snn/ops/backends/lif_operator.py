@@ -28,11 +28,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .backend import BackendUnavailable
-from .layout import empty_steps, step_strides
-from .lif_torch import membrane_dtype
+from ..backend import BackendUnavailable
+from ..layout import empty_steps, step_strides
+from ..neuron import membrane_dtype
+from ..surrogate import SURROGATES, Surrogate, constant, is_known
 from .operator import Operator
-from .surrogate import SURROGATES, Surrogate, constant, is_known
 
 __all__ = ['constant_alpha', 'empty_membrane', 'lif', 'one_step', 'split_tau']
 
@@ -50,7 +50,7 @@ def lif(
     detach_reset: bool,
     needs_v: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """`lif_torch.lif`, run by the kernels of a backend.
+    """`reference.lif`, run by the kernels of a backend.
 
     Raises: BackendUnavailable for a surrogate that is not in the table of surrogate.py, whose derivative the kernels
     do not know.
@@ -89,7 +89,7 @@ def empty_membrane(x: Tensor) -> Tensor:
 
 
 def _kernels(backend: str) -> ModuleType:
-    return importlib.import_module(f'.lif_{backend}', __package__)
+    return importlib.import_module(f'.{backend}', __package__)
 
 
 def _run_forward(

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import lif_op
-from .layout import as_steps, ceil_div, empty_steps, step_strides
-from .neuron_triton import (
+from ...layout import as_steps, ceil_div, empty_steps, step_strides
+from .. import lif_operator
+from .device import (
     MAX_UNROLL,
     block_size,
     charge,
@@ -38,8 +38,8 @@ def why_not(x: Tensor | None = None) -> str | None:
 
 
 def lif(x: Tensor, v: Tensor | None, **settings: Any) -> tuple[Tensor, Tensor]:
-    """`lif_torch.lif` in two kernels."""
-    return lif_op.lif('triton', x, v, **settings)
+    """`reference.lif` in two kernels."""
+    return lif_operator.lif('triton', x, v, **settings)
 
 
 def forward(
@@ -51,11 +51,11 @@ def forward(
     decay_input: bool,
     needs_v: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The contract is that of lif_op.py."""
+    """The contract is that of lif_operator.py."""
     strides = step_strides(x)
     steps = as_steps(x, strides)
     spikes = empty_steps(x)
-    v_last = lif_op.one_step(x) if needs_v else lif_op.empty_membrane(x)
+    v_last = lif_operator.one_step(x) if needs_v else lif_operator.empty_membrane(x)
     block = block_size(x.dtype)
     launch(
         _forward_kernel,
@@ -86,11 +86,11 @@ def backward(
     alpha: float,
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The contract is that of lif_op.py."""
+    """The contract is that of lif_operator.py."""
     strides = step_strides(x)
     steps, grad_steps = as_steps(x, strides), as_steps(grad_spikes, strides)
     grad_x = empty_steps(x)
-    grad_v0 = lif_op.empty_membrane(x) if v is None else lif_op.one_step(x)
+    grad_v0 = lif_operator.empty_membrane(x) if v is None else lif_operator.one_step(x)
     num_steps, num_neurons = steps.shape
     block = block_size(x.dtype)
     num_programs = ceil_div(num_neurons, block)

@@ -1,4 +1,4 @@
-// The LIF neuron over time, forward and backward: the equations of lif_torch.py in one pass over the memory.
+// The LIF neuron over time, forward and backward: the equations of backends/reference.py in one pass over the memory.
 //
 // A thread takes WIDTH neighbouring neurons through all steps, with their membranes in registers: float for half
 // precision, otherwise the type of the input. Nothing but x is kept for the backward pass, which runs the neuron again.

@@ -3,7 +3,7 @@
 Kernels take the neuron's settings under the names that `neuron_settings` and `gradient_settings` return. Numbers are
 declared as float64, which is what Triton passes unrounded, and become the membrane's type in the kernel.
 
-The spikes are those of lif_torch to the bit: no multiplication is fused with an addition, and the division by tau is
+The spikes are those of reference to the bit: no multiplication is fused with an addition, and the division by tau is
 the IEEE one (a product with 1/tau if tau is a power of two, which rounds alike).
 """
 
@@ -74,7 +74,7 @@ def block_size(dtype: torch.dtype) -> int:
 
 
 def triton_membrane(dtype: torch.dtype) -> tl.dtype:
-    """`lif_torch.membrane_dtype`, as Triton's."""
+    """`neuron.membrane_dtype`, as Triton's."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 

@@ -1,4 +1,4 @@
-// Convolutions that look at what is not zero, on a CPU. Built by cpp.py, called by sparse_conv.py, which says what for.
+// Convolutions that look at what is not zero, on a CPU. Built by build.py, called by sparse_conv.py, which says what for.
 //
 // Nonzeros are compressed to lists once per tile of pixels. Then both passes do the same: add the rows of a matrix that
 // a list names, B numbers each, into B sums that stay in registers. All is ordered so that the matrix is small enough
@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "numbers.hpp"
+#include "float_formats.hpp"
 
 #ifdef __AVX2__
 #include <immintrin.h>

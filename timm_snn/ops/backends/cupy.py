@@ -12,10 +12,10 @@ import cupy
 import torch
 from torch import Tensor
 
-from . import lif_op
-from .layout import as_steps, empty_steps, step_strides
-from .lif_cuda import BLOCK, CHUNK, OPTIONS, SOURCE, STORED, backward_kernel, forward_kernel, neurons_per_thread
-from .lif_torch import membrane_dtype
+from ..layout import as_steps, empty_steps, step_strides
+from ..neuron import membrane_dtype
+from . import lif_operator
+from .cuda_source import BLOCK, CHUNK, OPTIONS, SOURCE, STORED, backward_kernel, forward_kernel, neurons_per_thread
 
 __all__ = ['backward', 'forward', 'lif', 'why_not']
 
@@ -46,8 +46,8 @@ def why_not(x: Tensor | None = None) -> str | None:
 
 
 def lif(x: Tensor, v: Tensor | None, **settings: Any) -> tuple[Tensor, Tensor]:
-    """`lif_torch.lif` in two kernels."""
-    return lif_op.lif('cupy', x, v, **settings)
+    """`reference.lif` in two kernels."""
+    return lif_operator.lif('cupy', x, v, **settings)
 
 
 def forward(
@@ -59,12 +59,12 @@ def forward(
     decay_input: bool,
     needs_v: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The contract is that of lif_op.py."""
+    """The contract is that of lif_operator.py."""
     strides = step_strides(x)
     steps = as_steps(x, strides)
     v_first = None if v is None else as_steps(v[None], strides)
     spikes = empty_steps(x)
-    v_last = lif_op.one_step(x) if needs_v else lif_op.empty_membrane(x)
+    v_last = lif_operator.one_step(x) if needs_v else lif_operator.empty_membrane(x)
     num_neurons = steps.shape[1]
     width = neurons_per_thread(steps, v_first, spikes, v_last, strides=(steps.stride(0),))
     _launch(
@@ -96,13 +96,13 @@ def backward(
     alpha: float,
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The contract is that of lif_op.py."""
+    """The contract is that of lif_operator.py."""
     strides = step_strides(x)
     steps, grad_steps = as_steps(x, strides), as_steps(grad_spikes, strides)
     v_first = None if v is None else as_steps(v[None], strides)
     grad_v_last = None if grad_v is None else as_steps(grad_v[None], strides)
     grad_x = empty_steps(x)
-    grad_v0 = lif_op.empty_membrane(x) if v is None else lif_op.one_step(x)
+    grad_v0 = lif_operator.empty_membrane(x) if v is None else lif_operator.one_step(x)
     num_steps, num_neurons = steps.shape
     checkpoints = x.new_empty(math.ceil(num_steps / CHUNK) - 1, num_neurons, dtype=grad_v0.dtype)
     width = neurons_per_thread(

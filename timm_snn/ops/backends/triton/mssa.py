@@ -2,7 +2,7 @@
 
 The forward pass is one kernel, which reads queries and keys once and writes the output. The backward pass works on the
 mask's grid, smaller by the head's number of channels: it runs the neuron again from the summed current, multiplies in
-one kernel over the keys, and has lif_triton.py do the neuron's gradient. Every query gets the same gradient, constant
+one kernel over the keys, and has lif.py do the neuron's gradient. Every query gets the same gradient, constant
 over the channels, as one expanded tensor.
 """
 
@@ -13,13 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import lif_triton
-from .layout import as_steps, ceil_div, empty_steps, step_strides
-from .lif_op import constant_alpha, empty_membrane, split_tau
-from .lif_torch import membrane_dtype
-from .neuron_triton import charge, launch, load_tau, neuron_settings, reset, triton_membrane
-from .operator import Operator
-from .surrogate import Surrogate
+from ...layout import as_steps, ceil_div, empty_steps, step_strides
+from ...neuron import membrane_dtype
+from ...surrogate import Surrogate
+from ..lif_operator import constant_alpha, empty_membrane, split_tau
+from ..operator import Operator
+from .device import charge, launch, load_tau, neuron_settings, reset, triton_membrane
+from .lif import backward, forward
 
 __all__ = ['mssa']
 
@@ -125,7 +125,7 @@ def _run_backward(
     """Gradients of k, of the current [T, B, heads, N], and of tau."""
     num_steps, batch, heads, D, N = k.shape
     neuron = (tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input)
-    attn, _ = lif_triton.forward(current, None, *neuron, False)
+    attn, _ = forward(current, None, *neuron, False)
     k, grad_out = _sequence(k, k), _sequence(grad_out, k)
     grad_k, grad_attn = empty_steps(k), torch.empty_like(current)
     tile_d, tile_n = _tile(D, N)
@@ -149,9 +149,7 @@ def _run_backward(
         BLOCK_D=tile_d,
         BLOCK_N=tile_n,
     )
-    grad_current, _, grad_tau = lif_triton.backward(
-        grad_attn, None, current, None, *neuron, surrogate, alpha, detach_reset
-    )
+    grad_current, _, grad_tau = backward(grad_attn, None, current, None, *neuron, surrogate, alpha, detach_reset)
     return grad_k, grad_current, grad_tau
 
 

@@ -22,10 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import as_steps, ceil_div, step_strides
-from .lif_op import constant_alpha, empty_membrane, split_tau
-from .lif_torch import membrane_dtype
-from .neuron_triton import (
+from ...layout import as_steps, ceil_div, step_strides
+from ...neuron import membrane_dtype
+from ...surrogate import Surrogate
+from ..lif_operator import constant_alpha, empty_membrane, split_tau
+from ..operator import Operator
+from .device import (
     MAX_UNROLL,
     block_size,
     charge_and_reset,
@@ -39,8 +41,6 @@ from .neuron_triton import (
     tau_gradient,
     triton_membrane,
 )
-from .operator import Operator
-from .surrogate import Surrogate
 
 __all__ = ['affine_lif', 'affine_pool_lif', 'bn_lif', 'bn_pool_lif']
 

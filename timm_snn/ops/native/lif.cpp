@@ -1,7 +1,7 @@
-// The neuron on a CPU, alone and behind a batch norm. Built by cpp.py, called by lif_cpp.py and bn_lif_cpp.py.
+// The neuron on a CPU, alone and behind a batch norm. Built by build.py, called by backends/cpp.py.
 //
 // A pack of neurons goes through all steps at a time, in registers and the first-level cache, so that every tensor is
-// read or written once per pass. Spikes are those of lif_torch.py to the bit, if the compiler contracts nothing.
+// read or written once per pass. Spikes are those of backends/reference.py to the bit, if the compiler contracts nothing.
 //
 //   x       [T][rows][C][S], of type X: S = 1 in channels_last, otherwise the pixels of a channel
 //   membrane, and all that is computed: of type A
@@ -15,9 +15,9 @@
 #include <immintrin.h>
 #endif
 
-#include "numbers.hpp"
+#include "float_formats.hpp"
 
-struct Call {  // of lif_cpp.py, field by field
+struct Call {  // of backends/cpp.py, field by field
     int64_t T, rows, C, S, x_stride, grad_stride;
     double tau, v_threshold, v_rest, alpha;
     int32_t hard_reset, decay_input, detach_reset, surrogate, threads;

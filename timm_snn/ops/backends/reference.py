@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from .surrogate import Surrogate, spike
+from ..neuron import membrane_dtype
+from ..surrogate import Surrogate, spike
 
-__all__ = ['lif', 'membrane_dtype', 'why_not']
+__all__ = ['lif', 'scale_and_shift', 'why_not']
 
 
 def why_not(x: Tensor | None = None) -> str | None:
@@ -46,6 +47,7 @@ def lif(
     return torch.stack(spikes).to(x.dtype), v
 
 
-def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, which would lose spikes in the accumulation; otherwise the dtype itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """A batch norm with these statistics as x * scale + shift, in the dtype of the statistics."""
+    scale = weight.to(mean.dtype) * (var + eps).rsqrt()
+    return scale, bias.to(mean.dtype) - mean * scale

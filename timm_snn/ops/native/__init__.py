@@ -1,0 +1,1 @@
+"""C++ for a CPU, and how it is built."""
