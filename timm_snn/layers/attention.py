@@ -13,7 +13,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..ops.mssa import mssa
+from ..ops.mssa import mask_keys
 from .conv import ConvBn, ConvBnLif, is_plain
 from .neuron import LIF, ParametricLIF
 from .registry import LayerFn, attentions
@@ -78,7 +78,7 @@ class MultiScaleSpikingAttention(nn.Module):
     @torch.jit.unused
     def _fused_mask(self, queries: list[Tensor], k: Tensor) -> Tensor:
         neuron: Any = self.attn_lif
-        return mssa(queries, k, **neuron.arguments())
+        return mask_keys(queries, k, neuron.learned_tau(), neuron.neuron, neuron.backend)
 
 
 @attentions.register('qkta')

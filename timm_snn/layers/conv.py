@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..ops.bn_lif import bn_lif, pool_lif, takes_offset
+from ..ops.bn_lif import choose_implementation, fire_normalised, fire_pooled
 from ..ops.sparse_conv import conv2d
 from .neuron import LIF, ParametricLIF
 from .registry import LayerFn
@@ -120,31 +120,19 @@ class ConvBnLif(ConvBn):
         bn: Any = self.bn
         lif: Any = self.lif
         conv: Any = self.conv
-        pool, neuron = not isinstance(self.pool, nn.Identity), lif.arguments()
-        offset = None
-        if is_plain(conv, (MapConv, TokenConv)) and conv.bias is not None:
-            how = {key: neuron[key] for key in ('surrogate', 'backend')}
-            if takes_offset(x, training=bn.training and not isinstance(bn, nn.Identity), pool=pool, **how):
-                offset = conv.bias
+        has_norm, pool, neuron = not isinstance(bn, nn.Identity), not isinstance(self.pool, nn.Identity), lif.neuron
+        training = has_norm and bn.training
+        implementation = choose_implementation(x, neuron, lif.backend, pool=pool, training=training)
+        offset = conv.bias if implementation.takes_offset and is_plain(conv, (MapConv, TokenConv)) else None
         y = merge_time(x)
         y = split_time(conv(y) if offset is None else conv._conv_forward(y, conv.weight, None), x.shape[0])
-        if isinstance(bn, nn.Identity):
-            return pool_lif(y, pool=pool, offset=offset, **neuron)
-        if bn.training:
+        unit = dict(pool=pool, offset=offset, tau=lif.learned_tau(), neuron=neuron)
+        if not has_norm:
+            return fire_pooled(implementation, y, **unit)
+        if training:
             bn.num_batches_tracked.add_(1)
-        return bn_lif(
-            y,
-            bn.weight,
-            bn.bias,
-            bn.running_mean,
-            bn.running_var,
-            training=bn.training,
-            momentum=bn.momentum,
-            eps=bn.eps,
-            pool=pool,
-            offset=offset,
-            **neuron,
-        )
+        norm = (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+        return fire_normalised(implementation, y, norm, training, bn.momentum, bn.eps, **unit)
 
 
 class LifConvBn(nn.Module):

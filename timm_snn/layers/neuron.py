@@ -1,20 +1,24 @@
 """Neuron layers: `timm_snn.ops.lif` and `integer_spikes` with their settings, as modules."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..ops import Surrogate, lif
+from ..ops import Surrogate
 from ..ops.backend import check_backend
 from ..ops.integer import check_levels, count_spikes
-from ..ops.lif import check_settings
+from ..ops.lif import fire
+from ..ops.neuron import Neuron
 from ..ops.surrogate import get_surrogate
 from .registry import neurons
 
 __all__ = ['LIF', 'IntegerNeuron', 'ParametricLIF']
+
+_SETTINGS = ('tau', 'v_threshold', 'v_reset', 'decay_input', 'surrogate', 'detach_reset')
 
 
 @register_notrace_module  # checks and the choice of backend are Python, a leaf for torch.fx
@@ -39,7 +43,6 @@ class LIF(nn.Module):
         super().__init__()
         if isinstance(tau, Tensor):
             raise ValueError('the tau of LIF is a number: ParametricLIF learns it, and timm_snn.lif takes a tensor')
-        check_settings(tau, v_threshold, v_reset)
         if backend is not None:
             check_backend(backend, 'the argument `backend`')
         self.tau = float(tau)
@@ -49,6 +52,16 @@ class LIF(nn.Module):
         self.surrogate = get_surrogate(surrogate)
         self.detach_reset = detach_reset
         self.backend = backend
+        self.neuron = self._checked()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _SETTINGS and hasattr(self, 'neuron'):  # assigned after the constructor
+            self.neuron = self._checked()
+
+    def _checked(self) -> Neuron:
+        """All settings as one value. Raises ValueError for settings out of range."""
+        return Neuron(self.tau, self.v_threshold, self.v_reset, self.decay_input, self.surrogate, self.detach_reset)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -59,8 +72,9 @@ class LIF(nn.Module):
     @torch.jit.unused
     def arguments(self) -> dict[str, Any]:
         """What `timm_snn.ops.lif`, and the ops that it is fused into, are called with."""
+        learned = self.learned_tau()
         return dict(
-            tau=self._tau(),
+            tau=self.tau if learned is None else learned,
             v_threshold=self.v_threshold,
             v_reset=self.v_reset,
             decay_input=self.decay_input,
@@ -70,8 +84,9 @@ class LIF(nn.Module):
         )
 
     @torch.jit.unused
-    def _tau(self) -> float | Tensor:
-        return self.tau
+    def learned_tau(self) -> Tensor | None:
+        """The time constant, of one element, if it is learned."""
+        return None
 
     def _refuse_scripted_training(self) -> None:
         if self.training:
@@ -81,11 +96,10 @@ class LIF(nn.Module):
 
     @torch.jit.unused
     def _fire(self, x: Tensor) -> Tensor:
-        return lif(x, **self.arguments())
+        return fire(x, self.learned_tau(), self.neuron, self.backend)
 
     def extra_repr(self) -> str:
-        names = ('tau', 'v_threshold', 'v_reset', 'decay_input', 'surrogate', 'detach_reset', 'backend')
-        return ', '.join(f'{name}={getattr(self, name)}' for name in names)
+        return ', '.join(f'{name}={getattr(self, name)}' for name in (*_SETTINGS, 'backend'))
 
 
 @register_notrace_module
@@ -97,7 +111,7 @@ class ParametricLIF(LIF):
     """
 
     def __init__(self, tau: float = 2.0, **kwargs) -> None:
-        if not tau > 1:
+        if not 1 < tau < math.inf:
             raise ValueError(f'ParametricLIF needs an initial tau > 1, got {tau}')
         super().__init__(tau=tau, **kwargs)
         self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
@@ -105,10 +119,13 @@ class ParametricLIF(LIF):
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             self._refuse_scripted_training()
-            return _scripted_lif(x, self._tau().item(), self.v_threshold, self.v_reset, self.decay_input)
+            return _scripted_lif(x, self.learned_tau().item(), self.v_threshold, self.v_reset, self.decay_input)
         return self._fire(x)
 
-    def _tau(self) -> Tensor:
+    def _checked(self) -> Neuron:
+        return replace(super()._checked(), tau=None)
+
+    def learned_tau(self) -> Tensor:
         return 1 + torch.exp(-_in_membrane_dtype(self.w))
 
     def extra_repr(self) -> str:

@@ -1,10 +1,11 @@
 """Pure functions on tensors: no modules, no parameters, no state."""
 
-from .backend import BackendUnavailable, backend_report, set_backend, use_backend
+from .backend import BackendUnavailable, backend_report, backends, set_backend, use_backend
 from .bn_lif import bn_lif, pool_lif
 from .integer import integer_spikes
 from .lif import lif, lif_stream
 from .mssa import mssa
+from .neuron import Neuron
 from .packed import packed_spikes
 from .sparse_conv import sparse_spikes
 from .surrogate import ATan, Erf, PiecewiseQuadratic, Sigmoid, Surrogate
@@ -13,10 +14,12 @@ __all__ = [
     'ATan',
     'BackendUnavailable',
     'Erf',
+    'Neuron',
     'PiecewiseQuadratic',
     'Sigmoid',
     'Surrogate',
     'backend_report',
+    'backends',
     'bn_lif',
     'integer_spikes',
     'lif',

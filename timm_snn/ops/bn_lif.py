@@ -1,7 +1,7 @@
 """Batch norm, max pooling and the neuron as one op: what follows every convolution of a spiking transformer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .backend import Backend, resolve_backend
 from .backends.reference import scale_and_shift
-from .lif import check_input, check_settings
-from .neuron import membrane_dtype
-from .surrogate import Surrogate, get_surrogate
+from .lif import check_input, on_device
+from .neuron import Neuron, describe_neuron, membrane_dtype
+from .surrogate import Surrogate
 
-__all__ = ['bn_lif', 'pool_lif', 'takes_offset']
+__all__ = ['Implementation', 'bn_lif', 'choose_implementation', 'fire_normalised', 'fire_pooled', 'pool_lif']
 
 
 def bn_lif(
@@ -48,37 +48,18 @@ def bn_lif(
         weight, bias, running_mean, running_var: [C], of the batch norm.
         training: Whether to normalise by the statistics of x, else by the running ones.
         momentum: Weight of the new statistics in the running ones.
-        offset: [C], the bias that a convolution has left out; stands for x + offset. See `takes_offset`.
+        offset: [C], the bias that a convolution has left out; stands for x + offset.
 
     The others are those of `lif`. Shape: x [T, B, C, *spatial] -> spikes [T, B, C, *spatial], with `pool` of the halved
     sizes, rounded up. Raises: as `lif`; ValueError in training on one value per channel.
     """
     check_input(x)
-    check_settings(tau, v_threshold, v_reset)
-    surrogate = get_surrogate(surrogate)
-    module = resolve_backend(backend, x, surrogate)
-    neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
-    gradient = dict(surrogate=surrogate, detach_reset=detach_reset)
-    count = x.numel() // max(x.shape[2], 1)
-    if training and count > 1 and (op := _fused('bn', x, pool, module)):
-        if offset is not None:  # the batch's mean takes it away again, so that its gradient is zero
-            bias = torch.add(bias, offset, alpha=0)
-        spikes, mean, var = op(x, weight, bias, eps=eps, **neuron, **gradient)
-        with torch.no_grad():
-            mean = mean if offset is None else mean + offset
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
-        return spikes
-    if not training and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
-        dtype = membrane_dtype(x.dtype)
-        mean = running_mean if offset is None else running_mean - offset
-        scale, shift = scale_and_shift(weight, bias, mean.to(dtype), running_var.to(dtype), eps)
-        return op(x, scale, shift, **neuron)
-    # a view of T * B, which keeps channels_last
-    y = F.batch_norm(
-        _shifted(x, offset).flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps
+    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    implementation = choose_implementation(x, neuron, backend, pool=pool, training=training)
+    norm = (weight, bias, running_mean, running_var)
+    return fire_normalised(
+        implementation, x, norm, training, momentum, eps, pool=pool, offset=offset, tau=on_device(tau, x), neuron=neuron
     )
-    return module.lif(_pooled(y, pool).unflatten(0, [len(x), -1]), None, needs_v=False, **neuron, **gradient)[0]
 
 
 def pool_lif(
@@ -96,41 +77,96 @@ def pool_lif(
 ) -> Tensor:
     """`bn_lif` without the batch norm, for a convolution that it has been folded into (`timm_snn.fuse`)."""
     check_input(x)
-    check_settings(tau, v_threshold, v_reset)
-    surrogate = get_surrogate(surrogate)
-    module = resolve_backend(backend, x, surrogate)
-    neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
-    # a backend that does not add the bias takes no shift without a scale either
-    gains = pool if offset is None else module.adds_bias
-    if gains and not torch.is_grad_enabled() and (op := _fused('affine', x, pool, module)):
-        return op(x, None, offset, **neuron)
-    y = _pooled(_shifted(x, offset).flatten(0, 1), pool).unflatten(0, [len(x), -1])
-    return module.lif(y, None, needs_v=False, surrogate=surrogate, detach_reset=detach_reset, **neuron)[0]
+    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    implementation = choose_implementation(x, neuron, backend, pool=pool, training=False)
+    return fire_pooled(implementation, x, pool=pool, offset=offset, tau=on_device(tau, x), neuron=neuron)
 
 
-def takes_offset(
-    x: Tensor, *, training: bool, pool: bool, surrogate: str | Surrogate = 'sigmoid', backend: str | None = None
-) -> bool:
-    """Whether `bn_lif` and `pool_lif` should be given the bias of the convolution before them, which then has none.
+class Implementation(NamedTuple):
+    """What runs a unit: a backend, and its one op for batch norm, pooling and neuron if it has one for this case."""
 
-    They are where one kernel stands for them and adds it on the way. cuDNN adds a bias in a pass of its own, and
-    needs another one for its gradient.
+    backend: Backend
+    fused: Callable[..., Any] | None
+
+    @property
+    def takes_offset(self) -> bool:
+        """Whether it wants the bias of the convolution before, which then has none.
+
+        cuDNN adds a bias in a pass of its own and needs another one for its gradient; a fused op adds it on the way.
+        """
+        return self.fused is not None and self.backend.adds_bias
+
+
+def choose_implementation(
+    x: Tensor, neuron: Neuron, backend: str | None, *, pool: bool, training: bool
+) -> Implementation:
+    """Looked up once for a unit, before its convolution.
 
     Args:
-        x: Anything of the device and the dtype that they will get.
-        training: Whether the statistics are to be those of x.
-        pool, surrogate, backend: Those of the call.
+        x: Anything of the device, rank and dtype that the unit will get.
+        backend: By name, or None for the switches.
+        training: Whether to normalise by the batch's statistics.
     """
-    module = resolve_backend(backend, x, get_surrogate(surrogate))
-    if not training and torch.is_grad_enabled():
-        return False
-    return module.adds_bias and _fused('bn' if training else 'affine', x, pool, module) is not None
+    chosen = resolve_backend(backend, x, neuron.surrogate)
+    has_op = (training or not torch.is_grad_enabled()) and (x.ndim == 5 or not pool)
+    op = f'{"bn" if training else "affine"}_{"pool_" if pool else ""}lif'
+    return Implementation(chosen, chosen.fused(op) if has_op else None)
 
 
-def _fused(what: str, x: Tensor, pool: bool, backend: Backend) -> Callable[..., Any] | None:
-    if pool and x.ndim != 5:
-        return None
-    return backend.fused(f'{what}_pool_lif' if pool else f'{what}_lif')
+def fire_normalised(
+    implementation: Implementation,
+    x: Tensor,
+    norm: tuple[Tensor, Tensor, Tensor, Tensor],
+    training: bool,
+    momentum: float,
+    eps: float,
+    *,
+    pool: bool,
+    offset: Tensor | None,
+    tau: Tensor | None,
+    neuron: Neuron,
+) -> Tensor:
+    """`bn_lif` by an implementation that was chosen before; `norm` is weight, bias, running mean and variance."""
+    backend, fused = implementation
+    weight, bias, running_mean, running_var = norm
+    count = x.numel() // max(x.shape[2], 1)
+    if fused and training and count > 1:
+        if offset is not None:  # the batch's mean takes it away again, so that its gradient is zero
+            bias = torch.add(bias, offset, alpha=0)
+        spikes, mean, var = fused(x, weight, bias, tau, neuron, eps)
+        with torch.no_grad():
+            mean = mean if offset is None else mean + offset
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+        return spikes
+    if fused and not training:
+        dtype = membrane_dtype(x.dtype)
+        mean = running_mean if offset is None else running_mean - offset
+        scale, shift = scale_and_shift(weight, bias, mean.to(dtype), running_var.to(dtype), eps)
+        return fused(x, scale, shift, tau, neuron)
+    # a view of T * B, which keeps channels_last
+    y = F.batch_norm(
+        _shifted(x, offset).flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps
+    )
+    return backend.lif(_pooled(y, pool).unflatten(0, [len(x), -1]), None, tau, neuron, False)[0]
+
+
+def fire_pooled(
+    implementation: Implementation,
+    x: Tensor,
+    *,
+    pool: bool,
+    offset: Tensor | None,
+    tau: Tensor | None,
+    neuron: Neuron,
+) -> Tensor:
+    """`pool_lif` by an implementation that was chosen before."""
+    backend, fused = implementation
+    gains = pool if offset is None else implementation.takes_offset
+    if fused and gains:
+        return fused(x, None, offset, tau, neuron)
+    y = _pooled(_shifted(x, offset).flatten(0, 1), pool).unflatten(0, [len(x), -1])
+    return backend.lif(y, None, tau, neuron, False)[0]
 
 
 def _shifted(x: Tensor, offset: Tensor | None) -> Tensor:

@@ -1,14 +1,12 @@
 """The leaky integrate-and-fire neuron over time, without state: the public ops and their checks."""
 
-import math
-
 from torch import Tensor
 
 from .backend import resolve_backend
-from .neuron import membrane_dtype
-from .surrogate import Surrogate, get_surrogate
+from .neuron import Neuron, describe_neuron, membrane_dtype
+from .surrogate import Surrogate
 
-__all__ = ['lif', 'lif_stream']
+__all__ = ['check_input', 'fire', 'lif', 'lif_stream']
 
 
 def lif(
@@ -48,20 +46,8 @@ def lif(
     Source: MSViT, arXiv 2505.14719, Eq. 13-16; semantics of SpikingJelly's LIFNode.
     Raises: ValueError for arguments out of range; BackendUnavailable if a named backend cannot run.
     """
-    check_input(x)
-    check_settings(tau, v_threshold, v_reset)
-    surrogate = get_surrogate(surrogate)
-    return resolve_backend(backend, x, surrogate).lif(
-        x,
-        None,
-        tau=tau,
-        v_threshold=v_threshold,
-        v_reset=v_reset,
-        decay_input=decay_input,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
-        needs_v=False,
-    )[0]
+    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    return fire(x, tau, neuron, backend)
 
 
 def lif_stream(
@@ -85,42 +71,27 @@ def lif_stream(
     membrane's dtype, see `lif`.
     """
     check_input(x)
-    check_settings(tau, v_threshold, v_reset)
+    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
     if v is not None and (v.shape != x.shape[1:] or v.dtype != membrane_dtype(x.dtype)):
         raise ValueError(
             f'lif_stream needs v {tuple(x.shape[1:])} of {membrane_dtype(x.dtype)}, got {tuple(v.shape)} of {v.dtype}: '
             'pass the v that the last call returned'
         )
-    surrogate = get_surrogate(surrogate)
-    return resolve_backend(backend, x, surrogate).lif(
-        x,
-        v,
-        tau=tau,
-        v_threshold=v_threshold,
-        v_reset=v_reset,
-        decay_input=decay_input,
-        surrogate=surrogate,
-        detach_reset=detach_reset,
-        needs_v=True,
-    )
+    return resolve_backend(backend, x, neuron.surrogate).lif(x, v, on_device(tau, x), neuron, True)
+
+
+def fire(x: Tensor, tau: Tensor | None, neuron: Neuron, backend: str | None) -> Tensor:
+    """`lif` with its settings as one value, and tau if that is learned."""
+    check_input(x)
+    return resolve_backend(backend, x, neuron.surrogate).lif(x, None, on_device(tau, x), neuron, False)[0]
+
+
+def on_device(tau: Tensor | None, x: Tensor) -> Tensor | None:
+    """A learned tau where x is."""
+    return tau if tau is None else tau.to(x.device)
 
 
 def check_input(x: Tensor) -> None:
     """Raises ValueError for what is not a sequence of currents."""
     if x.ndim < 2 or x.shape[0] == 0 or not x.is_floating_point():
         raise ValueError(f'lif needs floating-point x [T, B, ...] with T >= 1, got {tuple(x.shape)} of {x.dtype}')
-
-
-def check_settings(tau: float | Tensor, v_threshold: float, v_reset: float | None) -> None:
-    """Raises ValueError for settings with which a neuron grows without bounds, always fires or never can."""
-    if isinstance(tau, Tensor):
-        if tau.numel() != 1:
-            raise ValueError(f'lif needs one tau for all neurons, got a tensor of shape {tuple(tau.shape)}')
-    elif not 1 <= tau < math.inf:
-        raise ValueError(f'lif needs 1 <= tau < inf steps, got tau={tau}')
-    v_rest = 0.0 if v_reset is None else v_reset
-    if not -math.inf < v_rest < v_threshold < math.inf:
-        raise ValueError(
-            f'lif needs a finite v_threshold above the resting potential, which is v_reset, or 0 for a soft reset: got '
-            f'v_threshold={v_threshold}, v_reset={v_reset}'
-        )

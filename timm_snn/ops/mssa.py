@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .backend import resolve_backend
-from .lif import check_input, check_settings
-from .surrogate import Surrogate, get_surrogate
+from .lif import check_input, on_device
+from .neuron import Neuron, describe_neuron
+from .surrogate import Surrogate
 
-__all__ = ['mssa']
+__all__ = ['mask_keys', 'mssa']
 
 
 def mssa(
@@ -28,15 +29,18 @@ def mssa(
     The neuron's settings are those of `lif`. Shape: queries and k [T, B, heads, D, N] -> [T, B, heads, D, N].
     Source: MSViT, arXiv 2505.14719, Eq. 5-7: A = SN(sum_d Q + sum_d P), A * K.
     """
+    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    return mask_keys(queries, k, tau, neuron, backend)
+
+
+def mask_keys(queries: Sequence[Tensor], k: Tensor, tau: Tensor | None, neuron: Neuron, backend: str | None) -> Tensor:
+    """`mssa` with its settings as one value, and tau if that is learned."""
     check_input(k)
-    check_settings(tau, v_threshold, v_reset)
-    surrogate = get_surrogate(surrogate)
-    module = resolve_backend(backend, k, surrogate)
-    neuron = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
-    gradient = dict(surrogate=surrogate, detach_reset=detach_reset)
-    if op := module.fused('mssa'):
-        return op(list(queries), k, **neuron, **gradient)
+    tau = on_device(tau, k)
+    chosen = resolve_backend(backend, k, neuron.surrogate)
+    if fused := chosen.fused('mssa'):
+        return fused(list(queries), k, tau, neuron)
     current = queries[0].sum(3, keepdim=True)
     for query in queries[1:]:
         current = current + query.sum(3, keepdim=True)
-    return module.lif(current, None, needs_v=False, **neuron, **gradient)[0] * k
+    return chosen.lif(current, None, tau, neuron, False)[0] * k

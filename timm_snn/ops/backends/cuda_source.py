@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..neuron import Neuron
+
 __all__ = ['BLOCK', 'CHUNK', 'OPTIONS', 'SOURCE', 'STORED', 'backward_kernel', 'forward_kernel', 'neurons_per_thread']
 
 SOURCE = Path(__file__).with_name('lif.cu').read_text()
@@ -31,30 +33,20 @@ def neurons_per_thread(steps: Tensor, *others: Tensor | None, strides: tuple[int
     return math.gcd(16 // steps.element_size(), steps.shape[1], *strides, *addresses)
 
 
-def forward_kernel(steps: Tensor, width: int, *, tau: float | Tensor, v_reset: float | None, decay_input: bool) -> str:
+def forward_kernel(steps: Tensor, width: int, neuron: Neuron) -> str:
     """The C++ name of the kernel for `steps` [T, M], `width` neurons in a thread."""
-    return f'lif_forward<{_arguments(steps, width, tau, v_reset, decay_input)}>'
+    return f'lif_forward<{_arguments(steps, width, neuron)}>'
 
 
-def backward_kernel(
-    steps: Tensor,
-    width: int,
-    *,
-    tau: float | Tensor,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: str,
-    detach_reset: bool,
-) -> str:
+def backward_kernel(steps: Tensor, width: int, neuron: Neuron) -> str:
     """The same for the backward pass."""
-    neuron = _arguments(steps, width, tau, v_reset, decay_input)
-    return f'lif_backward<{neuron}, {_flag(detach_reset)}, {surrogate.upper()}, {_flag(isinstance(tau, Tensor))}>'
+    learned, surrogate = _flag(neuron.tau is None), neuron.surrogate.name.upper()
+    return f'lif_backward<{_arguments(steps, width, neuron)}, {_flag(neuron.detach_reset)}, {surrogate}, {learned}>'
 
 
-def _arguments(steps: Tensor, width: int, tau: float | Tensor, v_reset: float | None, decay_input: bool) -> str:
+def _arguments(steps: Tensor, width: int, neuron: Neuron) -> str:
     num_steps = steps.shape[0] if steps.shape[0] <= CHUNK else 0
-    power_of_two = not isinstance(tau, Tensor) and math.frexp(tau)[0] == 0.5
-    flags = (_flag(flag) for flag in (v_reset is None, decay_input, power_of_two))
+    flags = (_flag(flag) for flag in (neuron.v_reset is None, neuron.decay_input, neuron.inverse_is_exact))
     return ', '.join([STORED[steps.dtype], str(num_steps), str(width), *flags])
 
 

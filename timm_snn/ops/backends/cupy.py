@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..layout import as_steps, empty_steps, step_strides
-from ..neuron import membrane_dtype
-from . import lif_operator
+from ..neuron import Neuron, membrane_dtype
 from .cuda_source import BLOCK, CHUNK, OPTIONS, SOURCE, STORED, backward_kernel, forward_kernel, neurons_per_thread
+from .operator import empty_membrane, lif_operator, one_step
 
-__all__ = ['backward', 'forward', 'lif', 'why_not']
+__all__ = ['lif', 'why_not']
 
 
 def _why_no_compiler() -> str | None:
@@ -45,37 +45,24 @@ def why_not(x: Tensor | None = None) -> str | None:
     return None
 
 
-def lif(x: Tensor, v: Tensor | None, **settings: Any) -> tuple[Tensor, Tensor]:
-    """`reference.lif` in two kernels."""
-    return lif_operator.lif('cupy', x, v, **settings)
-
-
-def forward(
-    x: Tensor,
-    v: Tensor | None,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    needs_v: bool,
-) -> tuple[Tensor, Tensor]:
-    """The contract is that of lif_operator.py."""
+def _forward(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v: bool) -> tuple[Tensor, Tensor]:
+    """The contract is that of `lif_operator`."""
     strides = step_strides(x)
     steps = as_steps(x, strides)
     v_first = None if v is None else as_steps(v[None], strides)
     spikes = empty_steps(x)
-    v_last = lif_operator.one_step(x) if needs_v else lif_operator.empty_membrane(x)
+    v_last = one_step(x) if needs_v else empty_membrane(x)
     num_neurons = steps.shape[1]
     width = neurons_per_thread(steps, v_first, spikes, v_last, strides=(steps.stride(0),))
     _launch(
-        forward_kernel(steps, width, tau=tau, v_reset=v_reset, decay_input=decay_input),
+        forward_kernel(steps, width, neuron),
         num_neurons // width,
         x.device,
         spikes,
         v_last if needs_v else None,
         steps,
         v_first,
-        *_neuron(tau, v_threshold, v_reset, x.dtype),
+        *_settings(neuron, tau, x.dtype),
         num_neurons,
         steps.shape[0],
         steps.stride(0),
@@ -83,26 +70,16 @@ def forward(
     return spikes, v_last
 
 
-def backward(
-    grad_spikes: Tensor,
-    grad_v: Tensor | None,
-    x: Tensor,
-    v: Tensor | None,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: str,
-    alpha: float,
-    detach_reset: bool,
+def _backward(
+    grad_spikes: Tensor, grad_v: Tensor | None, x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The contract is that of lif_operator.py."""
+    """The contract is that of `lif_operator`."""
     strides = step_strides(x)
     steps, grad_steps = as_steps(x, strides), as_steps(grad_spikes, strides)
     v_first = None if v is None else as_steps(v[None], strides)
     grad_v_last = None if grad_v is None else as_steps(grad_v[None], strides)
     grad_x = empty_steps(x)
-    grad_v0 = lif_operator.empty_membrane(x) if v is None else lif_operator.one_step(x)
+    grad_v0 = empty_membrane(x) if v is None else one_step(x)
     num_steps, num_neurons = steps.shape
     checkpoints = x.new_empty(math.ceil(num_steps / CHUNK) - 1, num_neurons, dtype=grad_v0.dtype)
     width = neurons_per_thread(
@@ -111,17 +88,9 @@ def backward(
         strides=(steps.stride(0), grad_steps.stride(0)),
     )
     num_threads = num_neurons // width
-    grad_tau = x.new_empty(num_threads if isinstance(tau, Tensor) else 0, dtype=grad_v0.dtype)  # a part from each
+    grad_tau = x.new_empty(0 if tau is None else num_threads, dtype=grad_v0.dtype)  # a part from each
     _launch(
-        backward_kernel(
-            steps,
-            width,
-            tau=tau,
-            v_reset=v_reset,
-            decay_input=decay_input,
-            surrogate=surrogate,
-            detach_reset=detach_reset,
-        ),
+        backward_kernel(steps, width, neuron),
         num_threads,
         x.device,
         grad_x,
@@ -132,22 +101,23 @@ def backward(
         grad_v_last,
         steps,
         v_first,
-        *_neuron(tau, v_threshold, v_reset, x.dtype),
-        float(alpha),
+        *_settings(neuron, tau, x.dtype),
+        float(neuron.surrogate.alpha),
         num_neurons,
         num_steps,
         steps.stride(0),
         grad_steps.stride(0),
     )
-    return grad_x, grad_v0, grad_tau.sum() if isinstance(tau, Tensor) else grad_tau
+    return grad_x, grad_v0, grad_tau if tau is None else grad_tau.sum()
 
 
-def _neuron(
-    tau: float | Tensor, v_threshold: float, v_reset: float | None, dtype: torch.dtype
-) -> tuple[Tensor | None, float, float, float]:
-    """The neuron's settings as the kernels take them."""
-    learnt, number = (tau.to(membrane_dtype(dtype)), 0.0) if isinstance(tau, Tensor) else (None, float(tau))
-    return learnt, number, float(v_threshold), float(v_reset or 0.0)
+lif = lif_operator('cupy', _forward, _backward)
+
+
+def _settings(neuron: Neuron, tau: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, float, float, float]:
+    """Of a neuron, as the kernels take them."""
+    learned = None if tau is None else tau.to(membrane_dtype(dtype))
+    return learned, float(neuron.tau or 0.0), float(neuron.v_threshold), float(neuron.v_rest)
 
 
 def _launch(name: str, num_threads: int, device: torch.device, *args: Tensor | float | int | None) -> None:

@@ -10,19 +10,16 @@ CPU. The normalisation is compiled into the neuron's body, so the batch norm's o
 """
 
 import functools
-import math
 import shutil
 import types
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._inductor import config as inductor_config
 
 from ..layout import as_steps, channel_strides, from_steps, inner_size, step_strides
-from ..neuron import membrane_dtype
-from ..surrogate import Sigmoid, Surrogate, as_constant, constant
+from ..neuron import Neuron, membrane_dtype
 from .reference import scale_and_shift
 
 __all__ = ['affine_lif', 'bn_lif', 'lif', 'why_not']
@@ -30,26 +27,6 @@ __all__ = ['affine_lif', 'bn_lif', 'lif', 'why_not']
 _UNROLLED = 8  # the most steps of a compiled body: longer sequences run it again, which bounds the time to compile
 _CXX = inductor_config.cpp.cxx  # candidates, from the environment variable CXX
 _CPP_COMPILERS = [name for name in (_CXX if isinstance(_CXX, tuple | list) else [_CXX]) if name and shutil.which(name)]
-
-
-class Settings(NamedTuple):
-    """What a body is compiled for; tau is None where it is learned, and so an input."""
-
-    tau: float | None
-    v_threshold: float
-    v_reset: float | None
-    decay_input: bool
-    surrogate: Surrogate
-    detach_reset: bool
-
-    def as_constants(self) -> 'Settings':
-        """The same, with numbers that are constants to torch.compile."""
-        return self._replace(
-            tau=None if self.tau is None else constant(self.tau),
-            v_threshold=constant(self.v_threshold),
-            v_reset=None if self.v_reset is None else constant(self.v_reset),
-            surrogate=as_constant(self.surrogate),
-        )
 
 
 def why_not(x: Tensor | None = None) -> str | None:
@@ -61,64 +38,49 @@ def why_not(x: Tensor | None = None) -> str | None:
     return None
 
 
-def lif(
-    x: Tensor,
-    v: Tensor | None,
-    *,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: Surrogate,
-    detach_reset: bool,
-    needs_v: bool = True,
-) -> tuple[Tensor, Tensor]:
+def lif(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v: bool) -> tuple[Tensor, Tensor]:
     """As `reference.lif`."""
-    number, learned = split_tau(tau, x)
-    s = Settings(number, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    tau = _in_membrane_dtype(tau, x)
     if torch.compiler.is_compiling():
-        return _Lif.apply(x, v, learned, s.as_constants(), needs_v)
+        return _Lif.apply(x, v, tau, neuron.as_constants(), needs_v)
     if len(x) <= _UNROLLED or x.numel() == 0:
-        return _Lif.apply(x, v, learned, s, needs_v)
+        return _Lif.apply(x, v, tau, neuron, needs_v)
     spikes, v_last = [], v
     for piece in x.split(_UNROLLED):
-        fired, v_last = _Lif.apply(piece, v_last, learned, s, True)
+        fired, v_last = _Lif.apply(piece, v_last, tau, neuron, True)
         spikes.append(fired)
     return torch.cat(spikes), v_last  # type: ignore[return-value]
 
 
-def split_tau(tau: float | Tensor, x: Tensor) -> tuple[float | None, Tensor | None]:
-    """tau as a number that a body is compiled for, or as an input of it in the membrane's dtype."""
-    if isinstance(tau, Tensor):
-        return None, tau.reshape(()).to(x.device, membrane_dtype(x.dtype))
-    return tau, None
+def _in_membrane_dtype(tau: Tensor | None, x: Tensor) -> Tensor | None:
+    return tau if tau is None else tau.reshape(()).to(membrane_dtype(x.dtype))
 
 
 class _Lif(torch.autograd.Function):
     @staticmethod
-    def forward(x, v, tau, s, needs_v):
+    def forward(x, v, tau, neuron, needs_v):
         if torch.compiler.is_compiling() or x.numel() == 0:
-            return fire(x, v, tau, s)
+            return fire(x, v, tau, neuron)
         strides = step_strides(x)
         v = None if v is None else as_steps(v[None], strides)[0]
-        spikes, *rest = run_compiled(fire, 2 if needs_v else 1, s, as_steps(x, strides), v, tau)
+        spikes, *rest = run_compiled(fire, 2 if needs_v else 1, neuron, as_steps(x, strides), v, tau)
         return from_steps(spikes, x, strides), from_steps(rest[0][None], x[:1], strides)[0] if needs_v else None
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, v, tau, ctx.s, _ = inputs
+        x, v, tau, ctx.neuron, _ = inputs
         ctx.save_for_backward(x, v, tau)
 
     @staticmethod
     def backward(ctx, grad, grad_v):
         x, v, tau = ctx.saved_tensors
         if torch.compiler.is_compiling() or x.numel() == 0:
-            return *fire_backward(grad, grad_v, x, v, tau, ctx.s), None, None
+            return *fire_backward(grad, grad_v, x, v, tau, ctx.neuron), None, None
         strides = step_strides(x)
         steps, grad = as_steps(x, strides), as_steps(grad, strides)
         v, grad_v = (None if t is None else as_steps(t[None], strides)[0] for t in (v, grad_v))
         wanted = 3 if tau is not None else 2 if v is not None else 1
-        grad_x, *rest = run_compiled(fire_backward, wanted, ctx.s, grad, grad_v, steps, v, tau)
+        grad_x, *rest = run_compiled(fire_backward, wanted, ctx.neuron, grad, grad_v, steps, v, tau)
         grad_v, grad_tau = (*rest, None, None)[:2]
         if grad_v is not None:
             grad_v = from_steps(grad_v[None], x[:1], strides)[0]
@@ -126,23 +88,25 @@ class _Lif(torch.autograd.Function):
 
 
 def fire(
-    x: Tensor, v: Tensor | None, tau: Tensor | None, s: Settings, dtype: torch.dtype | None = None
+    x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """x [T, ...] -> spikes in this dtype, by default that of x, and the last membrane."""
     dtype = dtype or x.dtype
-    _, charged, v = unroll(x.to(membrane_dtype(x.dtype)).unbind(0), v, tau, s)
-    return torch.stack([spikes_of(h, dtype, s) for h in charged]), v
+    _, charged, v = unroll(x.to(membrane_dtype(x.dtype)).unbind(0), v, tau, neuron)
+    return torch.stack([spikes_of(h, dtype, neuron) for h in charged]), v
 
 
-def spikes_of(h: Tensor, dtype: torch.dtype, s: Settings) -> Tensor:
+def spikes_of(h: Tensor, dtype: torch.dtype, neuron: Neuron) -> Tensor:
     """1 where a charged membrane meets the threshold; a choice of constants, which is 3 times a cast to bfloat16."""
     return torch.where(
-        h >= s.v_threshold, torch.ones((), dtype=dtype, device=h.device), torch.zeros((), dtype=dtype, device=h.device)
+        h >= neuron.v_threshold,
+        torch.ones((), dtype=dtype, device=h.device),
+        torch.zeros((), dtype=dtype, device=h.device),
     )
 
 
 def fire_backward(
-    grad: Tensor, grad_v: Tensor | None, x: Tensor, v: Tensor | None, tau: Tensor | None, s: Settings
+    grad: Tensor, grad_v: Tensor | None, x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of the spikes and of the last membrane -> those of x, v and tau, as far as they are there.
 
@@ -151,22 +115,22 @@ def fire_backward(
     """
     dtype = membrane_dtype(x.dtype)
     currents, grads = x.to(dtype).unbind(0), grad.to(dtype).unbind(0)
-    grad_currents, grad_v, grad_tau = unroll_backward(grads, grad_v, currents, v, tau, s)
+    grad_currents, grad_v, grad_tau = unroll_backward(grads, grad_v, currents, v, tau, neuron)
     return torch.stack(grad_currents).to(x.dtype), grad_v if v is not None else None, grad_tau
 
 
 def unroll(
-    currents: Sequence[Tensor], v: Tensor | None, tau: Tensor | None, s: Settings
+    currents: Sequence[Tensor], v: Tensor | None, tau: Tensor | None, neuron: Neuron
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The recurrence of `timm_snn.ops.lif` -> per step the membrane before it and the charged one, and the last."""
-    v_rest = 0.0 if s.v_reset is None else s.v_reset
+    v_rest = neuron.v_rest
     v = torch.full_like(currents[0], v_rest) if v is None else v
     before, charged = [], []
     for x in currents:
         before.append(v)
         leak = v - v_rest if v_rest else v
-        h = v + _over_tau(x - leak, tau, s) if s.decay_input else v - _over_tau(leak, tau, s) + x
-        v = torch.where(h >= s.v_threshold, h - s.v_threshold if s.v_reset is None else v_rest, h)
+        h = v + _over_tau(x - leak, tau, neuron) if neuron.decay_input else v - _over_tau(leak, tau, neuron) + x
+        v = torch.where(h >= neuron.v_threshold, h - neuron.v_threshold if neuron.v_reset is None else v_rest, h)
         charged.append(h)
     return before, charged, v
 
@@ -177,40 +141,40 @@ def unroll_backward(
     currents: Sequence[Tensor],
     v: Tensor | None,
     tau: Tensor | None,
-    s: Settings,
+    neuron: Neuron,
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """`fire_backward` step by step."""
-    v_rest = 0.0 if s.v_reset is None else s.v_reset
-    rate: float | Tensor = 1 / (s.tau if tau is None else tau)  # type: ignore[operator]
-    before, charged, _ = unroll(currents, v, tau, s)
+    v_rest = neuron.v_rest
+    rate: float | Tensor = 1 / (neuron.tau if tau is None else tau)  # type: ignore[operator]
+    before, charged, _ = unroll(currents, v, tau, neuron)
     c = torch.zeros_like(currents[0]) if grad_v is None else grad_v
     grad_currents, by_tau = [], torch.zeros_like(currents[0])
     for grad, x, v_before, h in reversed(list(zip(grads, currents, before, charged, strict=True))):
-        derivative = s.surrogate.derivative(h - s.v_threshold)
-        if s.v_reset is None:
-            through_reset = c if s.detach_reset else c - c * (s.v_threshold * derivative)
+        derivative = neuron.surrogate.derivative(h - neuron.v_threshold)
+        if neuron.v_reset is None:
+            through_reset = c if neuron.detach_reset else c - c * (neuron.v_threshold * derivative)
         else:
-            through_reset = torch.where(h >= s.v_threshold, 0.0, c)
-            if not s.detach_reset:
+            through_reset = torch.where(h >= neuron.v_threshold, 0.0, c)
+            if not neuron.detach_reset:
                 through_reset = through_reset + c * ((v_rest - h) * derivative)
         grad_h = grad * derivative + through_reset
-        grad_currents.append(grad_h * rate if s.decay_input else grad_h)
+        grad_currents.append(grad_h * rate if neuron.decay_input else grad_h)
         c = grad_h * (1 - rate)
         if tau is not None:
             leak = v_before - v_rest
-            by_tau = by_tau + grad_h * (leak - x if s.decay_input else leak)
+            by_tau = by_tau + grad_h * (leak - x if neuron.decay_input else leak)
     return grad_currents[::-1], c, None if tau is None else by_tau.sum() * rate * rate
 
 
-def _over_tau(x: Tensor, tau: Tensor | None, s: Settings) -> Tensor:
+def _over_tau(x: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     """A division, which a multiplication may replace only where the inverse is exact: a spike hangs on the last bit."""
     if tau is not None:
         return x / tau
-    return x * (1 / s.tau) if math.frexp(s.tau)[0] == 0.5 else x / s.tau  # type: ignore[arg-type, operator]
+    return x * (1 / neuron.tau) if neuron.inverse_is_exact else x / neuron.tau  # type: ignore[arg-type, operator]
 
 
-def run_compiled(body: Callable, num_outputs: int, s: Settings, *args: Tensor | None) -> tuple[Tensor, ...]:
-    """The first outputs of `body(*args, s)`, compiled for any size.
+def run_compiled(body: Callable, num_outputs: int, neuron: Neuron, *args: Tensor | None) -> tuple[Tensor, ...]:
+    """The first outputs of `body(*args, neuron)`, compiled for any size.
 
     Dynamo counts compilations per code object and gives up after a few, so whatever it would compile anew for gets a
     code object of its own: besides dtypes and layouts these are sizes of 1, and sizes that are equal by chance.
@@ -226,13 +190,13 @@ def run_compiled(body: Callable, num_outputs: int, s: Settings, *args: Tensor | 
         *((x.dtype, x.device, x.stride()[:1] == (0,), x.is_contiguous(), x.is_inference()) for x in tensors),
         *(arg is None for arg in args),
     )
-    return _compiled(body, num_outputs, s, key)(*(None if arg is None else arg.data for arg in args))
+    return _compiled(body, num_outputs, neuron, key)(*(None if arg is None else arg.data for arg in args))
 
 
 @functools.cache
-def _compiled(body: Callable, num_outputs: int, s: Settings, key: tuple) -> Callable:
+def _compiled(body: Callable, num_outputs: int, neuron: Neuron, key: tuple) -> Callable:
     def run(*args):
-        return body(*args, s.as_constants())[:num_outputs]
+        return body(*args, neuron.as_constants())[:num_outputs]
 
     code = run.__code__.replace(co_name=body.__name__)
     function = types.FunctionType(code, run.__globals__, closure=run.__closure__)
@@ -240,51 +204,28 @@ def _compiled(body: Callable, num_outputs: int, s: Settings, key: tuple) -> Call
 
 
 def bn_lif(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    eps: float,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: Surrogate,
-    detach_reset: bool,
+    x: Tensor, weight: Tensor, bias: Tensor, tau: Tensor | None, neuron: Neuron, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [T, B, C, *spatial] -> spikes, and the batch's mean and biased variance [C] without a gradient."""
-    number, learned = split_tau(tau, x)
-    s = Settings(number, v_threshold, v_reset, decay_input, surrogate, detach_reset)
-    return _BnLif.apply(x, weight, bias, learned, s, eps)
+    return _BnLif.apply(x, weight, bias, _in_membrane_dtype(tau, x), neuron, eps)
 
 
-def affine_lif(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    *,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-) -> Tensor:
+def affine_lif(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     """The neuron of x * scale + shift, [C] each, without a gradient."""
-    number, learned = split_tau(tau, x)
-    s = Settings(number, v_threshold, v_reset, decay_input, Sigmoid(), detach_reset=True)
-    return _fire(x, scale, shift, learned, s)
+    return _fire(x, scale, shift, _in_membrane_dtype(tau, x), neuron)
 
 
 class _BnLif(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, bias, tau, s, eps):
+    def forward(x, weight, bias, tau, neuron, eps):
         running = torch.zeros(2, x.shape[2], dtype=membrane_dtype(x.dtype), device=x.device)  # sets the results' dtype
         mean, var = torch.batch_norm_update_stats(x.flatten(0, 1), running[0], running[1], 0.0)
         scale, shift = scale_and_shift(weight, bias, mean, var, eps)
-        return _fire(x, scale, shift, tau, s), mean, var
+        return _fire(x, scale, shift, tau, neuron), mean, var
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, bias, tau, ctx.s, ctx.eps = inputs
+        x, weight, bias, tau, ctx.neuron, ctx.eps = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
         ctx.save_for_backward(x, weight, bias, tau, mean, var)
@@ -295,7 +236,7 @@ class _BnLif(torch.autograd.Function):
         scale, shift = scale_and_shift(weight, bias, mean, var, ctx.eps)
         strides = channel_strides(x)
         args = (_by_channel(grad, x, strides), _by_channel(x, x, strides), scale, shift, tau)
-        grad_y, *grad_tau = run_compiled(_affine_fire_backward, 1 if tau is None else 2, ctx.s, *args)
+        grad_y, *grad_tau = run_compiled(_affine_fire_backward, 1 if tau is None else 2, ctx.neuron, *args)
         grad_y = from_steps(grad_y.flatten(1), x, strides)
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad_y.flatten(0, 1),
@@ -312,20 +253,20 @@ class _BnLif(torch.autograd.Function):
         return grad_x.unflatten(0, x.shape[:2]), grad_weight, grad_bias, *(grad_tau or (None,)), None, None
 
 
-def _fire(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, s: Settings) -> Tensor:
+def _fire(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     strides = channel_strides(x)
-    (spikes,) = run_compiled(_affine_fire, 1, s, _by_channel(x, x, strides), scale, shift, tau)
+    (spikes,) = run_compiled(_affine_fire, 1, neuron, _by_channel(x, x, strides), scale, shift, tau)
     return from_steps(spikes.flatten(1), x, strides)
 
 
-def _affine_fire(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, s: Settings) -> tuple[Tensor, ...]:
-    return fire(_normalised(x, scale, shift), None, tau, s, x.dtype)
+def _affine_fire(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neuron: Neuron) -> tuple[Tensor, ...]:
+    return fire(_normalised(x, scale, shift), None, tau, neuron, x.dtype)
 
 
 def _affine_fire_backward(
-    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, s: Settings
+    grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor, Tensor | None]:
-    grad_y, _, grad_tau = fire_backward(grad, None, _normalised(x, scale, shift), None, tau, s)
+    grad_y, _, grad_tau = fire_backward(grad, None, _normalised(x, scale, shift), None, tau, neuron)
     return grad_y.to(x.dtype), grad_tau
 
 

@@ -23,10 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...layout import as_steps, ceil_div, step_strides
-from ...neuron import membrane_dtype
-from ...surrogate import Surrogate
-from ..lif_operator import constant_alpha, empty_membrane, split_tau
-from ..operator import Operator
+from ...neuron import Neuron, membrane_dtype
+from ..operator import Operator, empty_membrane, like_tau
 from .device import (
     MAX_UNROLL,
     block_size,
@@ -52,68 +50,39 @@ def bn_lif(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    *,
+    tau: Tensor | None,
+    neuron: Neuron,
     eps: float,
     pool: bool = False,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: Surrogate,
-    detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm with the batch's statistics over all axes but C, max pooling 3x3 of stride 2 if asked for, LIF.
 
     Shape: x [T, B, C, ...] -> spikes [T, B, C, ...] in the dtype of x, with pooling [T, B, C, (H+1)//2, (W+1)//2]; mean
     and biased variance [C] in the membrane's dtype, without a gradient.
-    Raises: BackendUnavailable for a surrogate that is not in the table of surrogate.py.
     """
-    alpha = constant_alpha(surrogate, 'triton')
-    tau, tau_tensor = split_tau(tau, x)
-    spikes, mean, var, _, _ = _bn_lif(
-        x, weight, bias, tau_tensor, eps, pool, tau, v_threshold, v_reset, decay_input, surrogate.name, alpha,
-        detach_reset,
-    )  # fmt: skip
+    spikes, mean, var, _, _ = _bn_lif(x, weight, bias, tau, neuron, eps, pool)
     return spikes, mean.detach(), var.detach()
 
 
 def affine_lif(
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    *,
-    pool: bool = False,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, tau: Tensor | None, neuron: Neuron, pool: bool = False
 ) -> Tensor:
     """LIF(pool(x * scale + shift)) for inference, without a gradient; scale and shift [C], or None for x itself.
 
     Shape: as `bn_lif`.
     """
-    tau, tau_tensor = split_tau(tau, x)
-    return _affine_lif(x, scale, shift, tau_tensor, pool, tau, v_threshold, v_reset, decay_input)
+    return _affine_lif(x, scale, shift, tau, neuron, pool)
 
 
 bn_pool_lif, affine_pool_lif = partial(bn_lif, pool=True), partial(affine_lif, pool=True)
 
 
 def _run_affine(
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    tau_tensor: Tensor | None,
-    pool: bool,
-    tau: float,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, tau: Tensor | None, neuron: Neuron, pool: bool
 ) -> Tensor:
     grid = _Grid(x, pool)
     spikes = grid.empty_out(x.dtype)
-    settings = neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, x.dtype)
-    _fire(grid, spikes, None, (None, None, scale, shift), settings)
+    _fire(grid, spikes, None, (None, None, scale, shift), neuron_settings(neuron, tau, x.dtype))
     return spikes
 
 
@@ -121,7 +90,7 @@ _affine_lif = Operator('affine_lif_triton', _run_affine)
 
 
 @_affine_lif.register_fake
-def _(x, scale, shift, tau_tensor, pool, tau, v_threshold, v_reset, decay_input):
+def _(x, scale, shift, tau, neuron, pool):
     return _Grid(x, pool).empty_out(x.dtype)
 
 
@@ -129,23 +98,17 @@ def _run_forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    tau_tensor: Tensor | None,
+    tau: Tensor | None,
+    neuron: Neuron,
     eps: float,
     pool: bool,
-    tau: float,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: str,
-    alpha: float,
-    detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grid = _Grid(x, pool)
     mean, var, rstd = _statistics(grid, eps)
     spikes = grid.empty_out(x.dtype)
     argmax = grid.empty_out(torch.uint8) if pool else x.new_empty(0, dtype=torch.uint8)
-    settings = neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, x.dtype)
-    _fire(grid, spikes, argmax if pool else None, (mean, rstd, weight, bias), settings)
+    norm = (mean, rstd, weight, bias)
+    _fire(grid, spikes, argmax if pool else None, norm, neuron_settings(neuron, tau, x.dtype))
     return spikes, mean, var, rstd, argmax
 
 
@@ -153,9 +116,7 @@ _bn_lif = Operator('bn_lif_triton', _run_forward)
 
 
 @_bn_lif.register_fake
-def _(
-    x, weight, bias, tau_tensor, eps, pool, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset
-):  # fmt: skip
+def _(x, weight, bias, tau, neuron, eps, pool):
     grid = _Grid(x, pool)
     mean, var, rstd = (x.new_empty(x.shape[2], dtype=membrane_dtype(x.dtype)) for _ in range(3))
     argmax = grid.empty_out(torch.uint8) if pool else x.new_empty(0, dtype=torch.uint8)
@@ -170,56 +131,41 @@ def _run_backward(
     argmax: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    tau_tensor: Tensor | None,
+    tau: Tensor | None,
+    neuron: Neuron,
     pool: bool,
-    tau: float,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: str,
-    alpha: float,
-    detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of (bias, weight) as one tensor [2, C], and of tau."""
-    grid = _Grid(x, pool)
-    settings = {
-        **neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, x.dtype),
-        **gradient_settings(surrogate, alpha, detach_reset),
-    }
-    return _gradients(grid, grad_spikes, argmax if pool else None, (mean, rstd, weight, bias), settings)
+    settings = {**neuron_settings(neuron, tau, x.dtype), **gradient_settings(neuron)}
+    return _gradients(_Grid(x, pool), grad_spikes, argmax if pool else None, (mean, rstd, weight, bias), settings)
 
 
 _bn_lif_backward = Operator('bn_lif_triton_backward', _run_backward)
 
 
 @_bn_lif_backward.register_fake
-def _(
-    grad_spikes, x, mean, rstd, argmax, weight, bias, tau_tensor, pool, tau, v_threshold, v_reset, decay_input,
-    surrogate, alpha, detach_reset,
-):  # fmt: skip
-    grad_tau = empty_membrane(x) if tau_tensor is None else x.new_empty((), dtype=membrane_dtype(x.dtype))
+def _(grad_spikes, x, mean, rstd, argmax, weight, bias, tau, neuron, pool):
+    grad_tau = empty_membrane(x) if tau is None else x.new_empty((), dtype=membrane_dtype(x.dtype))
     return _Grid(x, pool).empty_in(x.dtype), mean.new_empty(2, x.shape[2]), grad_tau
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, tau_tensor, _, *ctx.settings = inputs
+    x, weight, bias, tau, ctx.neuron, _, ctx.pool = inputs
     _, mean, _, rstd, argmax = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # four kernels to write zeros that nobody reads
-    ctx.save_for_backward(x, mean, rstd, argmax, weight, bias, tau_tensor)
+    ctx.save_for_backward(x, mean, rstd, argmax, weight, bias, tau)
 
 
 def _backward(ctx, grad_spikes, *_):
-    x, mean, rstd, argmax, weight, bias, tau_tensor = ctx.saved_tensors
-    grad_x, grad_affine, grad_tau = _bn_lif_backward(
-        grad_spikes, x, mean, rstd, argmax, weight, bias, tau_tensor, *ctx.settings
-    )
+    *saved, weight, bias, tau = ctx.saved_tensors
+    grad_x, grad_affine, grad_tau = _bn_lif_backward(grad_spikes, *saved, weight, bias, tau, ctx.neuron, ctx.pool)
     return (
         grad_x,
         None if weight is None else grad_affine[1].to(weight.dtype),
         None if bias is None else grad_affine[0].to(bias.dtype),
-        None if tau_tensor is None else grad_tau.reshape(tau_tensor.shape).to(tau_tensor.dtype),
-        *[None] * (1 + len(ctx.settings)),
+        like_tau(grad_tau, tau),
+        *[None] * 3,
     )
 
 

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...neuron import Neuron
+
 __all__ = [
     'MAX_UNROLL',
     'block_size',
@@ -85,26 +87,24 @@ def step_settings(num_steps: int) -> dict[str, Any]:
     return dict(num_steps=num_steps, UNROLL=MAX_UNROLL)
 
 
-def neuron_settings(
-    tau: float | Tensor, v_threshold: float, v_reset: float | None, decay_input: bool, dtype: torch.dtype
-) -> dict[str, Any]:
+def neuron_settings(neuron: Neuron, tau: Tensor | None, dtype: torch.dtype) -> dict[str, Any]:
     """What the forward pass needs to know of a neuron with input of this dtype."""
-    learned = isinstance(tau, Tensor)
     return dict(
-        tau_ptr=tau if learned else None,
-        tau=1.0 if learned else tau,
-        v_threshold=v_threshold,
-        v_rest=0.0 if v_reset is None else v_reset,
-        HARD_RESET=v_reset is not None,
-        DECAY_INPUT=decay_input,
-        EXACT_INVERSE=not learned and math.frexp(tau)[0] == 0.5,  # a power of two
+        tau_ptr=tau,
+        tau=1.0 if neuron.tau is None else neuron.tau,
+        v_threshold=neuron.v_threshold,
+        v_rest=neuron.v_rest,
+        HARD_RESET=neuron.v_reset is not None,
+        DECAY_INPUT=neuron.decay_input,
+        EXACT_INVERSE=neuron.inverse_is_exact,
         MEMBRANE=triton_membrane(dtype),
     )
 
 
-def gradient_settings(surrogate: str, alpha: float, detach_reset: bool) -> dict[str, Any]:
+def gradient_settings(neuron: Neuron) -> dict[str, Any]:
     """What the backward pass needs besides."""
-    return dict(alpha=alpha, SURROGATE=surrogate, DETACH_RESET=detach_reset)
+    surrogate = neuron.surrogate
+    return dict(alpha=float(surrogate.alpha), SURROGATE=surrogate.name, DETACH_RESET=neuron.detach_reset)
 
 
 @triton.jit

@@ -5,14 +5,13 @@ membrane again: sequences of at most MAX_UNROLL steps stay in registers, longer 
 it first goes through x once more and stores the membrane at the start of each chunk.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...layout import as_steps, ceil_div, empty_steps, step_strides
-from .. import lif_operator
+from ...neuron import Neuron
+from ..operator import empty_membrane, lif_operator, one_step
 from .device import (
     MAX_UNROLL,
     block_size,
@@ -37,25 +36,12 @@ def why_not(x: Tensor | None = None) -> str | None:
     return why_no_kernel(x)
 
 
-def lif(x: Tensor, v: Tensor | None, **settings: Any) -> tuple[Tensor, Tensor]:
-    """`reference.lif` in two kernels."""
-    return lif_operator.lif('triton', x, v, **settings)
-
-
-def forward(
-    x: Tensor,
-    v: Tensor | None,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    needs_v: bool,
-) -> tuple[Tensor, Tensor]:
-    """The contract is that of lif_operator.py."""
+def forward(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v: bool) -> tuple[Tensor, Tensor]:
+    """The contract is that of `lif_operator`."""
     strides = step_strides(x)
     steps = as_steps(x, strides)
     spikes = empty_steps(x)
-    v_last = lif_operator.one_step(x) if needs_v else lif_operator.empty_membrane(x)
+    v_last = one_step(x) if needs_v else empty_membrane(x)
     block = block_size(x.dtype)
     launch(
         _forward_kernel,
@@ -67,34 +53,24 @@ def forward(
         steps.shape[1],
         steps.stride(0),
         **step_settings(x.shape[0]),
-        **neuron_settings(tau, v_threshold, v_reset, decay_input, x.dtype),
+        **neuron_settings(neuron, tau, x.dtype),
         BLOCK=block,
     )
     return spikes, v_last
 
 
 def backward(
-    grad_spikes: Tensor,
-    grad_v: Tensor | None,
-    x: Tensor,
-    v: Tensor | None,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: str,
-    alpha: float,
-    detach_reset: bool,
+    grad_spikes: Tensor, grad_v: Tensor | None, x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The contract is that of lif_operator.py."""
+    """The contract is that of `lif_operator`."""
     strides = step_strides(x)
     steps, grad_steps = as_steps(x, strides), as_steps(grad_spikes, strides)
     grad_x = empty_steps(x)
-    grad_v0 = lif_operator.empty_membrane(x) if v is None else lif_operator.one_step(x)
+    grad_v0 = empty_membrane(x) if v is None else one_step(x)
     num_steps, num_neurons = steps.shape
     block = block_size(x.dtype)
     num_programs = ceil_div(num_neurons, block)
-    learned = isinstance(tau, Tensor)
+    learned = tau is not None
     chunks = ceil_div(num_steps, MAX_UNROLL)
     starts = x.new_empty(chunks, num_neurons, dtype=grad_v0.dtype) if chunks > 1 else None
     grad_tau = x.new_empty(num_programs if learned else 0, dtype=grad_v0.dtype)  # a part from each program
@@ -113,11 +89,14 @@ def backward(
         steps.stride(0),
         grad_steps.stride(0),
         **step_settings(num_steps),
-        **neuron_settings(tau, v_threshold, v_reset, decay_input, x.dtype),
-        **gradient_settings(surrogate, alpha, detach_reset),
+        **neuron_settings(neuron, tau, x.dtype),
+        **gradient_settings(neuron),
         BLOCK=block,
     )
     return grad_x, grad_v0, grad_tau.sum() if learned else grad_tau
+
+
+lif = lif_operator('triton', forward, backward)
 
 
 @triton.jit

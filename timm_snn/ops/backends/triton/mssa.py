@@ -14,10 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...layout import as_steps, ceil_div, empty_steps, step_strides
-from ...neuron import membrane_dtype
-from ...surrogate import Surrogate
-from ..lif_operator import constant_alpha, empty_membrane, split_tau
-from ..operator import Operator
+from ...neuron import Neuron, membrane_dtype
+from ..operator import Operator, empty_membrane, like_tau
 from .device import charge, launch, load_tau, neuron_settings, reset, triton_membrane
 from .lif import backward, forward
 
@@ -26,55 +24,27 @@ __all__ = ['mssa']
 TILE = 2048  # elements of a head: 16 for each of the 128 threads
 
 
-def mssa(
-    queries: Sequence[Tensor],
-    k: Tensor,
-    *,
-    tau: float | Tensor,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: Surrogate,
-    detach_reset: bool,
-) -> Tensor:
+def mssa(queries: Sequence[Tensor], k: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     """LIF(sum of the queries, summed over D) * k.
 
     Shape: queries and k [T, B, heads, D, N] -> the same, in the dtype and layout of k.
-    Raises: BackendUnavailable for a surrogate that is not in the table of surrogate.py.
     """
     first, *others = queries
     if len(others) > 1:  # the kernel takes two, as the paper has
         others = [sum(others[1:], others[0])]
-    alpha = constant_alpha(surrogate, 'triton')
-    tau, tau_tensor = split_tau(tau, k)
-    tensors = (first, *others, k) if tau_tensor is None else (first, *others, k, tau_tensor)
+    tensors = (first, *others, k) if tau is None else (first, *others, k, tau)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return _mssa(
-        first, others[0] if others else None, k, tau_tensor, tau, v_threshold, v_reset, decay_input, surrogate.name,
-        alpha, detach_reset, needs_grad,
-    )[0]  # fmt: skip
+    return _mssa(first, others[0] if others else None, k, tau, neuron, needs_grad)[0]
 
 
 def _run_forward(
-    q: Tensor,
-    p: Tensor | None,
-    k: Tensor,
-    tau_tensor: Tensor | None,
-    tau: float,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: str,
-    alpha: float,
-    detach_reset: bool,
-    needs_grad: bool,
+    q: Tensor, p: Tensor | None, k: Tensor, tau: Tensor | None, neuron: Neuron, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
     num_steps, batch, heads, D, N = k.shape
     q, p, k = _sequence(q, k), None if p is None else _sequence(p, k), _sequence(k, k)
     out = empty_steps(k)
     current = _current(k) if needs_grad else empty_membrane(k)
     tile_d, tile_n = _tile(D, N)
-    neuron = neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, k.dtype)
     launch(
         _mssa_kernel,
         (batch * heads, ceil_div(N, tile_n)) if k.numel() else 0,
@@ -92,7 +62,7 @@ def _run_forward(
         D,
         N,
         num_steps,
-        **neuron,
+        **neuron_settings(neuron, tau, k.dtype),
         BLOCK_D=tile_d,
         BLOCK_N=tile_n,
     )
@@ -103,29 +73,16 @@ _mssa = Operator('mssa_triton', _run_forward)
 
 
 @_mssa.register_fake
-def _(
-    q, p, k, tau_tensor, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset, needs_grad
-):  # fmt: skip
+def _(q, p, k, tau, neuron, needs_grad):
     return empty_steps(k), _current(k) if needs_grad else empty_membrane(k)
 
 
 def _run_backward(
-    grad_out: Tensor,
-    k: Tensor,
-    current: Tensor,
-    tau_tensor: Tensor | None,
-    tau: float,
-    v_threshold: float,
-    v_reset: float | None,
-    decay_input: bool,
-    surrogate: str,
-    alpha: float,
-    detach_reset: bool,
+    grad_out: Tensor, k: Tensor, current: Tensor, tau: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of k, of the current [T, B, heads, N], and of tau."""
     num_steps, batch, heads, D, N = k.shape
-    neuron = (tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input)
-    attn, _ = forward(current, None, *neuron, False)
+    attn, _ = forward(current, None, tau, neuron, False)
     k, grad_out = _sequence(k, k), _sequence(grad_out, k)
     grad_k, grad_attn = empty_steps(k), torch.empty_like(current)
     tile_d, tile_n = _tile(D, N)
@@ -149,7 +106,7 @@ def _run_backward(
         BLOCK_D=tile_d,
         BLOCK_N=tile_n,
     )
-    grad_current, _, grad_tau = backward(grad_attn, None, current, None, *neuron, surrogate, alpha, detach_reset)
+    grad_current, _, grad_tau = backward(grad_attn, None, current, None, tau, neuron)
     return grad_k, grad_current, grad_tau
 
 
@@ -157,30 +114,22 @@ _mssa_backward = Operator('mssa_triton_backward', _run_backward)
 
 
 @_mssa_backward.register_fake
-def _(
-    grad_out, k, current, tau_tensor, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset
-):  # fmt: skip
-    grad_tau = empty_membrane(k) if tau_tensor is None else current.new_empty(())
+def _(grad_out, k, current, tau, neuron):
+    grad_tau = empty_membrane(k) if tau is None else current.new_empty(())
     return empty_steps(k), torch.empty_like(current), grad_tau
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, p, k, tau_tensor, *ctx.settings, _ = inputs
+    q, p, k, tau, ctx.neuron, _ = inputs
     ctx.q_dtype, ctx.p_dtype = q.dtype, None if p is None else p.dtype
-    ctx.save_for_backward(k, output[1], tau_tensor)
+    ctx.save_for_backward(k, output[1], tau)
 
 
 def _backward(ctx, grad_out, _):
-    k, current, tau_tensor = ctx.saved_tensors
-    grad_k, grad_current, grad_tau = _mssa_backward(grad_out, k, current, tau_tensor, *ctx.settings)
+    k, current, tau = ctx.saved_tensors
+    grad_k, grad_current, grad_tau = _mssa_backward(grad_out, k, current, tau, ctx.neuron)
     grad_q = grad_current.to(ctx.q_dtype).unsqueeze(3).expand(k.shape)
-    return (
-        grad_q,
-        None if ctx.p_dtype is None else grad_q.to(ctx.p_dtype),
-        grad_k,
-        None if tau_tensor is None else grad_tau.reshape(tau_tensor.shape).to(tau_tensor.dtype),
-        *[None] * (len(ctx.settings) + 1),
-    )
+    return grad_q, None if ctx.p_dtype is None else grad_q.to(ctx.p_dtype), grad_k, like_tau(grad_tau, tau), None, None
 
 
 _mssa.register_autograd(_backward, setup_context=_setup_context)
