@@ -19,6 +19,8 @@ __all__ = [
     'MAX_UNROLL',
     'block_size',
     'charge',
+    'charge_and_reset',
+    'chunk_backward',
     'gradient_settings',
     'is_interpreted',
     'launch',
