@@ -3,14 +3,12 @@
     forward    statistics of x per channel; then y = BN(x), pool, neuron in registers: only spikes are written
     backward   y and the membrane again, the neuron's gradient, its sums per channel; then all again, with the sums
 
-A kernel sees the memory of a step as [rows, C, inner]: a row is a sample and inner its pixels if x is contiguous; a
-row is a pixel and inner is 1 in channels_last. Element-wise passes run through memory in blocks. Sums per channel run
-over tiles [BLOCK_C, BLOCK_J] of channels and positions, j = row * inner + inner position, in two stages of fixed order:
-each program sums its share of the positions, then the shares are added.
+Element-wise passes run through memory in blocks. Sums per channel run over tiles of channels and positions, which
+layout.py plans, in two stages of fixed order: each program sums its share of the positions, then the shares are added.
 
-With pooling the spikes, their gradient and the current's gradient live on the pooled grid. Each of its positions has
-its current from one pixel, which `argmax` names by its place in the 3x3 window, so that sums run over that grid too and
-a pixel collects the gradient from the at most four windows that cover it.
+With pooling the spikes, their gradient and the gradient of the current live on the pooled grid. The current of each of
+its positions comes from one pixel, which `argmax` names by its place in the 3x3 window. So sums run over that grid too,
+and a pixel collects the gradient from the windows that cover it, at most four.
 """
 
 import math
@@ -19,10 +17,9 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from ...layout import as_steps, ceil_div, step_strides
+from ...layout import as_steps, ceil_div
 from ...neuron import membrane_dtype
 from ...surrogate import Surrogate
 from ..lif_operator import constant_alpha, empty_membrane, split_tau
@@ -38,11 +35,11 @@ from .device import (
     step_settings,
     triton_membrane,
 )
+from .layout import ChannelLayout
 
 __all__ = ['affine_lif', 'affine_pool_lif', 'bn_lif', 'bn_pool_lif']
 
 STATISTICS_TILE, GRADIENT_TILE = 1024, 512  # elements; the gradient holds several values per element and step
-MAX_SHARES, TARGET_PROGRAMS = 512, 2048
 
 
 def bn_lif(
@@ -107,10 +104,10 @@ def _run_affine(
     v_reset: float | None,
     decay_input: bool,
 ) -> Tensor:
-    grid = _Grid(x, pool)
-    spikes = grid.empty_out(x.dtype)
+    layout = ChannelLayout(x, pool)
+    spikes = layout.empty_out(x.dtype)
     settings = neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, x.dtype)
-    _fire(grid, spikes, None, (None, None, scale, shift), settings)
+    _fire(layout, spikes, None, (None, None, scale, shift), settings)
     return spikes
 
 
@@ -119,7 +116,7 @@ _affine_lif = Operator('affine_lif_triton', _run_affine)
 
 @_affine_lif.register_fake
 def _(x, scale, shift, tau_tensor, pool, tau, v_threshold, v_reset, decay_input):
-    return _Grid(x, pool).empty_out(x.dtype)
+    return ChannelLayout(x, pool).empty_out(x.dtype)
 
 
 def _run_forward(
@@ -137,12 +134,12 @@ def _run_forward(
     alpha: float,
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grid = _Grid(x, pool)
-    mean, var, rstd = _statistics(grid, eps)
-    spikes = grid.empty_out(x.dtype)
-    argmax = grid.empty_out(torch.uint8) if pool else x.new_empty(0, dtype=torch.uint8)
+    layout = ChannelLayout(x, pool)
+    mean, var, rstd = _statistics(layout, eps)
+    spikes = layout.empty_out(x.dtype)
+    argmax = layout.empty_out(torch.uint8) if pool else x.new_empty(0, dtype=torch.uint8)
     settings = neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, x.dtype)
-    _fire(grid, spikes, argmax if pool else None, (mean, rstd, weight, bias), settings)
+    _fire(layout, spikes, argmax if pool else None, (mean, rstd, weight, bias), settings)
     return spikes, mean, var, rstd, argmax
 
 
@@ -153,10 +150,10 @@ _bn_lif = Operator('bn_lif_triton', _run_forward)
 def _(
     x, weight, bias, tau_tensor, eps, pool, tau, v_threshold, v_reset, decay_input, surrogate, alpha, detach_reset
 ):  # fmt: skip
-    grid = _Grid(x, pool)
+    layout = ChannelLayout(x, pool)
     mean, var, rstd = (x.new_empty(x.shape[2], dtype=membrane_dtype(x.dtype)) for _ in range(3))
-    argmax = grid.empty_out(torch.uint8) if pool else x.new_empty(0, dtype=torch.uint8)
-    return grid.empty_out(x.dtype), mean, var, rstd, argmax
+    argmax = layout.empty_out(torch.uint8) if pool else x.new_empty(0, dtype=torch.uint8)
+    return layout.empty_out(x.dtype), mean, var, rstd, argmax
 
 
 def _run_backward(
@@ -178,12 +175,12 @@ def _run_backward(
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of (bias, weight) as one tensor [2, C], and of tau."""
-    grid = _Grid(x, pool)
+    layout = ChannelLayout(x, pool)
     settings = {
         **neuron_settings(tau if tau_tensor is None else tau_tensor, v_threshold, v_reset, decay_input, x.dtype),
         **gradient_settings(surrogate, alpha, detach_reset),
     }
-    return _gradients(grid, grad_spikes, argmax if pool else None, (mean, rstd, weight, bias), settings)
+    return _gradients(layout, grad_spikes, argmax if pool else None, (mean, rstd, weight, bias), settings)
 
 
 _bn_lif_backward = Operator('bn_lif_triton_backward', _run_backward)
@@ -195,7 +192,7 @@ def _(
     surrogate, alpha, detach_reset,
 ):  # fmt: skip
     grad_tau = empty_membrane(x) if tau_tensor is None else x.new_empty((), dtype=membrane_dtype(x.dtype))
-    return _Grid(x, pool).empty_in(x.dtype), mean.new_empty(2, x.shape[2]), grad_tau
+    return ChannelLayout(x, pool).empty_in(x.dtype), mean.new_empty(2, x.shape[2]), grad_tau
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -223,76 +220,16 @@ def _backward(ctx, grad_spikes, *_):
 _bn_lif.register_autograd(_backward, setup_context=_setup_context)
 
 
-class _Grid:
-    """Where x [T, B, C, ...] and what comes out of it lie in memory."""
-
-    def __init__(self, x: Tensor, pool: bool) -> None:
-        self.x, self.pool = x, pool
-        self.shape_in = self.shape_out = x.shape
-        self.strides_in = self.strides_out = step_strides(x)
-        self.num_channels = x.shape[2]
-        self.channels_last = self.strides_in[1] == 1 and self.num_channels > 1
-        self.height, self.width = x.shape[3:] if pool else (1, 1)  # otherwise not needed
-        if pool:  # windows are found in two orders of axes only
-            self.strides_in = self._image_strides(self.height, self.width)
-            self.shape_out = torch.Size((*x.shape[:3], (self.height + 1) // 2, (self.width + 1) // 2))
-            self.strides_out = self._image_strides(*self.shape_out[3:])
-
-    def _image_strides(self, H: int, W: int) -> tuple[int, ...]:
-        C = self.num_channels
-        return (C * H * W, 1, W * C, C) if self.channels_last else (C * H * W, H * W, W, 1)
-
-    def empty_in(self, dtype: torch.dtype) -> Tensor:
-        """Uninitialised, for the gradient of x."""
-        return self._empty(self.shape_in, self.strides_in, dtype)
-
-    def empty_out(self, dtype: torch.dtype) -> Tensor:
-        """Uninitialised, for what the neurons give."""
-        return self._empty(self.shape_out, self.strides_out, dtype)
-
-    def _empty(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        strides = (math.prod(shape[1:]), *strides)
-        return torch.empty_strided(shape, strides, dtype=dtype, device=self.x.device)
-
-    def inner(self, strides: tuple[int, ...]) -> int:
-        """Of the memory of a step as [rows, C, inner]."""
-        return max(strides[1], 1) if self.num_channels > 1 else 1
-
-    def num_positions(self, shape: torch.Size) -> int:
-        """Neurons of a step per channel."""
-        return shape[1] * math.prod(shape[3:])
-
-    def index(self) -> tl.dtype:
-        """Of a neuron in a step, with room for a last block; division is much faster in 32 bits."""
-        return tl.int32 if math.prod(self.shape_in[1:]) < 2**31 - 2**16 else tl.int64
-
-    def windows(self) -> dict[str, Any]:
-        """What kernels need to find windows."""
-        return dict(height=self.height, width=self.width, POOL=self.pool, CHANNELS_LAST=self.channels_last)
-
-    def tiles(self, size: int) -> dict[str, int]:
-        """A tile that reads memory in its order: a few channels at each position, or many positions of a channel."""
-        channels = min(64, triton.next_power_of_2(self.num_channels)) if self.inner(self.strides_in) == 1 else 1
-        return dict(BLOCK_C=channels, BLOCK_J=size // channels)
-
-    def shares(self, num_positions: int, tiles: dict[str, int]) -> tuple[int, int]:
-        """How many programs share the positions of a channel, and how many tiles each sums."""
-        num_tiles = ceil_div(num_positions, tiles['BLOCK_J'])
-        wanted = ceil_div(TARGET_PROGRAMS, ceil_div(self.num_channels, tiles['BLOCK_C']))
-        tiles_each = ceil_div(num_tiles, min(MAX_SHARES, wanted))
-        return (ceil_div(num_tiles, tiles_each) if tiles_each else 0), tiles_each
-
-
-def _statistics(grid: _Grid, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(layout: ChannelLayout, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and 1/sqrt(variance + eps) of each channel."""
-    x, C = grid.x, grid.num_channels
+    x, C = layout.x, layout.num_channels
     mean, var, rstd = (x.new_empty(C, dtype=membrane_dtype(x.dtype)) for _ in range(3))
     if x.numel() == 0:
         return mean.fill_(math.nan), var.fill_(math.nan), rstd.fill_(math.nan)
-    steps = as_steps(x, grid.strides_in)
-    tiles = grid.tiles(STATISTICS_TILE)
-    num_positions = grid.num_positions(grid.shape_in)
-    num_shares, tiles_each = grid.shares(num_positions, tiles)
+    steps = as_steps(x, layout.strides_in)
+    tiles = layout.tiles(STATISTICS_TILE)
+    num_positions = layout.num_positions(layout.shape_in)
+    num_shares, tiles_each = layout.shares(num_positions, tiles)
     parts = mean.new_empty(num_shares, 2, C)
     launch(
         statistics_kernel,
@@ -301,13 +238,13 @@ def _statistics(grid: _Grid, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         parts,
         num_positions,
         C,
-        grid.inner(grid.strides_in),
+        layout.inner(layout.strides_in),
         steps.stride(0),
         tiles_each,
         **step_settings(x.shape[0]),
         **tiles,
         MEMBRANE=triton_membrane(x.dtype),
-        INDEX=grid.index(),
+        INDEX=layout.index_dtype(),
     )
     launch(
         combine_kernel,
@@ -330,13 +267,17 @@ def _statistics(grid: _Grid, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fire(
-    grid: _Grid, spikes: Tensor, argmax: Tensor | None, norm: tuple[Tensor | None, ...], neuron: dict[str, Any]
+    layout: ChannelLayout,
+    spikes: Tensor,
+    argmax: Tensor | None,
+    norm: tuple[Tensor | None, ...],
+    neuron: dict[str, Any],
 ) -> None:
     """Write the spikes, and for the backward pass where each pooled current is from."""
-    steps = as_steps(grid.x, grid.strides_in)
-    num_neurons = math.prod(grid.shape_out[1:])
+    steps = as_steps(layout.x, layout.strides_in)
+    num_neurons = math.prod(layout.shape_out[1:])
     # a window is nine loads, enough to keep in flight: unrolled as well they would take seconds to compile
-    unroll = dict(num_steps=grid.x.shape[0], UNROLL=1) if grid.pool else step_settings(grid.x.shape[0])
+    unroll = dict(num_steps=layout.x.shape[0], UNROLL=1) if layout.pool else step_settings(layout.x.shape[0])
     block = block_size(spikes.dtype)
     launch(
         fire_kernel,
@@ -346,38 +287,38 @@ def _fire(
         argmax,
         *norm,
         num_neurons,
-        grid.num_channels,
-        grid.inner(grid.strides_out),
+        layout.num_channels,
+        layout.inner(layout.strides_out),
         steps.stride(0),
-        **grid.windows(),
+        **layout.windows(),
         **unroll,
         **neuron,
-        INDEX=grid.index(),
+        INDEX=layout.index_dtype(),
         BLOCK=block,
     )
 
 
 def _gradients(
-    grid: _Grid,
+    layout: ChannelLayout,
     grad_spikes: Tensor,
     argmax: Tensor | None,
     norm: tuple[Tensor | None, ...],
     neuron: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of (bias, weight), and of tau."""
-    x, C, num_steps = grid.x, grid.num_channels, grid.x.shape[0]
+    x, C, num_steps = layout.x, layout.num_channels, layout.x.shape[0]
     dtype = membrane_dtype(x.dtype)
-    steps = as_steps(x, grid.strides_in)
-    grad_steps = as_steps(grad_spikes, grid.strides_out)
-    num_neurons, num_positions = math.prod(grid.shape_out[1:]), grid.num_positions(grid.shape_out)
-    tiles = grid.tiles(GRADIENT_TILE)
-    num_shares, tiles_each = grid.shares(num_positions, tiles)
+    steps = as_steps(x, layout.strides_in)
+    grad_steps = as_steps(grad_spikes, layout.strides_out)
+    num_neurons, num_positions = math.prod(layout.shape_out[1:]), layout.num_positions(layout.shape_out)
+    tiles = layout.tiles(GRADIENT_TILE)
+    num_shares, tiles_each = layout.shares(num_positions, tiles)
     num_programs = (ceil_div(C, tiles['BLOCK_C']), num_shares)
     learned = neuron['tau_ptr'] is not None
     chunks = ceil_div(num_steps, MAX_UNROLL)
 
     parts = x.new_empty(num_shares, 2, C, dtype=dtype)
-    grad_y = grid.empty_out(dtype) if grid.pool else None
+    grad_y = layout.empty_out(dtype) if layout.pool else None
     grad_tau = x.new_empty(math.prod(num_programs) if learned else 0, dtype=dtype)
     starts = x.new_empty(chunks, num_neurons, dtype=dtype) if chunks > 1 else None
     launch(
@@ -394,22 +335,22 @@ def _gradients(
         num_neurons,
         num_positions,
         C,
-        grid.inner(grid.strides_out),
+        layout.inner(layout.strides_out),
         steps.stride(0),
         grad_steps.stride(0),
         tiles_each,
-        **grid.windows(),
+        **layout.windows(),
         **tiles,
         **step_settings(num_steps),
         **neuron,
-        INDEX=grid.index(),
+        INDEX=layout.index_dtype(),
     )
     sums = parts.sum(0)
 
-    grad_x = grid.empty_in(x.dtype)
-    num_inputs, block = math.prod(grid.shape_in[1:]), block_size(x.dtype)
+    grad_x = layout.empty_in(x.dtype)
+    num_inputs, block = math.prod(layout.shape_in[1:]), block_size(x.dtype)
     num_blocks = ceil_div(num_inputs, block)
-    count = num_steps * grid.num_positions(grid.shape_in)
+    count = num_steps * layout.num_positions(layout.shape_in)
     if grad_y is None:
         launch(
             grad_x_kernel,
@@ -423,12 +364,12 @@ def _gradients(
             float(count),
             num_inputs,
             C,
-            grid.inner(grid.strides_in),
+            layout.inner(layout.strides_in),
             steps.stride(0),
             grad_steps.stride(0),
             **step_settings(num_steps),
             **neuron,
-            INDEX=grid.index(),
+            INDEX=layout.index_dtype(),
             BLOCK=block,
         )
     else:
@@ -445,13 +386,13 @@ def _gradients(
             num_inputs,
             num_neurons,
             C,
-            grid.inner(grid.strides_in),
+            layout.inner(layout.strides_in),
             steps.stride(0),
-            grid.height,
-            grid.width,
-            CHANNELS_LAST=grid.channels_last,
+            layout.height,
+            layout.width,
+            CHANNELS_LAST=layout.channels_last,
             MEMBRANE=neuron['MEMBRANE'],
-            INDEX=grid.index(),
+            INDEX=layout.index_dtype(),
             BLOCK=block,
         )
     return grad_x, sums, grad_tau.sum() if learned else grad_tau
