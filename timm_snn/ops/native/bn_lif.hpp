@@ -18,8 +18,9 @@ struct ChannelSums {
     // [items][2][width]. In channels_last, what lies beyond C belongs to the first channels again, as in `cyclic`.
     std::vector<A> parts;
 
-    explicit ChannelSums(const Partition& d)
-        : partition(d), width(d.channels_last ? d.call.C + Pack<A>::N : 1), parts(d.items() * 2 * width) {}
+    explicit ChannelSums(const Partition& partition)
+        : partition(partition), width(partition.channels_last ? partition.call.C + Pack<A>::N : 1),
+          parts(partition.items() * 2 * width) {}
 
     INLINE void add(int64_t item, const Span& s, const Pack<A>& first, const Pack<A>& second) {
         A *to = &parts[item * 2 * width], a[Pack<A>::N], b[Pack<A>::N];
@@ -72,9 +73,13 @@ void statistics(const Call& call, const X* x, A* mean, A* var) {
     }
 }
 
-// Gradients of x, of bias and weight as [2][C], and of tau if asked for.
-// The first pass over memory sums the neuron's gradient per channel and keeps it in grad_x; the second completes grad_x
-// with these sums. In half precision grad_x would round the gradient once more, so the second pass computes it again.
+// Gradients of x, of bias and weight as [2][C], and of tau if asked for. With g, the gradient of the current:
+//
+//   grad_bias = sum g       grad_weight = sum g * xhat       xhat = (x - mean) * rstd
+//   grad_x = scale * (g - grad_bias / count - xhat * grad_weight / count)
+//
+// The first pass over memory takes the sums and keeps g in grad_x; the second completes it. In half precision grad_x
+// would round g once more, so the second pass computes g again.
 template <typename X, typename A, bool USUAL>
 void bn_backward(const Call& call, const X* x, const A* scale, const A* shift, const A* mean, const A* rstd,
                  const X* grad, X* grad_x, A* grad_affine, A* grad_tau) {
@@ -91,7 +96,7 @@ void bn_backward(const Call& call, const X* x, const A* scale, const A* shift, c
         P back = P::of(0);
         return neurons.run_backward(s, grad, back, grad_tau, use);
     };
-    auto centred = [&](const Span& s, int64_t t, const P& mean) {
+    auto load_centred = [&](const Span& s, int64_t t, const P& mean) {  // x - mean
         P pack;
         pack.load(x + t * call.x_stride + s.m, s.n);
         for (int i = 0; i < P::SIZE; i++) pack.at[i] -= mean.at[i];
@@ -99,14 +104,16 @@ void bn_backward(const Call& call, const X* x, const A* scale, const A* shift, c
     };
     parallel<X, A, USUAL>(partition, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
         partition.for_each_span(item, P::N, [&](const Span& s) {
-            P b = P::of(0), w = P::of(0), m = neurons.per_neuron(s, means), r = neurons.per_neuron(s, rstds);
+            P of_bias = P::of(0), of_weight = P::of(0);
+            P mean = neurons.per_neuron(s, means), rstd = neurons.per_neuron(s, rstds);
             A part = run(neurons, s, [&](int64_t t, const P& g) {
-                P c = centred(s, t, m);
-                for (int i = 0; i < P::SIZE; i++) b.at[i] += g.at[i], w.at[i] += g.at[i] * (c.at[i] * r.at[i]);
+                P x = load_centred(s, t, mean);
+                for (int i = 0; i < P::SIZE; i++)
+                    of_bias.at[i] += g.at[i], of_weight.at[i] += g.at[i] * (x.at[i] * rstd.at[i]);
                 if (KEEPS) g.save(grad_x + t * partition.size + s.m, s.n);
             });
             if (grad_tau) tau_parts[item] += part;
-            sums.add(item, s, b, w);
+            sums.add(item, s, of_bias, of_weight);
         });
     });
     std::vector<double> total = sums.total();
@@ -114,26 +121,29 @@ void bn_backward(const Call& call, const X* x, const A* scale, const A* shift, c
     if (grad_tau) *grad_tau = sum(tau_parts);
 
     double count = double(call.T) * call.rows * call.S;
-    std::vector<A> of_mean(call.C), of_x(call.C);  // the statistics' share of the gradient
-    for (int64_t c = 0; c < call.C; c++) of_mean[c] = total[c] / count, of_x[c] = total[call.C + c] * rstd[c] / count;
-    of_mean = cyclic(of_mean.data(), call.C), of_x = cyclic(of_x.data(), call.C);
+    std::vector<A> offsets(call.C), slopes(call.C);  // of what the statistics take from g, a line in x - mean
+    for (int64_t c = 0; c < call.C; c++) {
+        offsets[c] = total[c] / count, slopes[c] = total[call.C + c] * rstd[c] / count;
+    }
+    offsets = cyclic(offsets.data(), call.C), slopes = cyclic(slopes.data(), call.C);
     parallel<X, A, USUAL>(partition, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {
         partition.for_each_span(item, P::N, [&](const Span& s) {
-            P b = neurons.per_neuron(s, of_mean), w = neurons.per_neuron(s, of_x);
-            P m = neurons.per_neuron(s, means), by = neurons.per_neuron(s, scales);
-            auto finish = [&](int64_t t, P& g) {
-                P c = centred(s, t, m);
-                for (int i = 0; i < P::SIZE; i++) g.at[i] = by.at[i] * (g.at[i] - b.at[i] - c.at[i] * w.at[i]);
+            P offset = neurons.per_neuron(s, offsets), slope = neurons.per_neuron(s, slopes);
+            P mean = neurons.per_neuron(s, means), scale = neurons.per_neuron(s, scales);
+            auto complete = [&](int64_t t, P& g) {
+                P x = load_centred(s, t, mean);
+                for (int i = 0; i < P::SIZE; i++)
+                    g.at[i] = scale.at[i] * (g.at[i] - offset.at[i] - x.at[i] * slope.at[i]);
                 g.save(grad_x + t * partition.size + s.m, s.n);
             };
             if (KEEPS)
                 for (int64_t t = 0; t < call.T; t++) {
                     P g;
                     g.load(grad_x + t * partition.size + s.m, s.n);
-                    finish(t, g);
+                    complete(t, g);
                 }
             else
-                run(neurons, s, finish);
+                run(neurons, s, complete);
         });
     });
 }
