@@ -1,6 +1,7 @@
 """Batch norm with the neuron in Triton's interpreter, on the CPU; test_triton.py runs this file in its own process."""
 
 import copy
+import importlib
 import itertools
 
 import pytest
@@ -12,9 +13,11 @@ import timm_snn
 from timm_snn.layers import ConvBnLif
 from timm_snn.ops import ATan, Sigmoid
 from timm_snn.ops.backends import reference
-from timm_snn.ops.backends.triton import bn_lif as bn_lif_file
+from timm_snn.ops.backends.triton import layout as layout_file
 from timm_snn.ops.backends.triton.bn_lif import affine_lif, bn_lif
 from timm_snn.ops.neuron import membrane_dtype
+
+bn_lif_file = importlib.import_module('timm_snn.ops.backends.triton.bn_lif')  # the package has a function of this name
 
 pytestmark = [
     pytest.mark.usefixtures('poisoned'),
@@ -108,7 +111,7 @@ def test_dtypes(dtype, pool):
 def test_sums_in_many_tiles_and_shares(monkeypatch, layout):
     monkeypatch.setattr(bn_lif_file, 'STATISTICS_TILE', 32)
     monkeypatch.setattr(bn_lif_file, 'GRADIENT_TILE', 32)
-    monkeypatch.setattr(bn_lif_file, 'TARGET_PROGRAMS', 2)
+    monkeypatch.setattr(layout_file, 'TARGET_PROGRAMS', 2)
     agree(convolved(layout, 2, num_channels=1), 1, False)
     agree(convolved(layout, 2, num_channels=3), 0, True)
     agree(convolved(layout, 9, num_channels=2), 1, False)

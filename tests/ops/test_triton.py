@@ -110,19 +110,17 @@ def test_batch_norm_compiles(compiled, channels_last, pool, dtype):
     weight, bias = torch.ones(64, requires_grad=True), torch.zeros(64, requires_grad=True)
     kernels.bn_lif(x, weight, bias, eps=1e-5, pool=pool, **NEURON, **TRAINING)[0].sum().backward()
     kernels.affine_lif(x.detach(), weight.detach(), bias.detach(), pool=pool, **NEURON)
-    last = '_unpool_kernel' if pool else '_grad_x_kernel'
+    last = 'unpool_kernel' if pool else 'grad_x_kernel'
     check(
         compiled,
-        ['_statistics_kernel', '_combine_kernel', '_fire_kernel', '_gradient_sums_kernel', last, '_fire_kernel'],
+        ['statistics_kernel', 'combine_kernel', 'fire_kernel', 'gradient_sums_kernel', last, 'fire_kernel'],
     )
 
 
 def test_batch_norm_of_long_sequences_compiles(compiled):
     x, weight = torch.zeros(20, 2, 4, 8, 8, requires_grad=True), torch.ones(4)
     kernels.bn_lif(x, weight, weight, eps=1e-5, pool=False, **NEURON, **TRAINING)[0].sum().backward()
-    check(
-        compiled, ['_statistics_kernel', '_combine_kernel', '_fire_kernel', '_gradient_sums_kernel', '_grad_x_kernel']
-    )
+    check(compiled, ['statistics_kernel', 'combine_kernel', 'fire_kernel', 'gradient_sums_kernel', 'grad_x_kernel'])
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

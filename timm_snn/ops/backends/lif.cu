@@ -27,7 +27,7 @@ __device__ inline void narrow(__nv_bfloat16& to, float x) { to = __float2bfloat1
 __device__ inline float divide(float a, float b) { return __fdiv_rn(a, b); }
 __device__ inline double divide(double a, double b) { return __ddiv_rn(a, b); }
 
-// WIDTH neighbours, moved by one instruction where they fill at most 16 bytes.
+// WIDTH neighbours, which one instruction loads or stores if they fill at most 16 bytes.
 template <typename T, int WIDTH>
 struct alignas(sizeof(T) * WIDTH < 16 ? sizeof(T) * WIDTH : 16) Pack {
     T at[WIDTH];
@@ -41,7 +41,7 @@ template <int WIDTH, typename T> __device__ inline void store(T* to, const Pack<
     *reinterpret_cast<Pack<T, WIDTH>*>(to) = pack;
 }
 
-// Up to CHUNK steps at once, so that the memory has all of them to work on.
+// Loads up to CHUNK steps. No load waits for another, so the memory works on all of them at once.
 template <int WIDTH, int CHUNK, typename T>
 __device__ inline void load_chunk(Pack<T, WIDTH> (&steps)[CHUNK], const T* from, int64 stride, int count) {
 #pragma unroll
@@ -49,7 +49,7 @@ __device__ inline void load_chunk(Pack<T, WIDTH> (&steps)[CHUNK], const T* from,
         if (i < count) steps[i] = load<WIDTH>(from + i * stride);
 }
 
-// `from` may be null: then every neuron has `otherwise`.
+// The values at `neuron`, or `otherwise` for each if `from` is null.
 template <int WIDTH, typename T> __device__ inline Pack<T, WIDTH> load_or(const T* from, int64 neuron, T otherwise) {
     if (from) return load<WIDTH>(from + neuron);
     Pack<T, WIDTH> pack;
@@ -57,7 +57,8 @@ template <int WIDTH, typename T> __device__ inline Pack<T, WIDTH> load_or(const 
     return pack;
 }
 
-// POWER_OF_TWO: so is tau, and the product with its reciprocal rounds as the quotient does.
+// The settings of a neuron and its steps. POWER_OF_TWO: tau is one, so that the product with its reciprocal rounds as
+// the quotient does.
 template <typename Real, bool SOFT, bool DECAY, bool POWER_OF_TWO> struct Neuron {
     Real tau, inverse, threshold, rest;
 
@@ -76,16 +77,17 @@ template <typename Real, bool SOFT, bool DECAY, bool POWER_OF_TWO> struct Neuron
 
     __device__ Real reset(Real h) const { return !fires(h) ? h : SOFT ? h - threshold : rest; }
 
-    // Gradient with respect to h, from those with respect to the spike and to the membrane after the reset.
+    // Gradient of h, from those of the spike and of the membrane after the reset, and the surrogate's slope at h.
     template <bool DETACH> __device__ Real backward(Real h, Real slope, Real grad_spike, Real carry) const {
         if (!DETACH) grad_spike += carry * (SOFT ? -threshold : rest - h);
         return grad_spike * slope + (SOFT || !fires(h) ? carry : Real(0));
     }
 
-    // dh/dtau; h - v is the step that the membrane took.
+    // dh/dtau, where v is the membrane before the step.
     __device__ Real by_tau(Real h, Real v) const { return DECAY ? (v - h) * inverse : (v - rest) * inverse * inverse; }
 };
 
+// The derivative of the surrogate at x = h - threshold.
 template <int SURROGATE, typename Real> __device__ inline Real derivative(Real x, Real alpha) {
     if (SURROGATE == SIGMOID) {
         const Real p = 1 / (1 + exp(-alpha * x));
@@ -157,7 +159,7 @@ __global__ void lif_backward(
     if (neuron >= num_neurons) return;
     const Neuron<Real, SOFT, DECAY, POWER_OF_TWO> lif(learnt_tau, tau, threshold, rest);
 
-    // Up to the last chunk, leaving at every chunk the membrane that it starts from.
+    // Forward to the start of the last chunk; the membrane at the start of each chunk before it is kept.
     Pack<Real, WIDTH> membrane = load_or<WIDTH>(v, neuron, lif.rest);
     int64 start = 0;
     if (!STEPS) {

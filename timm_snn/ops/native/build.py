@@ -18,7 +18,7 @@ _OPTIONS = ('-O3', '-std=c++17', '-march=native', '-fopenmp', '-shared', '-fPIC'
 def load_cpp(source: Path, *options: str) -> ctypes.CDLL:
     """The library built from `source`, from the cache if it was built on such a machine with such a compiler before.
 
-    It may include headers of its folder. `options` are more of the compiler's.
+    The source may include the headers of its folder. The compiler gets `options` beside our own.
 
     The compiler is $CXX, else c++. The cache is $XDG_CACHE_HOME/timm_snn, else ~/.cache/timm_snn. A library appears
     there whole, by a rename, so any number of processes may build it at once.
@@ -26,6 +26,7 @@ def load_cpp(source: Path, *options: str) -> ctypes.CDLL:
     Raises: RuntimeError with the compiler's own message if it fails; OSError if there is none, or no place to write.
     """
     options = (*_OPTIONS, *options)
+    # every header of the folder, included or not: to rebuild too often is cheaper than to read what a source includes
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob('*.hpp')))]
     # The compiler's macros name its version and everything that -march=native has found.
     key = hashlib.sha256(b'\0'.join([*texts, ' '.join(options).encode(), _macros(_compiler())])).hexdigest()[:16]

@@ -1,4 +1,4 @@
-// How numbers are stored, and what they are computed in.
+// How numbers are stored, and how they are widened to be computed with and rounded to be stored again.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ inline float value(fp16 x) {
     return bits_of<float>((magnitude >= 0x0f800000 ? special : number) | sign);
 }
 
-// To nearest, ties to even; NaN stays NaN
+// Rounds to nearest, ties to even; NaN stays NaN
 inline void store(float& to, float x) { to = x; }
 inline void store(double& to, double x) { to = x; }
 inline void store(bf16& to, float x) {

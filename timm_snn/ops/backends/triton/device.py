@@ -21,6 +21,8 @@ __all__ = [
     'MAX_UNROLL',
     'block_size',
     'charge',
+    'charge_and_reset',
+    'chunk_backward',
     'gradient_settings',
     'is_interpreted',
     'launch',
@@ -42,7 +44,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def is_interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, on the CPU."""
+    """True if Triton runs kernels in its interpreter, on the CPU."""
     return triton.knobs.runtime.interpret
 
 
@@ -71,12 +73,12 @@ def launch(kernel: Any, num_programs: int | tuple[int, ...], x: Tensor, *args: A
 
 
 def block_size(dtype: torch.dtype) -> int:
-    """16 bytes for each of the 128 threads."""
+    """Neurons of a program: 16 bytes for each of its 128 threads."""
     return 128 * 16 // dtype.itemsize
 
 
 def triton_membrane(dtype: torch.dtype) -> tl.dtype:
-    """`neuron.membrane_dtype`, as Triton's."""
+    """`neuron.membrane_dtype` as a type of Triton."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
@@ -115,12 +117,13 @@ def load_tau(tau_ptr, tau, MEMBRANE: tl.constexpr):
 
 @triton.jit
 def divide(a, b):
-    """Rounded as IEEE asks; Triton's `/` is an approximation in float32."""
+    """a / b, rounded as IEEE asks; Triton's own is an approximation in float32."""
     return a / b if a.dtype == tl.float64 else tl.div_rn(a, b)
 
 
 @triton.jit
 def over_tau(a, tau, EXACT_INVERSE: tl.constexpr):
+    """a / tau; by a product if that rounds like the division."""
     return a * divide(tl.full([], 1.0, tau.dtype), tau) if EXACT_INVERSE else divide(a, tau)
 
 

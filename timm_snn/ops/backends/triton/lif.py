@@ -119,6 +119,7 @@ def _forward_kernel(
     UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Spikes of a block of neurons, by chunks of UNROLL steps."""
     m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = m < num_neurons
     tau = load_tau(tau_ptr, tau, MEMBRANE)
@@ -170,6 +171,7 @@ def _backward_kernel(
     UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Gradients of a block of neurons, from the last chunk of UNROLL steps to the first."""
     m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = m < num_neurons
     tau = load_tau(tau_ptr, tau, MEMBRANE)

@@ -183,6 +183,7 @@ def _mssa_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """Output of a head at BLOCK_N tokens: the neuron of the summed queries at each step masks the keys."""
     head = tl.program_id(0).to(tl.int64)  # of all samples
     d = tl.arange(0, BLOCK_D)[:, None]
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -236,6 +237,7 @@ def _mask_backward_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """Gradients of the keys, and of the mask as a sum over the channels of the head."""
     row = tl.program_id(0).to(tl.int64)
     t = row // (batch * num_heads)
     d = tl.arange(0, BLOCK_D)[:, None]
