@@ -25,7 +25,7 @@ from timm_snn.layers import (
     to_time_first,
 )
 from timm_snn.ops.backends.inductor import why_not
-from timm_snn.profiling.attention import rule_of
+from timm_snn.profiling.rules import rule_of
 
 
 def profile(model, data, **kwargs) -> timm_snn.profiling.Report:

@@ -38,10 +38,11 @@ from torch import Tensor
 
 from .counts import Operation
 
-__all__ = ['AC_PJ', 'CONVENTIONS', 'MAC_PJ', 'energy_mj', 'first_layer']
+__all__ = ['AC_PJ', 'ANN_TWIN', 'CONVENTIONS', 'MAC_PJ', 'energy_mj', 'first_layer']
 
 MAC_PJ = 4.6
 AC_PJ = 0.9
+ANN_TWIN = 'ANN twin'
 
 
 def convention_a(op: Operation) -> tuple[Tensor, Tensor]:
