@@ -44,7 +44,7 @@ STYLE: dict[str, Any] = {
 
 @shows('page')
 def make_page(report: Report, others: Sequence[Report] = ()) -> str:
-    """Raises: ValueError for others with other prices."""
+    """HTML of the page, with `others` to compare with. Raises: ValueError for others with other prices."""
     check_prices(report.mac_pj, report.ac_pj, others)
     require('matplotlib')
     import matplotlib as mpl
