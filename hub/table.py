@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_snn  # noqa: F401, registers the models
 from timm_snn.models.pretrained import is_ours, weights_status
-from timm_snn.profiling.report import readable_count
+from timm_snn.profiling.text import readable_count
 
 ROOT = Path(__file__).parents[1]
 SMALL_MEMBERS = 'recipes/configs/family'  # configs for networks that no tag names

@@ -41,18 +41,3 @@ def test_time_is_merged_with_the_batch_in_one_layer_only():
 def test_no_private_module_of_timm_is_imported():
     for file in PACKAGE.rglob('*.py'):
         assert not re.search(r'(from|import) timm[\w.]*\._', file.read_text()), file
-
-
-def test_shelves_depend_one_way():
-    """ops know neither layers nor models, layers no models, what is profiled no profiler, and data none of them."""
-    shelves = {
-        'ops': ('layers', 'models', 'profiling'),
-        'layers': ('models', 'profiling'),
-        'models': ('profiling',),
-        'profiling': ('models',),
-        'data': ('ops', 'layers', 'models', 'profiling'),
-    }
-    for shelf, above in shelves.items():
-        for file in (PACKAGE / shelf).rglob('*.py'):
-            for other in above:
-                assert not re.search(rf'(from|import) (\.\.|timm_snn\.){other}', file.read_text()), file

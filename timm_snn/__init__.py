@@ -9,8 +9,7 @@ from .models import MSViT
 from .models.pretrained import list_pretrained
 from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend
 from .profiling import profile
-
-__version__ = '0.1.0'
+from .version import __version__ as __version__
 
 __all__ = [
     'LIF',

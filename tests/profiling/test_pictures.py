@@ -8,7 +8,8 @@ import torch
 
 import timm_snn
 from tests.conftest import lively
-from timm_snn.layers import LIF, ParametricLIF
+from tests.support.profiling import Net
+from timm_snn.layers import LIF, ConvBn, ParametricLIF
 
 pytest.importorskip('matplotlib')
 from timm_snn.profiling import pictures
@@ -72,6 +73,8 @@ def test_traces_mark_the_spikes_of_the_layer(small):
     assert min(fired.get_ydata()) >= threshold.get_ydata()[0]
     with pytest.raises(ValueError, match="expected a unit with LIF neurons, got 'head'"):
         pictures.membrane_traces(small, IMAGE, 'head')
+    with pytest.raises(ValueError, match=r"got 'units\.0'; there are stem\.units\.0$"):  # currents, without neurons
+        pictures.membrane_traces(Net(ConvBn(2, 3)).double(), IMAGE, 'units.0')
 
 
 def test_the_model_stays_as_it_was(small):

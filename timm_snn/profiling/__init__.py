@@ -1,5 +1,6 @@
-"""What a model does with its spikes: firing rates, synaptic operations, energy estimates, and pictures of them."""
+"""Firing rates, synaptic operations and energy estimates of a model on data, and pictures of them."""
 
+from . import page, text  # noqa: F401  # they show reports
 from .energy import AC_PJ, CONVENTIONS, MAC_PJ
 from .profiler import profile
 from .report import NOTICE, Energy, Layer, Report

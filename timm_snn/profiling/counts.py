@@ -1,6 +1,6 @@
-"""What one place in a model computes: activity of its operands, and operations counted dense and effective, per sample.
+"""Activity of the values at one place in a model, and its operations, counted dense and effective, per sample.
 
-Two ways of counting meet here, and they differ on purpose:
+There are two ways to count, and they differ on purpose:
 
 * **Dense MACs** are the usual ones: every kernel position counts, those over the padding too. Papers call them FLOPs,
   and the conventions A, B and C (`energy.py`) multiply them by rates.
@@ -58,7 +58,7 @@ class PerSample:
 
 
 class Measured:
-    """What `Activity` takes from values [steps, B, ...]. Raises: ValueError for NaN and infinite ones."""
+    """Values [steps, B, ...] reduced to what `Activity` adds up. Raises: ValueError for NaN and infinite ones."""
 
     def __init__(self, x: Tensor) -> None:
         x = (x if x.is_floating_point() else x.float()).reshape(*x.shape[:2], -1)
@@ -101,8 +101,8 @@ class Activity:
         self._steps += list(seen.nonzero.sum(1).cpu().unbind()) * repeats
 
     def end_batch(self, batch_size: int) -> None:
-        for tally in (self.magnitude, self.nonzero, self.count):
-            tally.end_batch(batch_size)
+        for numbers in (self.magnitude, self.nonzero, self.count):
+            numbers.end_batch(batch_size)
         steps = torch.stack(self._steps) if self._steps else torch.zeros(0, dtype=torch.int64)
         self.by_step = steps if self.by_step is None or len(self.by_step) != len(steps) else self.by_step + steps
         self._steps = []
@@ -122,7 +122,7 @@ class Activity:
 
 @dataclass
 class Counts:
-    """Of one call: dense counts are the same for all its rows (images or tokens), effective ones are by row."""
+    """Operations of one call: the same dense ones for all its rows (images or tokens), effective ones by row."""
 
     dense: float
     effective: Tensor  # [rows], or [steps, B, ...] once sorted
@@ -160,8 +160,8 @@ class Operation:
         self._calls += steps * repeats
 
     def end_batch(self, batch_size: int) -> None:
-        for tally in (self.dense, self.bias, self.reached, self.effective):
-            tally.end_batch(batch_size)
+        for numbers in (self.dense, self.bias, self.reached, self.effective):
+            numbers.end_batch(batch_size)
         self.calls, self._calls = self._calls or self.calls, 0  # it may not run for every batch
 
 
@@ -209,7 +209,7 @@ class Geometry:
         return cls(*(getattr(conv, name) for name in names))
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Of a convolution that is not transposed and pads as it says."""
+        """The size of what comes out, for a convolution that is not transposed and pads as it says."""
         return tuple(self.output_size_of(axis, n) for axis, n in enumerate(size))
 
     def output_size_of(self, axis: int, size: int) -> int:
@@ -234,7 +234,7 @@ class Geometry:
         return cover
 
     def _axis_cover(self, axis: int, size: int, out: int) -> Tensor:
-        """[kernel size, size]: whether, or with padding by repetition how often, a tap meets an input."""
+        """[kernel size, size]: 1 where a tap meets an input, more where padding repeats the input."""
         k, s, d, p = self.kernel[axis], self.stride[axis], self.dilation[axis], self.padding[axis]
         taps = torch.arange(k)[:, None] * d
         if self.transposed:
@@ -256,7 +256,7 @@ class Geometry:
 def count_convolution(
     x: Tensor, weight: Tensor, out_size: Sequence[int], geometry: Geometry, has_zeros: bool, has_bias: bool
 ) -> Counts:
-    """Of x [rows, C, *size] to [rows, C', *out_size]. `has_zeros` says whether the weights need to be looked at."""
+    """Counts for x [rows, C, *size] -> [rows, C', *out_size]; the weights are looked at only if one `has_zeros`."""
     size = x.shape[2:]
     in_chs, taps = x.shape[1], math.prod(geometry.kernel)
     fan_out = weight.shape[1] if geometry.transposed else weight.shape[0] // geometry.groups
@@ -284,7 +284,7 @@ def count_convolution(
 
 
 def count_linear(x: Tensor, weight: Tensor, has_zeros: bool, has_bias: bool) -> Counts:
-    """Of x [..., C] to [..., C']; the rows are all axes but the last."""
+    """Counts for x [..., C] -> [..., C']; the rows are all axes but the last."""
     nonzero = x != 0
     if has_zeros:
         effective = nonzero.double() @ (weight != 0).sum(0).double()
@@ -294,7 +294,7 @@ def count_linear(x: Tensor, weight: Tensor, has_zeros: bool, has_bias: bool) -> 
 
 
 def count_matmul(a: Tensor, b: Tensor) -> Counts:
-    """Of a [..., m, k] and b [..., k, n] to [..., m, n]: effective are the products of two values that are not zero."""
+    """Counts for a [..., m, k] @ b [..., k, n]: products of two values that are not zero are effective."""
     dense = a.shape[-2] * a.shape[-1] * b.shape[-1]
     by_k = (a != 0).sum(-2, dtype=torch.float64) * (b != 0).sum(-1, dtype=torch.float64)
     return Counts(dense=dense, effective=by_k.sum(-1), reached=dense)

@@ -38,10 +38,11 @@ from torch import Tensor
 
 from .counts import Operation
 
-__all__ = ['AC_PJ', 'CONVENTIONS', 'MAC_PJ', 'energy_mj', 'first_layer']
+__all__ = ['AC_PJ', 'ANN_TWIN', 'CONVENTIONS', 'MAC_PJ', 'energy_mj', 'first_layer']
 
 MAC_PJ = 4.6
 AC_PJ = 0.9
+ANN_TWIN = 'ANN twin'
 
 
 def convention_a(op: Operation) -> tuple[Tensor, Tensor]:
@@ -83,18 +84,18 @@ def _acs(count: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gate(rates: list[Tensor]) -> Tensor:
-    """The operand that is rarer over the whole data; its rate for each sample."""
+    """The rate, for each sample, of the operand that fires less over the whole data."""
     return min(rates, key=lambda rate: rate.mean().item())
 
 
 def energy_mj(charge: tuple[Tensor, Tensor], mac_pj: float, ac_pj: float) -> Tensor:
-    """Of (MACs, ACs) per sample: mJ per sample."""
+    """mJ per sample for (MACs, ACs) per sample."""
     macs, acs = charge
     return (macs * mac_pj + acs * ac_pj) * 1e-9
 
 
 def first_layer(convention: str, op: Operation) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What the first layer costs on a static image, charged for one step and for all of them."""
+    """(MACs, ACs) of the first layer on a static image, charged for one step, and charged for all of them."""
     macs, acs = CONVENTIONS[convention](op)
     charged = 1 if convention == 'C' else op.calls
     return (macs / charged, acs / charged), (macs * op.calls / charged, acs * op.calls / charged)

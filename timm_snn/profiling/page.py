@@ -1,4 +1,4 @@
-"""The report as one HTML page: SVG inside, nothing to fetch, no scripts."""
+"""A report as one HTML page: SVG inside, nothing to fetch, no scripts."""
 
 import io
 import re
@@ -8,15 +8,24 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from .energy import CONVENTIONS
-from .report import ANN, ENERGY_HEADER, NOTICE, STAGE_HEADER, Report, readable_bytes, readable_count, require
+from .energy import ANN_TWIN, CONVENTIONS
+from .report import NOTICE, Report, shows
+from .text import (
+    ENERGY_HEADER,
+    LAYER_HEADER,
+    energy_rows,
+    layer_rows,
+    readable_bytes,
+    readable_count,
+    require,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ['COLORS', 'STYLE', 'check_prices', 'make_page']
 
-COLORS = {'A': '#3b5b92', 'B': '#5f9ea0', 'C': '#d98c3f', ANN: '#9aa3af'}
+COLORS = {'A': '#3b5b92', 'B': '#5f9ea0', 'C': '#d98c3f', ANN_TWIN: '#9aa3af'}
 STYLE: dict[str, Any] = {
     'axes.edgecolor': '#c6ccd4',
     'axes.labelcolor': '#5b6472',
@@ -33,8 +42,9 @@ STYLE: dict[str, Any] = {
 }
 
 
+@shows('page')
 def make_page(report: Report, others: Sequence[Report] = ()) -> str:
-    """Raises: ValueError for others with other prices."""
+    """HTML of the page, with `others` to compare with. Raises: ValueError for others with other prices."""
     check_prices(report.mac_pj, report.ac_pj, others)
     require('matplotlib')
     import matplotlib as mpl
@@ -55,9 +65,9 @@ def make_page(report: Report, others: Sequence[Report] = ()) -> str:
         facts=''.join(f'<div class="fact"><b>{value}</b><span>{name}</span></div>' for name, value in _facts(report)),
         notice=NOTICE,
         prices=f'{report.mac_pj:g} pJ per multiply-accumulate (MAC), {report.ac_pj:g} pJ per accumulate (AC)',
-        energy_table=table(ENERGY_HEADER, report.energy_rows()),
-        stage_table=table(STAGE_HEADER, report.layer_rows(report.stages), has_sum=True),
-        layer_table=table(STAGE_HEADER, report.layer_rows(report.layers), has_sum=True),
+        energy_table=table(ENERGY_HEADER, energy_rows(report)),
+        stage_table=table(LAYER_HEADER, layer_rows(report, report.stages), has_sum=True),
+        layer_table=table(LAYER_HEADER, layer_rows(report, report.layers), has_sum=True),
         num_layers=len(report.layers),
         footer=escape(f'{report.uncounted if report.not_counted else ""} Made with {versions}.'),
         **plots,
@@ -123,7 +133,7 @@ def _conventions(report: Report) -> 'Figure':
     for i, (name, energy) in enumerate(report.energy.items()):
         axes.bar(i, energy.mj, 0.62, yerr=energy.ci95, color=COLORS[name], ecolor='#1f2430', capsize=3)
         other = energy.mj_first_every_step if name == 'C' else energy.mj_first_once
-        if name != ANN and report.static:
+        if name != ANN_TWIN and report.static:
             axes.plot(i, other, '_', color='#1f2430', markersize=17)
         top = max(energy.mj + (energy.ci95 or 0), other)
         axes.annotate(f'{energy.mj:.3g}', (i, top), (0, 4), textcoords='offset points', ha='center')
@@ -135,7 +145,7 @@ def _conventions(report: Report) -> 'Figure':
 
 def _stages(report: Report) -> 'Figure':
     figure, axes = _figure(5.4, 3.4)
-    names = [*CONVENTIONS, ANN]
+    names = [*CONVENTIONS, ANN_TWIN]
     for i, name in enumerate(names):
         at = [j + (i - 1.5) * 0.2 for j in range(len(report.stages))]
         axes.bar(at, [stage.energy_mj[name] for stage in report.stages], 0.19, color=COLORS[name], label=name)
@@ -149,7 +159,7 @@ def _stages(report: Report) -> 'Figure':
 
 def _comparison(reports: Sequence[Report]) -> str:
     figure, axes = _figure(10.4, 1.3 + 0.62 * len(reports))
-    names = [*CONVENTIONS, ANN]
+    names = [*CONVENTIONS, ANN_TWIN]
     for i, name in enumerate(names):
         at = [j + (i - 1.5) * 0.19 for j in range(len(reports))]
         values = [report.energy[name].mj for report in reports]

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import LIF, MultiScaleSpikingAttention, ParametricLIF
+from ..layers import LIF, ConvBnLif, MultiScaleSpikingAttention, ParametricLIF
 from ..ops import lif_stream
-from .attention import gates
 from .page import COLORS, STYLE
 from .profiler import eager, profile
 from .recorder import Recorder, evaluating
-from .report import NOTICE, Report, require
+from .report import NOTICE, Report
+from .rules import gates
+from .site import AttentionCall, Site, UnitCall
+from .text import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +38,8 @@ def spike_raster(
     `image` is [C, H, W] or frames [T, C, H, W]; `layers` are names from a report, all that fire by default.
     Raises: ValueError for names that do not exist, and for none.
     """
-    fired = {name: site.spikes for name, site in _watch(model, image).sites.items() if site.spikes is not None}
+    sites = _watch(model, image).record.sites
+    fired = {name: site.spikes for name, site in sites.items() if site.spikes is not None}
     shown = list(fired) if layers is None else list(layers)
     if missing := [name for name in shown if name not in fired]:
         raise ValueError(f'no neurons called {missing[0]!r}; there are {", ".join(fired) or "none"}')
@@ -77,24 +80,23 @@ def attention_maps(model: nn.Module, image: Tensor) -> 'Figure':
     Raises: ValueError for a model without MSSA.
     """
     recorder = _watch(model, image)
-    names = {module: name for name, module in recorder.model.named_modules()}
-    layers = {names[layer]: (layer, kept) for layer, kept in recorder.kept.items() if _is_mssa(layer)}
-    if not layers:
+    calls = [site.call for site in recorder.record.sites.values() if isinstance(site.call, AttentionCall)]
+    calls = [call for call in calls if isinstance(call.layer, MultiScaleSpikingAttention)]
+    if not calls:
         raise ValueError('this model has no multi-scale spiking attention (MSSA), there are no maps to show')
     first = image if image.ndim == 3 else image.mean(0)
-    most = max(len(layer.q) for layer, _ in layers.values())
+    most = max(len(call.layer.q) for call in calls)
     with _style():
-        figure, grid = _grid(len(layers), most + 2, 2.3 * (most + 2), 2.35 * len(layers))
-        for row, (name, (layer, kept)) in zip(grid, layers.items(), strict=True):
-            size = _token_grid(recorder, name, kept['q.0'])
-            queries = [kept[f'q.{i}'] for i in range(len(layer.q))]
+        figure, grid = _grid(len(calls), most + 2, 2.3 * (most + 2), 2.35 * len(calls))
+        for row, (layer, spikes, size) in zip(grid, calls, strict=True):
+            queries = [spikes[f'q.{i}'] for i in range(len(layer.q))]
             maps = {
                 f'{"QP"[unit.conv.kernel_size[0] > 1]}, kernel {unit.conv.kernel_size[0]}': query.mean((0, 1, 2))
                 for unit, query in zip(layer.q, queries, strict=True)
             }
             maps['A, tokens that pass'] = gates(layer, queries).mean((0, 1, 2, 3))
             _show_image(row[0], first)
-            row[0].set_ylabel(_short(name), fontsize=8)
+            row[0].set_ylabel(_short(recorder.names[layer]), fontsize=8)
             for axes, (title, values) in zip(row[1:], maps.items(), strict=False):
                 _show_image(axes, first)
                 shown = axes.imshow(
@@ -117,10 +119,11 @@ def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: in
     Shown is the potential before the reset; neurons that fire often are first. `layer` is a name from a report, `image`
     is as in `spike_raster`. Raises: ValueError if there is no such layer or its neurons are not `LIF`.
     """
-    sites = {name: site for name, site in _watch(model, image).sites.items() if site.unit is not None}
-    if layer not in sites or not isinstance(sites[layer].unit[0].lif, LIF):
-        raise ValueError(f'expected a unit with LIF neurons, got {layer!r}; there are {", ".join(sites) or "none"}')
-    unit, x, repeats = sites[layer].unit
+    sites = _watch(model, image).record.sites
+    calls = {name: call for name, site in sites.items() if (call := _call_of_lif_unit(site))}
+    if layer not in calls:
+        raise ValueError(f'expected a unit with LIF neurons, got {layer!r}; there are {", ".join(calls) or "none"}')
+    unit, x, repeats = calls[layer]
     with evaluating(unit), torch.no_grad():
         potential, spikes = membrane(unit.lif, unit.current(x).repeat_interleave(repeats, 0))
     potential, spikes = potential[:, 0].flatten(1).float().cpu(), spikes[:, 0].flatten(1).float().cpu()  # [T, neurons]
@@ -205,24 +208,19 @@ def _watch(model: nn.Module, image: Tensor) -> Recorder:
     if not isinstance(image, Tensor) or image.ndim not in (3, 4):
         found = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f'expected one image [C, H, W] or frames [T, C, H, W], got {found}')
-    recorder = Recorder(eager(model), keep=True)
+    recorder = Recorder(eager(model), keep_tensors=True)
     weight = next((p for p in recorder.model.parameters() if p.is_floating_point()), torch.empty(0))
     with recorder:
         recorder.run(image.unsqueeze(0).to(weight))
     return recorder
 
 
-def _is_mssa(layer: nn.Module) -> bool:
-    return isinstance(layer, MultiScaleSpikingAttention)
-
-
-def _token_grid(recorder: Recorder, name: str, tokens: Tensor) -> tuple[int, int]:
-    """H and W of the N tokens: the map that the block's MLP works on."""
-    site = recorder.sites.get(f'{name.rpartition(".")[0]}.mlp.fc1')
-    if site is not None and site.unit is not None:
-        return tuple(site.unit[1].shape[3:])
-    side = round(tokens.shape[-1] ** 0.5)
-    return (side, tokens.shape[-1] // side)
+def _call_of_lif_unit(site: Site) -> UnitCall | None:
+    """The call of a unit with our neurons, whose membranes can be computed again."""
+    call = site.call
+    if isinstance(call, UnitCall) and isinstance(call.unit, ConvBnLif) and isinstance(call.unit.lif, LIF):
+        return call
+    return None
 
 
 def _show_image(axes: Any, image: Tensor) -> None:

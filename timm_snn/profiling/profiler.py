@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from .energy import AC_PJ, MAC_PJ
-from .recorder import Recorder
-from .report import Report, make_report
+from .recorder import Recorder, before_compiling
+from .report import Report
+from .summary import summarize
 
 __all__ = ['batches', 'eager', 'profile']
 
@@ -64,9 +65,9 @@ def profile(
             if labels is not None and isinstance(output, Tensor) and output.ndim == 2:
                 hits += int((output.argmax(1).cpu() == labels.cpu()).sum())
                 labelled += len(labels)
-    if not recorder.batch_sizes:
+    if not recorder.record.batch_sizes:
         raise ValueError('there is nothing to profile on: the data has no samples')
-    return make_report(
+    return summarize(
         recorder,
         mac_pj=mac_pj,
         ac_pj=ac_pj,
@@ -79,7 +80,7 @@ def profile(
 
 def eager(model: nn.Module) -> nn.Module:
     """The module that `torch.compile` was given. Raises: ValueError for what has no modules to watch."""
-    model = getattr(model, '_orig_mod', model)
+    model = before_compiling(model)
     if not isinstance(model, nn.Module):
         raise ValueError(f'expected a model, an nn.Module, got {type(model).__name__}')
     if isinstance(model, torch.jit.ScriptModule):

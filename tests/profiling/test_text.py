@@ -1,0 +1,34 @@
+"""Tables for terminals and model cards show every number's notice."""
+
+import io
+import re
+
+import pytest
+
+from timm_snn.profiling import CONVENTIONS, NOTICE
+
+
+def test_markdown_is_a_card_with_two_tables(reports):
+    text = reports[0].to_markdown()
+    assert NOTICE in text and '3 images of 1 x 28 x 28, T = 4, top-1' in text and text == str(reports[0])
+    tables = re.findall(r'(?:^\|.*\|\n)+', text, re.M)
+    assert len(tables) == 2
+    for table in tables:
+        assert len({line.count('|') for line in table.splitlines()}) == 1
+    assert all(f'\n| {name} |' in text for name in (*CONVENTIONS, 'ANN twin', 'stages.2', 'total'))
+
+
+def test_the_terminal_table_shows_every_layer(reports):
+    console = pytest.importorskip('rich.console')
+    file = io.StringIO()
+    console.Console(file=file, width=240).print(reports[0].table())
+    text = file.getvalue()
+    assert all(layer.name in text for layer in reports[0].layers) and text.count(NOTICE) >= 2
+
+
+def test_a_missing_library_says_what_to_install(reports, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs rich: pip install 'timm-snn\[profile\]'"):
+        reports[0].table()
+    with pytest.raises(ModuleNotFoundError, match='needs matplotlib'):
+        reports[0].to_html()
