@@ -17,7 +17,9 @@ import pytest
 import torch.distributed.run
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
-from running import QUICK, ROOT, TRAIN
+
+from tests.support.scripts import ROOT
+from tests.support.training import QUICK, TRAIN
 
 YAMLS = sorted((ROOT / 'recipes' / 'accelerate_configs').glob('*.yaml'))
 SBATCH = ROOT / 'recipes' / 'slurm' / 'train.sbatch'

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from running import QUICK, TRAIN, weights
+
+from tests.support.training import QUICK, TRAIN, weights
 
 RUN = """
 import os, runpy, sys
 sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
 """
 GO = """
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 READS = """
-import data
+from timm_snn.training import data
 read = data.Digits.__getitem__
 def spy(self, index):
     with open(f'{os.environ["SPY"]}.{os.environ["RANK"]}', 'a') as file:
@@ -73,7 +73,7 @@ AcceleratorState.__init__ = sharded
 
 # One validation image, the first of the second process.
 BROKEN = """
-import data
+from timm_snn.training import data
 read = data.Digits.__getitem__
 def broken(self, index):
     if len(self) == 360 and index == 64:

@@ -1,7 +1,6 @@
 """What happens to long runs, done to short ones: killed, told to stop, out of disk, damaged, diverged."""
 
 import csv
-import importlib
 import json
 import math
 import os
@@ -13,15 +12,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import accelerate
 import pytest
 import safetensors.torch
 import torch
-from running import QUICK, TRAIN, weights
 
 import timm_snn
+from tests.support.damage import cut, flip_a_bit
+from tests.support.training import QUICK, TRAIN, weights
+from timm_snn.training.checkpoints import damage, write_manifest
+from timm_snn.training.data import TrainingSamples
 
 # All that has a state: augmentation, mixing, stochastic depth, averaging, accumulation. 10 updates an epoch.
 STATEFUL = [
@@ -116,28 +117,6 @@ def test_a_checkpoint_that_was_not_finished_is_not_used(train, output):
     assert sorted(path.name for path in (output / 'checkpoints').iterdir()) == ['epoch_0001', 'epoch_0002']
 
 
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize('name', ['model.safetensors', 'optimizer.bin', 'random_states_0.pkl', 'progress.json'])
-@pytest.mark.parametrize('harm', [cut, flip_a_bit, Path.unlink])
-def test_damage_is_noticed(output, name, harm):
-    damage = importlib.import_module('checkpoints').damage
-    checkpoint = output / 'checkpoints' / 'epoch_0001'
-    assert damage(checkpoint) is None
-    harm(checkpoint / name)
-    assert name in damage(checkpoint)
-    (checkpoint / 'manifest.json').write_text('[]')
-    assert 'AttributeError' in damage(checkpoint)
-
-
 def test_the_one_before_a_damaged_checkpoint_is_used(train, output):
     newest = shutil.copytree(output / 'checkpoints' / 'epoch_0001', output / 'checkpoints' / 'epoch_0001_step_000007')
     cut(newest / 'optimizer.bin')
@@ -189,7 +168,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(output):
     )
     assert 'File too large' in last and last.endswith('; those before it are kept, for --resume auto')
     assert [path.name for path in (output / 'checkpoints').iterdir()] == ['epoch_0001']
-    assert importlib.import_module('checkpoints').damage(output / 'checkpoints' / 'epoch_0001') is None
+    assert damage(output / 'checkpoints' / 'epoch_0001') is None
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_what_is_needed(train, tmp_path):
@@ -244,18 +223,6 @@ def test_gradients_that_no_scale_makes_finite_stop(train, tmp_path, monkeypatch)
         train(*QUICK, '--output', tmp_path)
 
 
-def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
-    checkpoints = importlib.import_module('checkpoints')
-    progress = checkpoints.Progress([{'eval_top1': top1} for top1 in (1.0, 5.0, 2.0, 5.0, 3.0)])
-    names = [f'epoch_{i:04d}' for i in range(1, 6)]
-    for name in (*names, 'epoch_0005_step_000010'):
-        (tmp_path / 'checkpoints' / name).mkdir(parents=True)
-    keeper = checkpoints.Checkpoints(MagicMock(), tmp_path, progress, {}, None, 2, 'eval_top1')
-    keeper._prune()
-    kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
-    assert kept == ['epoch_0002', 'epoch_0005', 'epoch_0005_step_000010'] and keeper.best.name == 'epoch_0002'
-
-
 def test_a_run_of_max_steps_goes_on_with_more(tmp_path):
     """In processes of their own, as users run it: after a thousand other tests in one, rounding once differed."""
     sizes = ['--max-train-samples', '320', '--max-val-samples', '37']
@@ -280,7 +247,6 @@ def test_a_run_may_stop_at_the_end_of_an_epoch(train, tmp_path):
 
 def test_other_batches_of_the_same_effective_batch_go_on_with_the_same_samples(train, tmp_path, monkeypatch):
     """As on hardware with less memory, or with another number of processes."""
-    TrainingSamples = importlib.import_module('data').TrainingSamples
     read, get = [], TrainingSamples.__getitem__
     monkeypatch.setattr(TrainingSamples, '__getitem__', lambda self, i: read.append(i) or get(self, i))
     arguments = [*QUICK, '--max-train-samples', '256', '--max-val-samples', '37', '--epochs', '1', '--workers', '0']
@@ -295,13 +261,12 @@ def test_other_batches_of_the_same_effective_batch_go_on_with_the_same_samples(t
 
 
 def test_random_states_that_are_not_restored_are_told(train, output):
-    checkpoints = importlib.import_module('checkpoints')
     checkpoint = output / 'checkpoints' / 'epoch_0001'
     arguments = [*QUICK, '--max-steps', '23', '--output', output, '--resume', 'auto']
 
     def declare_whole() -> None:
         (checkpoint / 'manifest.json').unlink()
-        checkpoints.write_manifest(checkpoint)
+        write_manifest(checkpoint)
 
     states = checkpoint / 'random_states_0.pkl'
     content = states.read_bytes()

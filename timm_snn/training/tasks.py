@@ -1,12 +1,13 @@
 """What a model is trained to do, as timm's tasks: the labels alone, at every time step, or with a teacher."""
 
-import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
-from options import one_line_errors
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import Tensor, nn
+
+from .errors import one_line_errors
 
 __all__ = ['StepLogits', 'make_task']
 
@@ -41,21 +42,32 @@ class StepTask(ClassificationTask):
         return {'loss': loss, 'output': logits.mean(1)}
 
 
-def make_task(args: argparse.Namespace, model: nn.Module, criterion: nn.Module, device: torch.device) -> TrainingTask:
-    if args.tet is not None:
-        return StepTask(model, criterion, args.tet)
-    if args.kd_model_name:
-        with one_line_errors(f'create the teacher {args.kd_model_name!r}'):
-            task = LogitDistillationTask(
-                model,
-                args.kd_model_name,
-                criterion,
-                teacher_pretrained_path=args.kd_checkpoint and str(args.kd_checkpoint),
-                task_loss_weight=args.kd_task_weight,
-                temperature=args.kd_temperature,
-                device=device,
-                verbose=False,
-            )
-            task.teacher.requires_grad_(False)
-            return task
-    return ClassificationTask(model, criterion, verbose=False)
+def make_task(
+    model: nn.Module,
+    criterion: nn.Module,
+    device: torch.device,
+    *,
+    tet: float | None = None,
+    teacher: str | None = None,
+    teacher_checkpoint: Path | None = None,
+    teacher_temperature: float = 1.0,
+    task_weight: float = 0.5,
+) -> TrainingTask:
+    """The task by its options: `tet` of a StepLogits model, or the name of a teacher, or the labels alone."""
+    if tet is not None:
+        return StepTask(model, criterion, tet)
+    if teacher is None:
+        return ClassificationTask(model, criterion, verbose=False)
+    with one_line_errors(f'create the teacher {teacher!r}'):
+        task = LogitDistillationTask(
+            model,
+            teacher,
+            criterion,
+            teacher_pretrained_path=teacher_checkpoint and str(teacher_checkpoint),
+            task_loss_weight=task_weight,
+            temperature=teacher_temperature,
+            device=device,
+            verbose=False,
+        )
+    task.teacher.requires_grad_(False)
+    return task

@@ -1,39 +1,69 @@
-"""The data of train.py by name: scikit-learn's digits, event recordings, or what timm's `create_dataset` opens."""
+"""Data sets by name, the samples of them that a run uses, and how each sample is prepared."""
 
-import argparse
 import bisect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from options import EVENT_DATASETS, one_line_errors
 from PIL import Image
+from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from timm.data import ImageDataset, create_dataset, create_transform
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms import Normalize
 
-from timm_snn.data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
+from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
+from .errors import UserError, came_through_user_code, one_line_errors
+from .models import channels, input_config, steps_of
 
 __all__ = [
     'EVENT_DATASETS',
+    'DataSource',
     'Samples',
+    'TrainingSamples',
     'UnreadableSample',
     'choose_samples',
     'class_names',
+    'evenly',
     'make_transform',
     'open_datasets',
+    'open_samples',
+    'open_split',
+    'summary',
 ]
 
-# Those of EVENT_DATASETS that are read from recordings, in two parts.
+# Event recordings in two parts.
 RECORDINGS: dict[str, Any] = {'nmnist': NMNIST, 'cifar10_dvs': CIFAR10DVS, 'dvs128_gesture': DVS128Gesture}
+EVENT_DATASETS = (*RECORDINGS, 'event_rows')
 # Splits of the data sets that have two parts; the second is to validate on.
 PARTS = {'train': True, 'training': True, 'validation': False, 'val': False, 'test': False}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set by name: 'digits' of scikit-learn, one of EVENT_DATASETS, or a name of timm's `create_dataset`."""
+
+    name: str
+    folder: Path | None = None
+    download: bool = False  # of torchvision
+    input_key: str | None = None  # columns of a Hugging Face data set
+    target_key: str | None = None
+    split_by: str = 'number'  # how event recordings become frames, by 'number' or 'time'
+
+    @property
+    def is_events(self) -> bool:
+        return self.name in EVENT_DATASETS
+
+    @property
+    def is_folder(self) -> bool:
+        """Classes of a folder are numbered by the order of their names."""
+        return self.name.removeprefix('torch/') in ('', 'folder', 'image_folder')
 
 
 class Digits(Dataset):
@@ -45,8 +75,6 @@ class Digits(Dataset):
     classes = tuple('0123456789')
 
     def __init__(self, train: bool, mode: str = 'L') -> None:
-        from sklearn.datasets import load_digits
-
         images, labels = load_digits(return_X_y=True)
         halves = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
         self.images, self.labels = (halves[0], halves[2]) if train else (halves[1], halves[3])
@@ -111,6 +139,8 @@ class Samples(Dataset):
         try:
             image, label = self.read(number)
         except Exception as error:  # decoders stumble in their own ways over broken files
+            if came_through_user_code(error):
+                raise
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise UnreadableSample(f'sample {self.name(number)} is unreadable, {reason}') from error
         return self.transform(image) if self.transform else image, label
@@ -152,29 +182,37 @@ def randomness_of(*key: int) -> Iterator[None]:
 
 
 def choose_samples(
-    args: argparse.Namespace, train_set: Any, val_set: Any
+    train_set: Any,
+    val_set: Any,
+    *,
+    seed: int,
+    fold: str | None = None,
+    val_fraction: float | None = None,
+    max_train_samples: int | None = None,
+    max_val_samples: int | None = None,
 ) -> tuple[TrainingSamples, Samples, Samples | None]:
-    """The samples to train on, to validate on after every epoch, and with --val-fraction to test on in the end.
+    """The samples to train on, to validate on after every epoch, and with `val_fraction` to test on in the end.
 
-    Splits are per class and the same for every seed of the run, so that accuracies are of the same samples.
+    `fold`, as in '2/5', validates on one of the folds of all samples. Splits are per class and the same for every seed
+    of the run, so that accuracies are of the same samples.
     """
     source: Any = ConcatDataset([train_set, val_set])
     train: Any = range(len(train_set))
     val: Any = range(len(train_set), len(source))
     test = None
     with one_line_errors('split the data'):
-        if args.fold:
-            number, count = map(int, args.fold.split('/'))
+        if fold:
+            number, count = map(int, fold.split('/'))
             labels = np.concatenate([labels_of(train_set), labels_of(val_set)])
             folds = StratifiedKFold(count, shuffle=True, random_state=0).split(labels, labels)
             train, val = list(folds)[number - 1]
-        if args.val_fraction:
+        if val_fraction:
             test = val
             labels = np.concatenate([labels_of(train_set), labels_of(val_set)])[list(train)]
-            train, val = train_test_split(train, test_size=args.val_fraction, stratify=labels, random_state=0)
-    train, val = evenly(train, args.max_train_samples), evenly(val, args.max_val_samples)
-    held_out = None if test is None else Samples(source, evenly(test, args.max_val_samples))
-    return TrainingSamples(source, train, args.seed), Samples(source, val), held_out
+            train, val = train_test_split(train, test_size=val_fraction, stratify=labels, random_state=0)
+    train, val = evenly(train, max_train_samples), evenly(val, max_val_samples)
+    held_out = None if test is None else Samples(source, evenly(test, max_val_samples))
+    return TrainingSamples(source, train, seed), Samples(source, val), held_out
 
 
 def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
@@ -198,9 +236,9 @@ def labels_of(dataset: Any) -> np.ndarray:
 
 
 def make_transform(data_config: dict[str, Any], is_events: bool, **training: Any) -> Callable:
-    """Of one sample, for evaluation or with the arguments of timm's training transform for that.
+    """The transform of one sample: for evaluation, or with the arguments of timm's training transform for that.
 
-    Event frames are only normalised: their augmentation acts on batches.
+    Event frames are only normalised, because their augmentation acts on batches.
     """
     if is_events:
         return Normalize(data_config['mean'], data_config['std'])
@@ -210,107 +248,128 @@ def make_transform(data_config: dict[str, Any], is_events: bool, **training: Any
     return create_transform(crop_pct=data_config['crop_pct'], **shared)
 
 
-def open_datasets(args: argparse.Namespace, model: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-    """Training and validation data that fit the model; ends the program in one line where they do not.
-
-    `size` is that of the model's input, which event frames are made in.
-    """
-    num_classes = model.num_classes
-    open_split = partial(open_dataset, args, in_chans=model.in_chans, num_steps=steps_of(model), size=size)
-    train_set, val_set = open_split(True), open_split(False)
+def open_datasets(
+    source: DataSource, train_split: str, val_split: str, model: Any, size: tuple[int, int]
+) -> tuple[Any, Any]:
+    """Training and validation data that fit the model, event frames in that size. Raises: UserError if they do not."""
+    num_classes, in_chans, num_steps = model.num_classes, model.in_chans, steps_of(model)
+    open_it = partial(open_split, source, in_chans=in_chans, num_steps=num_steps, size=size)
+    train_set, val_set = open_it(train_split), open_it(val_split)
     names, val_names = class_names(train_set), class_names(val_set)
     if names and len(names) != num_classes:
-        raise SystemExit(
-            f'error: data set {args.dataset!r} has {len(names)} classes and the model {num_classes}: '
+        raise UserError(
+            f'data set {source.name!r} has {len(names)} classes and the model {num_classes}: '
             f'pass --num-classes {len(names)}'
         )
     if names != val_names:
-        if args.dataset or not names or not val_names or set(val_names) - set(names):
-            raise SystemExit(
-                f'error: the splits of data set {args.dataset!r} have different classes, {summary(names)} in '
-                f'{args.train_split!r} and {summary(val_names)} in {args.val_split!r}: labels would not agree'
+        if source.name or not names or not val_names or set(val_names) - set(names):
+            raise UserError(
+                f'the splits of data set {source.name!r} have different classes, {summary(names)} in '
+                f'{train_split!r} and {summary(val_names)} in {val_split!r}: labels would not agree'
             )
         # A folder of fewer classes, which timm would number anew.
-        val_set = open_split(False, class_map=train_set.reader.class_to_idx)
-    for split, data in ((args.train_split, train_set), (args.val_split, val_set)):
-        advice = '--input-key and --target-key name the columns' if args.dataset.startswith('hfds/') else ''
-        with one_line_errors(f'use split {split!r} of data set {args.dataset!r}', advice):
-            sample, label = data[0]
-            if args.dataset in EVENT_DATASETS:
-                if len(sample) != steps_of(model):
-                    raise ValueError(f'it has {len(sample)} steps: pass --model-kwargs num_steps={len(sample)}')
-            elif (bands := len(sample.getbands())) != model.in_chans:
-                raise ValueError(
-                    f'its images have {bands} channels and the model {model.in_chans}: pass --in-chans {bands}'
-                )
-            reader: Any = getattr(data, 'reader', None)
-            labels = {label} if names or not hasattr(reader, 'iter_targets') else set(reader.iter_targets())
-            wrong = [label for label in labels if not isinstance(label, int) or not 0 <= label < num_classes]
-            if wrong:
-                raise ValueError(f'labels must be 0 to {num_classes - 1}, as --num-classes says, not {wrong[0]!r}')
+        val_set = open_it(val_split, class_map=train_set.reader.class_to_idx)
+    for split, dataset in ((train_split, train_set), (val_split, val_set)):
+        advice = '--input-key and --target-key name the columns' if source.name.startswith('hfds/') else ''
+        with one_line_errors(f'use split {split!r} of data set {source.name!r}', advice):
+            check_fit(dataset, num_classes, in_chans, num_steps if source.is_events else None)
     return train_set, val_set
 
 
-def steps_of(model: Any) -> int:
-    return getattr(model, 'num_steps', 1)
+def check_fit(dataset: Any, num_classes: int, in_chans: int, num_steps: int | None) -> None:
+    """Raises: ValueError if the first sample does not fit a model: its steps if it has some, its channels, its label.
+
+    Of a data set whose classes have no names all labels are looked at, where that needs no images.
+    """
+    sample, label = dataset[0]
+    if num_steps is not None:
+        if len(sample) != num_steps:
+            raise ValueError(f'it has {len(sample)} steps: pass --model-kwargs num_steps={len(sample)}')
+    elif (bands := len(sample.getbands())) != in_chans:
+        raise ValueError(f'its images have {bands} channels and the model {in_chans}: pass --in-chans {bands}')
+    reader: Any = getattr(dataset, 'reader', None)
+    searched = not class_names(dataset) and hasattr(reader, 'iter_targets')
+    labels = set(reader.iter_targets()) if searched else {label}
+    wrong = [label for label in labels if not isinstance(label, int) or not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(f'labels must be 0 to {num_classes - 1}, as --num-classes says, not {wrong[0]!r}')
 
 
-def open_dataset(
-    args: argparse.Namespace,
-    train: bool,
+def open_split(
+    source: DataSource,
+    split: str,
+    *,
     in_chans: int,
     num_steps: int = 1,
     size: tuple[int, int] | None = None,
     class_map: dict[str, int] | None = None,
 ) -> Any:
-    """One split by its name. `num_steps` and `size` are of event frames, `class_map` numbers a folder's classes."""
-    split = args.train_split if train else args.val_split
+    """One split of a data set. Raises: UserError if it cannot be opened.
+
+    `num_steps` and `size` are those of event frames; `class_map` numbers the classes of a folder.
+    """
     mode = 'L' if in_chans == 1 else 'RGB'
-    if args.dataset == 'digits' or args.dataset in RECORDINGS:
+    if source.name == 'digits' or source.name in RECORDINGS:
         if split not in PARTS:
-            raise SystemExit(
-                f'error: data set {args.dataset!r} has no split {split!r}: use train, or validation, also called test'
+            raise UserError(
+                f'data set {source.name!r} has no split {split!r}: use train, or validation, also called test'
             )
-        train = PARTS[split]
-    if args.dataset == 'digits':
-        return Digits(train, mode)
-    kind = args.dataset.removeprefix('torch/')
-    is_folder, is_events = kind in ('', 'folder', 'image_folder'), args.dataset in EVENT_DATASETS
-    if not (is_folder or is_events) and args.dataset.partition('/')[0] not in ('torch', 'hfds'):
-        raise SystemExit(
-            f"error: unknown data set {args.dataset!r}: 'digits', {', '.join(map(repr, EVENT_DATASETS))}, torch/..., "
+        if source.name == 'digits':
+            return Digits(PARTS[split], mode)
+    if not (source.is_folder or source.is_events) and source.name.partition('/')[0] not in ('torch', 'hfds'):
+        raise UserError(
+            f"unknown data set {source.name!r}: 'digits', {', '.join(map(repr, EVENT_DATASETS))}, torch/..., "
             "hfds/..., or '' for a folder"
         )
-    if (is_folder or is_events) and (args.data_dir is None or not args.data_dir.is_dir()):
-        raise SystemExit(f'error: data folder {args.data_dir} does not exist; --data-dir names a folder with {split}/')
+    if (source.is_folder or source.is_events) and (source.folder is None or not source.folder.is_dir()):
+        raise UserError(f'data folder {source.folder} does not exist; --data-dir names a folder with {split}/')
     with one_line_errors(
-        f'open split {split!r} of data set {args.dataset!r} in {args.data_dir}',
+        f'open split {split!r} of data set {source.name!r} in {source.folder}',
         'check --dataset, --data-dir and the splits, or let torch/ data sets come with --dataset-download',
     ):
-        if is_events:
-            frames: dict[str, Any] = dict(channels=in_chans, size=size)
-            if args.dataset == 'event_rows':
-                return EventRows(args.data_dir, split, **frames)
-            return RECORDINGS[args.dataset](args.data_dir, train, num_steps=num_steps, split_by=args.split_by, **frames)
+        frames: dict[str, Any] = dict(channels=in_chans, size=size)
+        if source.name == 'event_rows':
+            return EventRows(source.folder, split, **frames)
+        if source.name in RECORDINGS:
+            frames |= dict(num_steps=num_steps, split_by=source.split_by)
+            return RECORDINGS[source.name](source.folder, PARTS[split], **frames)
         dataset = create_dataset(
-            args.dataset,
-            root=args.data_dir,
+            source.name,
+            root=source.folder,
             split=split,
-            is_training=train,
             class_map=class_map,  # type: ignore[arg-type]  # None is the default
-            download=args.dataset_download,
-            batch_size=args.batch_size,
+            download=source.download,
             input_img_mode=mode,
-            input_key=args.input_key,
-            target_key=args.target_key,
+            input_key=source.input_key,
+            target_key=source.target_key,
         )
-        if is_folder and Path(getattr(dataset, 'reader', dataset).root) == args.data_dir:
+        if source.is_folder and Path(getattr(dataset, 'reader', dataset).root) == source.folder:
             raise FileNotFoundError('it has no such folder')  # timm then takes all images there are
     return dataset
 
 
+def open_samples(source: DataSource, split: str, model: Any, number: int | None, **image: Any) -> Samples:
+    """A number of samples of a split for the model to look at, or all, always the same ones.
+
+    `image` says how images are prepared, see `models.input_config`. Raises: UserError if they cannot be opened.
+    """
+    config = input_config(model, **image)
+    dataset = open_split(
+        source, split, in_chans=channels(model), num_steps=steps_of(model), size=config['input_size'][1:]
+    )
+    if not len(dataset):
+        raise UserError(f'split {split!r} of data set {source.name!r} has no samples')
+    indices = evenly(range(len(dataset)), number)
+    name = source.name.rpartition('/')[2] or str(source.folder)
+    total = f'{len(dataset):,}'
+    which = f'all {total}' if len(indices) == len(dataset) else f'{len(indices):,} of {total}, evenly spread'
+    with one_line_errors('set up the transform of the images'):
+        transform = make_transform(config, source.is_events)
+    return Samples(dataset, indices, transform, f'{name}, {split} split, {which}')
+
+
 def class_names(dataset: Any) -> list[str] | None:
-    """Label names, where the data set knows them: torchvision's and our `classes`, or timm's readers."""
+    """Names of the classes, where the data set knows them: torchvision's and our `classes`, or timm's readers."""
     if hasattr(dataset, 'classes'):
         return list(dataset.classes)
     mapping = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
