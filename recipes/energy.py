@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
 
     def report_of_another(name: str, in_chans: int) -> Report:
-        model = open_model(name, pretrained=args.pretrained, device=args.device, in_chans=in_chans)
+        model = open_model(name, pretrained=args.pretrained, device=args.device, model_kwargs={'in_chans': in_chans})
         if args.num_steps and hasattr(model, 'num_steps'):
             model.num_steps = args.num_steps
         return report_of(model, name, None, is_trained(name, None, args.pretrained))

@@ -18,7 +18,7 @@ from tests.families import SMALLEST
 from tests.support.scripts import load
 
 card = load('hub/card.py')
-model_folder = load('hub/model_folder.py')
+folders = load('hub/model_folder.py')
 ROOT = Path(__file__).parents[2]
 REFERENCES = yaml.safe_load((ROOT / 'CITATION.cff').read_text())['references']
 RESULTS = list(csv.DictReader((ROOT / 'hub' / 'results.csv').open()))
@@ -38,7 +38,7 @@ def finished_recipe():
         run = card.options_of(command) | changes
         model = timm.create_model(run['model'])
         rows = [{'epoch': str(i), 'eval_top1': str(top1)} for i, top1 in enumerate(history)]
-        return model_folder.Source(model.eval(), run=run, history=rows)
+        return folders.Source(model.eval(), run=run, history=rows)
 
     return make
 

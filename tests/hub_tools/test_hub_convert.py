@@ -13,7 +13,7 @@ import torch
 from tests.support.scripts import load
 
 convert = load('hub/convert.py')
-model_folder = load('hub/model_folder.py')
+folders = load('hub/model_folder.py')
 GOLDEN = Path(__file__).parents[1] / 'golden'
 CIFAR = 'msvit_4_384.cifar10'
 
@@ -101,7 +101,7 @@ def test_what_no_weight_shows_is_an_argument(command, own, tmp_path):
 )
 def test_names_of_classes_are_those_of_the_tag_that_was_asked_for(name, num_classes, names):
     model = timm.create_model(name, num_classes=num_classes)
-    model_folder.name_training(model, name)
+    folders.name_training(model, name)
     assert model.pretrained_cfg['tag'] == (name.partition('.')[2] or None)
     assert (model.pretrained_cfg['label_names'] and len(model.pretrained_cfg['label_names'])) == names
 

@@ -33,8 +33,7 @@ def train(capsys) -> Callable[..., str]:
 
 
 @functools.cache
-def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp('finished')
+def _finished(output: Path) -> Path:
     run('recipes/train.py', *QUICK, '--epochs', '1', '--output', output)
     return output
 
@@ -42,7 +41,7 @@ def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory) -> Path:
     """The output of a run of one epoch, trained once for all tests; those that write to it take `output`."""
-    return _finished(tmp_path_factory)
+    return _finished(tmp_path_factory.getbasetemp() / 'finished')
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list, load
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
@@ -27,7 +27,7 @@ from timm.utils import ModelEmaV3
 from .errors import UserError, one_line_errors
 from .progress import Progress
 
-__all__ = ['Checkpoints', 'prepare_output', 'save_failure']
+__all__ = ['Checkpoints', 'prepare_output']
 
 # What a run leaves in --output.
 RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'test.json', 'model', 'logs', 'failed')
@@ -216,6 +216,30 @@ class Checkpoints:
         with one_line_errors(f'read checkpoint {checkpoint}'):
             model.load_state_dict(load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors')))
 
+    def fail(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], loss: float, norm: float) -> NoReturn:
+        """Raise UserError for a loss or a norm of the gradient that is not finite; all processes call it.
+
+        OUTPUT/failed keeps what is needed to look into it: the state before the update, the last batch of every
+        process, and facts.json, which names the parameters whose gradients are not finite.
+        """
+        folder, accelerator = self.folder.with_name('failed'), self.accelerator
+        where = f'update {self.progress.updates + 1} of epoch {self.progress.epoch + 1}'
+        with one_line_errors(f'write {folder}'):
+            accelerator.save_state(str(folder / 'state'))
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in batch.items()}
+            save_file(tensors, folder / f'batch_{accelerator.process_index}.safetensors')
+            if accelerator.is_main_process:
+                gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+                broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+                facts = {'where': where, 'loss': loss, 'gradient norm': norm, 'gradients that are not finite': broken}
+                (folder / 'facts.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
+        is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        start_from = '' if is_sharded else f' --checkpoint {folder}/state/model.safetensors'
+        raise UserError(
+            f'loss {loss:g}, gradient norm {norm:g} in {where}; the state before it and its batch are in {folder}; a '
+            f'lower --lr or --clip-grad may help, in a new run: pass --output NEW{start_from} too'
+        )
+
 
 def not_restored(states: dict[str, Any]) -> str:
     """Whose random numbers are not in these states, which Accelerate leaves as they are without a word."""
@@ -290,23 +314,3 @@ def free_name(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f'{path.name}_{number}')
     return candidate
-
-
-def save_failure(
-    accelerator: Accelerator, output: Path, model: torch.nn.Module, batch: dict[str, torch.Tensor], facts: dict
-) -> Path:
-    """OUTPUT/failed, to look into a loss or gradient that is not finite: the state before the update, and the batch.
-
-    Every process leaves its last batch; facts.json also names parameters whose gradients are not finite.
-    """
-    folder = output / 'failed'
-    with one_line_errors(f'write {folder}'):
-        accelerator.save_state(str(folder / 'state'))
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in batch.items()}
-        save_file(tensors, folder / f'batch_{accelerator.process_index}.safetensors')
-        if accelerator.is_main_process:
-            facts['gradients that are not finite'] = [
-                name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-            ]
-            (folder / 'facts.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
-    return folder

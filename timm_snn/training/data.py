@@ -2,6 +2,7 @@
 
 import bisect
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from timm.data import ImageDataset, create_dataset, create_transform
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import Normalize
 
 from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
@@ -31,6 +32,7 @@ __all__ = [
     'choose_samples',
     'class_names',
     'evenly',
+    'make_loader',
     'make_transform',
     'open_datasets',
     'open_samples',
@@ -153,8 +155,8 @@ class TrainingSamples(Samples):
     An unreadable image is replaced by the next one, with a warning, as timm does.
     """
 
-    def __init__(self, source: Any, indices: Sequence[int], seed: int) -> None:
-        super().__init__(source, indices)
+    def __init__(self, source: Any, indices: Sequence[int], seed: int, transform: Callable | None = None) -> None:
+        super().__init__(source, indices, transform)
         self.seed = seed
         self.epoch = 0
 
@@ -186,6 +188,8 @@ def choose_samples(
     val_set: Any,
     *,
     seed: int,
+    training_transform: Callable | None = None,
+    transform: Callable | None = None,
     fold: str | None = None,
     val_fraction: float | None = None,
     max_train_samples: int | None = None,
@@ -211,8 +215,28 @@ def choose_samples(
             labels = np.concatenate([labels_of(train_set), labels_of(val_set)])[list(train)]
             train, val = train_test_split(train, test_size=val_fraction, stratify=labels, random_state=0)
     train, val = evenly(train, max_train_samples), evenly(val, max_val_samples)
-    held_out = None if test is None else Samples(source, evenly(test, max_val_samples))
-    return TrainingSamples(source, train, seed), Samples(source, val), held_out
+    held_out = None if test is None else Samples(source, evenly(test, max_val_samples), transform)
+    return TrainingSamples(source, train, seed, training_transform), Samples(source, val, transform), held_out
+
+
+def make_loader(
+    samples: Samples, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
+) -> DataLoader:
+    """Batches of all samples in their order, or of so many random ones, which are others in every epoch."""
+    return DataLoader(
+        samples,
+        batch_size,
+        sampler=None if number is None else RandomSampler(samples, num_samples=number),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_sigterm,
+        generator=torch.Generator(),  # not the global one, which must not see how often a run was stopped
+    )
+
+
+def _ignore_sigterm(_: int) -> None:
+    """The main process needs those that load data when SIGTERM tells all of them to stop, and it has to save."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
@@ -244,7 +268,8 @@ def make_transform(data_config: dict[str, Any], is_events: bool, **training: Any
         return Normalize(data_config['mean'], data_config['std'])
     shared = {key: data_config[key] for key in ('input_size', 'mean', 'std', 'interpolation')}
     if training:
-        return create_transform(is_training=True, **training, **shared)
+        with one_line_errors('set up the augmentation'):
+            return create_transform(is_training=True, **training, **shared)
     return create_transform(crop_pct=data_config['crop_pct'], **shared)
 
 
@@ -335,7 +360,7 @@ def open_split(
             return RECORDINGS[source.name](source.folder, PARTS[split], **frames)
         dataset = create_dataset(
             source.name,
-            root=source.folder,
+            root=str(source.folder) if source.folder else None,
             split=split,
             class_map=class_map,  # type: ignore[arg-type]  # None is the default
             download=source.download,

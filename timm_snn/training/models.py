@@ -14,8 +14,8 @@ from timm.data import resolve_input_data_config
 from timm.models import load_checkpoint
 from torch import nn
 
-import timm_snn
-
+from ..models import save_for_hf
+from ..ops import lif
 from .errors import one_line_errors
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     'key_map',
     'open_model',
     'open_to_train',
+    'save_model',
     'steps_of',
 ]
 
@@ -39,18 +40,18 @@ def open_model(
     pretrained: bool = False,
     num_steps: int | None = None,
     device: str = 'cpu',
-    **kwargs: Any,
+    model_kwargs: dict[str, Any] | None = None,
 ) -> Any:
     """A model with its weights by name or folder, in eval mode on the device. Raises: UserError if it cannot be made.
 
     `checkpoint` is a file of weights, or a folder in OUTPUT/checkpoints, which brings its run's options of the model
-    and of the images with it; `kwargs` go to `timm.create_model`.
+    and of the images with it.
     """
     is_saved = name.startswith(('local-dir:', 'hf-hub:'))
     with one_line_errors(f'create model {name!r}', "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"):
-        file, run = checkpoint, {}
+        file, run, labels, kwargs = checkpoint, {}, None, model_kwargs or {}
         if checkpoint and checkpoint.is_dir():
-            run = run_options(checkpoint, name)
+            run, labels = run_options(checkpoint, name), run_labels(checkpoint)
             sizes = {key: run[key] for key in ('num_classes', 'in_chans') if run.get(key)}
             kwargs = sizes | run.get('model_kwargs', {}) | kwargs
             averaged = checkpoint / 'ema.safetensors'
@@ -67,7 +68,7 @@ def open_model(
             given = {key: run[key] for key in images if run.get(key) is not None}
             model.pretrained_cfg.update(resolve_input_data_config(model, args=given))
             # not those of the tag or of the model it began with: the run may have had other data
-            model.pretrained_cfg.update(label_names=run_labels(checkpoint), label_descriptions=None)
+            model.pretrained_cfg.update(label_names=labels, label_descriptions=None)
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
@@ -88,11 +89,22 @@ def open_to_train(
     freeze: Sequence[str] = (),
     grad_checkpointing: bool = False,
     channels_last: bool = False,
-    **kwargs: Any,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    drop_path: float | None = None,
+    model_kwargs: dict[str, Any] | None = None,
 ) -> Any:
     """A model to be trained, of which the modules in `freeze` are not. Raises: UserError if it cannot be made."""
     with one_line_errors(f'create model {name!r}'):
-        model: Any = timm.create_model(name, pretrained=pretrained, checkpoint_path=str(checkpoint or ''), **kwargs)
+        model: Any = timm.create_model(
+            name,
+            pretrained=pretrained,
+            checkpoint_path=str(checkpoint or ''),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_path_rate=drop_path,
+            **(model_kwargs or {}),
+        )
         if grad_checkpointing:
             model.set_grad_checkpointing()
         modules = dict(model.named_modules())
@@ -108,13 +120,24 @@ def check_neurons(model: nn.Module, device: torch.device) -> None:
     """Raises: UserError if a backend of the neurons cannot run on the device."""
     with one_line_errors('run the neurons'):
         for backend in {getattr(module, 'backend', None) for module in model.modules()}:
-            timm_snn.lif(torch.zeros(1, 1, device=device), backend=backend)
+            lif(torch.zeros(1, 1, device=device), backend=backend)
 
 
 def input_config(model: Any, **given: Any) -> dict[str, Any]:
     """How the model's input is prepared: in its own way, but for img_size, mean, std, crop_pct or interpolation."""
     with one_line_errors('set up the transform of the images'):
         return resolve_input_data_config(model, args=given)
+
+
+def save_model(model: Any, folder: Path, tag: str | None, names: list[str] | None, config: dict[str, Any]) -> None:
+    """Write a trained model in the Hub's format, with the names of its classes and how its input is prepared.
+
+    The tag names the training: that of the model it began with is not this one's.
+    """
+    model.to(memory_format=torch.contiguous_format)  # which safetensors needs
+    cfg = dict(tag=tag, label_names=None, label_descriptions=None)
+    with one_line_errors(f'write {folder}'):
+        save_for_hf(model, folder, model_config=dict(label_names=names, pretrained_cfg=cfg), data_config=config)
 
 
 def run_options(checkpoint: Path, name: str) -> dict[str, Any]:

@@ -16,16 +16,24 @@ from .errors import UserError, one_line_errors
 
 __all__ = [
     'ArgumentParser',
+    'accelerator_options',
     'as_config',
+    'batch_options',
     'data_source',
     'evaluation_parser',
     'image_options',
     'model_options',
     'model_parser',
     'natural_int',
+    'optimizer_options',
     'positive_int',
+    'sample_options',
+    'schedule_options',
     'tag_of',
+    'task_options',
+    'trainable_options',
     'training_options',
+    'transform_options',
 ]
 
 # Options that would be ignored without others, and are refused rather.
@@ -80,19 +88,64 @@ def data_source(args: argparse.Namespace) -> DataSource:
 
 def image_options(args: argparse.Namespace) -> dict[str, Any]:
     """How images are prepared, without what is left to the model: arguments of `models.input_config`."""
-    names = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation')
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    names = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation', 'in_chans')  # the last in training alone
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `models.open_model` beside the name."""
-    return dict(
-        checkpoint=args.checkpoint,
-        pretrained=args.pretrained,
-        num_steps=args.num_steps,
-        device=args.device,
-        **args.model_kwargs,
-    )
+    return _chosen(args, 'checkpoint', 'pretrained', 'num_steps', 'device', 'model_kwargs')
+
+
+def accelerator_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `hardware.make_accelerator`."""
+    return _chosen(args, 'output', 'log_with', 'seed', 'grad_accum_steps', 'num_threads', 'compile')
+
+
+def trainable_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `models.open_to_train` beside the name."""
+    weights = ('pretrained', 'checkpoint', 'freeze', 'grad_checkpointing', 'channels_last')
+    return _chosen(args, *weights, 'num_classes', 'in_chans', 'drop_path', 'model_kwargs')
+
+
+def sample_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `data.choose_samples` beside the data."""
+    return _chosen(args, 'seed', 'fold', 'val_fraction', 'max_train_samples', 'max_val_samples')
+
+
+def transform_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `data.make_transform` for training."""
+    same = ('scale', 'ratio', 'hflip', 'color_jitter')
+    return _chosen(args, *same, auto_augment='aa', re_prob='reprob', re_mode='remode')
+
+
+def batch_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `batches.BatchTransform` that an option gives."""
+    same = ('channels_last', 'event_aug', 'mixup', 'cutmix')
+    renamed = dict(prob='mixup_prob', switch_prob='mixup_switch_prob', off_epoch='mixup_off_epoch')
+    return _chosen(args, *same, **renamed, label_smoothing='smoothing')
+
+
+def task_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `tasks.make_task` that an option gives."""
+    renamed = dict(teacher='kd_model_name', teacher_checkpoint='kd_checkpoint', teacher_temperature='kd_temperature')
+    return _chosen(args, 'loss', 'tet', **renamed, task_weight='kd_task_weight')
+
+
+def optimizer_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of timm's `create_optimizer_v2` beside the model and the learning rate."""
+    return _chosen(args, 'opt', 'weight_decay', 'layer_decay')
+
+
+def schedule_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of timm's `create_scheduler_v2` beside the optimizer and its steps."""
+    same = ('sched', 'cooldown_epochs', 'warmup_epochs', 'warmup_lr', 'min_lr')
+    return _chosen(args, *same, num_epochs='epochs')
+
+
+def _chosen(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any]:
+    """Options by their own names, and by those of a function's arguments."""
+    return {name: getattr(args, option) for name, option in {**dict(zip(same, same, strict=True)), **renamed}.items()}
 
 
 def model_parser(script: str, description: str | None) -> ArgumentParser:
@@ -232,6 +285,7 @@ def training_parser(description: str | None = None) -> ArgumentParser:
         metavar='WEIGHT',
         help='loss at every time step (TET, arXiv 2202.11946), and the weight of its pull of the logits to 1',
     )
+    add('--loss', metavar='NAME', help='of a table in timm_snn/training/tasks.py; default: cross-entropy')
     add('--kd-model-name', help='distil the logits of this timm model, pretrained')
     add('--kd-checkpoint', type=Path, help="the teacher's weights, where they are not the pretrained ones")
     add('--kd-temperature', type=positive, default=1.0)
@@ -340,6 +394,8 @@ def training_options(
         parser.error(f'argument --val-fraction: {args.val_fraction:g} is not between 0 and 1')
     if args.tet is not None and args.kd_model_name:
         parser.error('arguments --tet and --kd-model-name: one of them, there is no loss that is both')
+    if args.loss and (args.tet is not None or args.kd_model_name):
+        parser.error('arguments --loss, --tet and --kd-model-name: one of them, there is no loss that is several')
     if args.pretrained and args.checkpoint:
         parser.error('arguments --pretrained and --checkpoint: start from one of them')
     for names, works, needed in (

@@ -1,5 +1,10 @@
-"""What a model is trained to do, as timm's tasks: the labels alone, at every time step, or with a teacher."""
+"""What a model is trained to do, as timm's tasks: the labels alone, a loss at every time step, or a teacher.
 
+A new loss is one function of the logits of every time step and its row in LOSSES; a config names it, `loss: NAME`.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +12,27 @@ import torch
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import Tensor, nn
 
-from .errors import one_line_errors
+from .errors import UserError, one_line_errors
 
-__all__ = ['StepLogits', 'make_task']
+__all__ = ['LOSSES', 'StepLogits', 'make_learner', 'make_task', 'temporal_efficient_training']
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+StepLoss = Callable[[Tensor, Tensor, Criterion], Tensor]
+
+
+def temporal_efficient_training(logits: Tensor, target: Tensor, criterion: Criterion, weight: float = 0.05) -> Tensor:
+    """(1 - weight) * loss + weight * mean((logits - 1)^2): the mean over time steps of the loss at each.
+
+    The second term pulls the logits to the threshold, 1.
+    Shape: logits [B, T, classes], target [B] or [B, classes] -> [].  Source: arXiv 2202.11946, Eq. 10 to 12.
+    """
+    loss = criterion(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
+    return (1 - weight) * loss + weight * (logits - 1).square().mean()
+
+
+# Losses by the name that a config gives: of logits [B, T, classes] and targets, [B] or [B, classes] where samples are
+# mixed. The criterion is the cross-entropy that a run has without them, with its label smoothing.
+LOSSES: dict[str, StepLoss] = {'tet': temporal_efficient_training}
 
 
 class StepLogits(nn.Module):
@@ -26,44 +49,55 @@ class StepLogits(nn.Module):
 
 
 class StepTask(ClassificationTask):
-    """Temporal efficient training (arXiv 2202.11946, Eq. 10 to 12): the mean over time steps of the loss at each.
+    """A loss of the logits of every time step."""
 
-    (1 - weight) * loss + weight * mean((logits - 1)^2), as the logits are pulled to the threshold, 1.
-    """
-
-    def __init__(self, model: nn.Module, criterion: nn.Module, weight: float) -> None:
+    def __init__(self, model: nn.Module, criterion: nn.Module, loss: StepLoss) -> None:
         super().__init__(model, criterion, verbose=False)
-        self.weight = weight
+        self.loss = loss
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         logits = self.trainable_module(input)
-        loss = self.criterion(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
-        loss = (1 - self.weight) * loss + self.weight * (logits - 1).square().mean()
-        return {'loss': loss, 'output': logits.mean(1)}
+        return {'loss': self.loss(logits, target, self.criterion), 'output': logits.mean(1)}
+
+
+def make_learner(model: nn.Module, by_step: bool) -> nn.Module:
+    """The model, or with `by_step` one that answers at every time step. Raises: UserError if it has none."""
+    if not by_step:
+        return model
+    with one_line_errors('set up the loss at every time step'):
+        return StepLogits(model)
 
 
 def make_task(
-    model: nn.Module,
+    learner: nn.Module,
     criterion: nn.Module,
     device: torch.device,
     *,
+    loss: str | None = None,
     tet: float | None = None,
     teacher: str | None = None,
     teacher_checkpoint: Path | None = None,
     teacher_temperature: float = 1.0,
     task_weight: float = 0.5,
 ) -> TrainingTask:
-    """The task by its options: `tet` of a StepLogits model, or the name of a teacher, or the labels alone."""
+    """The task by its options: `loss` in LOSSES, or 'tet' with this weight, or a teacher by name, or the labels alone.
+
+    The first two want a learner that answers at every time step.
+    """
     if tet is not None:
-        return StepTask(model, criterion, tet)
+        return StepTask(learner, criterion, partial(temporal_efficient_training, weight=tet))
+    if loss is not None:
+        if loss not in LOSSES:
+            raise UserError(f'there is no loss {loss!r}: use one of {", ".join(LOSSES)}')
+        return StepTask(learner, criterion, LOSSES[loss])
     if teacher is None:
-        return ClassificationTask(model, criterion, verbose=False)
+        return ClassificationTask(learner, criterion, verbose=False)
     with one_line_errors(f'create the teacher {teacher!r}'):
         task = LogitDistillationTask(
-            model,
+            learner,
             teacher,
             criterion,
-            teacher_pretrained_path=teacher_checkpoint and str(teacher_checkpoint),
+            teacher_pretrained_path=str(teacher_checkpoint) if teacher_checkpoint else None,
             task_loss_weight=task_weight,
             temperature=teacher_temperature,
             device=device,
