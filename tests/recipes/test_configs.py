@@ -122,7 +122,10 @@ def data_of(request):
             return ['--dataset', f'hfds/{photos}/parquet', '--data-dir', photos / 'cache', '--img-size', 16]
         if dataset == 'torch/fashion_mnist':
             return ['--data-dir', request.getfixturevalue('garments')]
-        return [] if dataset == 'digits' else ['--data-dir', request.getfixturevalue('recordings') / dataset]
+        if dataset == 'digits':
+            return []
+        smaller = [] if dataset == 'nmnist' else ['--img-size', 32]  # which data sets and models take at any size
+        return ['--data-dir', request.getfixturevalue('recordings') / dataset, *smaller]
 
     return arguments
 

@@ -5,11 +5,8 @@ import json
 import math
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import torch
 
 import timm_snn
 from tests.support.damage import cut, flip_a_bit
+from tests.support.processes import Script, run_script
 from tests.support.training import QUICK, TRAIN, weights
 from timm_snn.training.checkpoints import damage, write_manifest
 from timm_snn.training.data import TrainingSamples
@@ -30,28 +28,23 @@ STATEFUL = [
     *('--model-ema-decay', '0.9', '--batch-size', '32', '--grad-accum-steps', '2', '--max-train-samples', '640'),
     *('--max-val-samples', '37'),
 ]
-COMMAND = [sys.executable, str(TRAIN), *QUICK, *STATEFUL, '--checkpoint-steps', '2']
+COMMAND = [TRAIN, *QUICK, *STATEFUL, '--checkpoint-steps', '2']
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory) -> Path:
     """The output of a run that nobody stopped."""
-    output = tmp_path_factory.mktemp('whole')
-    subprocess.run([*COMMAND, '--workers', '0', '--output', str(output)], check=True)
-    return output
+    folder = tmp_path_factory.mktemp('whole')
+    run_script([*COMMAND, '--workers', '0', '--output', folder / 'run'], folder, check=True)
+    return folder / 'run'
 
 
-def start(output: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*COMMAND, '--workers', '2', '--output', str(output), '--resume', 'auto', *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+def start(output: Path, *arguments: str) -> Script:
+    command = [*COMMAND, '--workers', '2', '--output', output, '--resume', 'auto', *arguments]
+    return Script(command, output.parent)
 
 
-def wait_for_another_checkpoint(process: subprocess.Popen, output: Path) -> None:
+def wait_for_another_checkpoint(process: Script, output: Path) -> None:
     before = set((output / 'checkpoints').glob('epoch_*'))
     while process.poll() is None and set((output / 'checkpoints').glob('epoch_*')) <= before:
         time.sleep(0.01)
@@ -77,31 +70,32 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_path):
     """Also with other numbers of data loading processes."""
-    choose = random.Random(int(os.environ.get('KILLS_SEED', 0)))
+    choose, output = random.Random(int(os.environ.get('KILLS_SEED', 0))), tmp_path / 'run'
     for _ in range(3):
-        process = start(tmp_path)
-        wait_for_another_checkpoint(process, tmp_path)
+        process = start(output)
+        wait_for_another_checkpoint(process, output)
         time.sleep(choose.random())
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    assert not (tmp_path / 'model').exists(), 'it finished before it was killed'
-    printed, _ = start(tmp_path).communicate()
+    assert not (output / 'model').exists(), 'it finished before it was killed'
+    printed, _ = start(output).communicate()
     assert 'top-1: ' in printed
-    assert_same_run(whole, tmp_path)
+    assert_same_run(whole, output)
 
 
 def test_sigterm_saves_and_exits(whole, tmp_path):
-    process = start(tmp_path, '--checkpoint-steps', '1000')
-    while not (tmp_path / 'logs').exists():
+    output = tmp_path / 'run'
+    process = start(output, '--checkpoint-steps', '1000')
+    while not (output / 'logs').exists():
         time.sleep(0.05)
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGTERM)  # the data loading processes get it too, as under SLURM
     printed, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, printed
-    (saved,) = (tmp_path / 'checkpoints').iterdir()
+    (saved,) = (output / 'checkpoints').iterdir()
     assert f'stopped by SIGTERM; --resume auto goes on from {saved}' in printed and '_step_' in saved.name
-    start(tmp_path).communicate()
-    assert_same_run(whole, tmp_path)
+    start(output).communicate()
+    assert_same_run(whole, output)
 
 
 def test_a_finished_run_says_so(train, output):
@@ -154,14 +148,11 @@ def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_
     refused('--resume', newest, match=f'cannot read checkpoint {newest}: model.safetensors is not what was written')
 
 
-def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(output):
+def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(output, tmp_path):
     """A limit on the size of files stands for it: the system refuses to write, in the same place."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-
-    command = [sys.executable, str(TRAIN), *QUICK, '--max-steps', '23', '--output', str(output), '--resume', 'auto']
-    result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))'
+    command = [TRAIN, *QUICK, '--max-steps', '23', '--output', output, '--resume', 'auto']
+    result = run_script(command, tmp_path, before=limit)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and last.startswith(
         f'error: cannot write checkpoint {output}/checkpoints/epoch_0001_s'
@@ -228,8 +219,7 @@ def test_a_run_of_max_steps_goes_on_with_more(tmp_path):
     sizes = ['--max-train-samples', '320', '--max-val-samples', '37']
 
     def run(*arguments: object) -> str:
-        command = [sys.executable, str(TRAIN), *QUICK, *sizes, *map(str, arguments)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return run_script([TRAIN, *QUICK, *sizes, *arguments], tmp_path, check=True).stdout
 
     run('--output', tmp_path / 'whole', '--max-steps', '7')
     run('--output', tmp_path / 'parts', '--max-steps', '3')
