@@ -86,12 +86,12 @@ def options_of(command: str) -> dict[str, Any]:
 
 
 def is_same(options: dict[str, Any], run: dict[str, Any], but: tuple[str, ...]) -> bool:
-    """Whether both train alike, wherever they run."""
+    """True if both train alike, wherever they run."""
     return all(options[key] == run.get(key) for key in options if key not in (*LOCAL, *but))
 
 
 def own_result(source: Source) -> dict[str, str] | None:
-    """What the run measured of these weights on its validation split, as a row of hub/results.csv."""
+    """The result of these weights on the validation split of their run, as a row of hub/results.csv."""
     run, history, tested = source.run, source.history, source.tested
     if run.get('val_fraction') is not None:  # the history measures held-out training samples
         history = history[: tested['epoch']] if tested else []
@@ -154,7 +154,7 @@ def describe(source: Source, result: dict[str, str] | None) -> str:
 
 
 def dataset_name(run: dict[str, Any]) -> str:
-    """As the options of a run call it, without the folders above it."""
+    """The name of the data in the options of a run, without the folders above it."""
     name = shorten(run['dataset']).removeprefix('hfds/').removeprefix('torch/')
     return name or Path(run.get('data_dir') or 'a folder').name
 

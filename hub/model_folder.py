@@ -66,7 +66,7 @@ LOCAL = (
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How a folder is written, where it is not as the source says."""
+    """Choices about a folder that the source does not make."""
 
     dtype: str = 'float32'
     labels: Path | None = None
@@ -109,7 +109,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """With the tag, which names the training."""
+        """The name with the tag, which names the training."""
         cfg = self.model.pretrained_cfg
         return f'{cfg["architecture"]}.{cfg["tag"]}' if cfg.get('tag') else cfg['architecture']
 
@@ -204,7 +204,7 @@ def read_run(output: Path) -> dict[str, Any]:
 
 
 def read_report(path: Path | None, model: Any) -> Report | None:
-    """What recipes/energy.py measured on this model. Raises: UserError if it was another."""
+    """A report of recipes/energy.py on this model. Raises: UserError if it is about another."""
     if path is None:
         return None
     with one_line_errors(f'read the report {path}', 'recipes/energy.py writes report.json'):

@@ -1,4 +1,4 @@
-"""What a trained model says of pictures: the likeliest classes of each, with their probabilities.
+"""Classify pictures with a trained model: the likeliest classes of each, with their probabilities.
 
     python recipes/predict.py --model local-dir:output/digits/model photo.png holiday/
     python recipes/predict.py --model hf-hub:USER/NAME FOLDER --topk 3 --device cuda --output predictions.csv
@@ -85,7 +85,7 @@ class Pictures(Dataset):
 
 @torch.inference_mode()
 def predict(model: Any, pictures: Pictures, topk: int, batch_size: int, workers: int) -> Iterator[tuple[int, Any]]:
-    """For every picture its index and [(class, probability), ...], the likeliest first, or why it cannot be read."""
+    """Yield each picture's index with [(class, probability), ...], the likeliest first, or why it is unreadable."""
     device = next(model.parameters()).device
     loader: Any = DataLoader(pictures, batch_size, num_workers=workers, collate_fn=list)
     bar = tqdm(total=len(pictures), desc='predict', unit='picture')

@@ -55,115 +55,133 @@ class Run:
 
     def __init__(self, args: Namespace) -> None:
         self.stop = StopSignal()
-        self.accelerator = accelerator = make_accelerator(**options.accelerator_options(args))
-        device, num_processes = accelerator.device, accelerator.num_processes
-        self.is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        self.progress = Progress()
+        self.accelerator = make_accelerator(**options.accelerator_options(args))
+        self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        self.by_step = args.loss is not None or args.tet is not None  # the loss wants the logits of every step
+        self.reported = 'ema' if args.model_ema else 'eval'  # whose accuracy is reported
+        self.freeze, self.clip_grad, self.checkpoint_steps = args.freeze, args.clip_grad, args.checkpoint_steps
         if args.model_ema and self.is_sharded:
             raise UserError('--model-ema needs all weights in one place, and FSDP spreads them: use DDP')
         if args.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # or cuBLAS refuses to multiply
         seed = partial(set_seed, args.seed, device_specific=True, deterministic=args.deterministic)
         seed()
+        self._open_model_and_data(args)
+        batch_size = args.batch_size
+        if args.find_batch_size:
+            batch_size = self._fitting_batch_size(args)
+            self.accelerator.gradient_accumulation_steps *= args.batch_size // batch_size
+            seed()
+        self._make_loaders(args, batch_size)
+        lr = args.lr if args.lr_base is None else args.lr_base * self.effective_batch / args.lr_base_size
+        self._make_learner(args, lr)
+        self._resume(args)
+        self._introduce(args, batch_size, lr)
+
+    def _open_model_and_data(self, args: Namespace) -> None:
         if args.backend:
             with one_line_errors(f'create model {args.model!r}'):
                 timm_snn.set_backend(args.backend)
-        with accelerator.main_process_first():  # one process downloads
-            self.model = model = open_to_train(args.model, **options.trainable_options(args))
-            self.data_config = input_config(model, **options.image_options(args))
-            check_neurons(model, device)
-            source = options.data_source(args)
-            parts = open_datasets(source, args.train_split, args.val_split, model, self.data_config['input_size'][1:])
-        self.class_names, self.is_events = class_names(parts[0]), source.is_events
+        source = options.data_source(args)
+        with self.accelerator.main_process_first():  # one process downloads
+            self.model = open_to_train(args.model, **options.trainable_options(args))
+            self.data_config = input_config(self.model, **options.image_options(args))
+            check_neurons(self.model, self.accelerator.device)
+            size = self.data_config['input_size'][1:]
+            train_set, val_set = open_datasets(source, args.train_split, args.val_split, self.model, size)
+        self.class_names, self.is_events = class_names(train_set), source.is_events
         self.train_set, self.val_set, self.test_set = choose_samples(
-            *parts,
+            train_set,
+            val_set,
             training_transform=make_transform(self.data_config, self.is_events, **options.transform_options(args)),
             transform=make_transform(self.data_config, self.is_events),
             **options.sample_options(args),
         )
 
-        task_options, optimizer_options = options.task_options(args), options.optimizer_options(args)
-        by_step = args.loss is not None or args.tet is not None
-        batch_size = args.batch_size
-        if args.find_batch_size:
-            criterion = create_classification_loss(smoothing=args.smoothing)
-            batch_size = largest_batch_size(
-                args.batch_size,
-                model,
-                self.train_set[0][0],
-                accelerator,
-                make_task=lambda twin: make_task(make_learner(twin, by_step), criterion, device, **task_options),
-                make_optimizer=lambda twin: create_optimizer_v2(twin, lr=args.lr, **optimizer_options),
-                keeps_average=args.model_ema,
-                only_even=bool(args.mixup or args.cutmix),
-                channels_last=args.channels_last,
-            )
-            accelerator.gradient_accumulation_steps *= args.batch_size // batch_size
-            seed()
-        self.accumulation = accelerator.gradient_accumulation_steps
+    def _fitting_batch_size(self, args: Namespace) -> int:
+        criterion = create_classification_loss(smoothing=args.smoothing)
+        device, task_options = self.accelerator.device, options.task_options(args)
+        return largest_batch_size(
+            args.batch_size,
+            self.model,
+            self.train_set[0][0],
+            self.accelerator,
+            make_task=lambda twin: make_task(make_learner(twin, self.by_step), criterion, device, **task_options),
+            make_optimizer=lambda twin: create_optimizer_v2(twin, lr=args.lr, **options.optimizer_options(args)),
+            keeps_average=args.model_ema,
+            only_even=bool(args.mixup or args.cutmix),
+            channels_last=args.channels_last,
+        )
+
+    def _make_loaders(self, args: Namespace, batch_size: int) -> None:
+        num_processes, self.accumulation = self.accelerator.num_processes, self.accelerator.gradient_accumulation_steps
         self.effective_batch = batch_size * self.accumulation * num_processes
-        batches = f'{batch_size} x {num_processes} processes x {self.accumulation} accumulated'
-        self.updates_per_epoch = len(self.train_set) // self.effective_batch  # samples that fill no update are left out
+        self.updates_per_epoch = len(self.train_set) // self.effective_batch  # whole ones; the samples left over change
         if self.updates_per_epoch == 0:
             raise UserError(
                 f'{len(self.train_set)} training samples do not fill a batch of {batch_size} for each of '
                 f'{num_processes} processes and {self.accumulation} steps of accumulation: pass a smaller --batch-size'
             )
-        self.loader_of = partial(
-            make_loader, batch_size=batch_size, workers=args.workers, pin_memory=device.type == 'cuda'
-        )
-        self.train_loader, self.val_loader = accelerator.prepare(
+        on_gpu = self.accelerator.device.type == 'cuda'
+        self.loader_of = partial(make_loader, batch_size=batch_size, workers=args.workers, pin_memory=on_gpu)
+        self.train_loader, self.val_loader = self.accelerator.prepare(
             self.loader_of(self.train_set, number=self.updates_per_epoch * self.effective_batch),
             self.loader_of(self.val_set),
         )
 
-        lr = args.lr if args.lr_base is None else args.lr_base * self.effective_batch / args.lr_base_size
+    def _make_learner(self, args: Namespace, lr: float) -> None:
+        """Make what learns, and how: `learner` is the model or its steps, `prepared` that on all processes."""
+        accelerator = self.accelerator
         with one_line_errors('set up the optimizer'):
-            optimizer = create_optimizer_v2(model, lr=lr, **optimizer_options)
-        self.learner = make_learner(model, by_step)
-        if args.sync_bn and device.type == 'cuda' and num_processes > 1:
+            optimizer = create_optimizer_v2(self.model, lr=lr, **options.optimizer_options(args))
+        self.learner = make_learner(self.model, self.by_step)
+        if args.sync_bn and accelerator.device.type == 'cuda' and accelerator.num_processes > 1:
             self.learner = nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
-        # compiled, and spread over the processes
         self.prepared, self.optimizer = accelerator.prepare(self.learner, optimizer)
         self.ema = None
         if args.model_ema:
             self.ema = ModelEmaV3(self.learner, args.model_ema_decay, use_warmup=args.model_ema_warmup)
-        self.transform = BatchTransform(model.num_classes, self.is_events, **options.batch_options(args))
+        self.transform = BatchTransform(self.model.num_classes, self.is_events, **options.batch_options(args))
         criterion = create_classification_loss(smoothing=args.smoothing, soft_targets=self.transform.mix is not None)
-        self.task = make_task(self.prepared, criterion, device, **task_options)
+        self.task = make_task(self.prepared, criterion, accelerator.device, **options.task_options(args))
+        schedule = dict(step_on_epochs=False, updates_per_epoch=self.updates_per_epoch)
         with one_line_errors('set up the schedule'):
             self.scheduler, self.epochs = create_scheduler_v2(
-                self.optimizer,
-                step_on_epochs=False,
-                updates_per_epoch=self.updates_per_epoch,
-                **options.schedule_options(args),
+                self.optimizer, **schedule, **options.schedule_options(args)
             )
         self.total_updates = min(self.epochs * self.updates_per_epoch, args.max_steps or sys.maxsize)
         self.last_epoch = math.ceil(self.total_updates / self.updates_per_epoch)
 
-        self.progress = Progress()
-        self.reported = 'ema' if self.ema else 'eval'  # whose accuracy is reported
-        self.freeze, self.clip_grad, self.checkpoint_steps = args.freeze, args.clip_grad, args.checkpoint_steps
+    def _resume(self, args: Namespace) -> None:
+        """Make the output and the trackers, and go on from a checkpoint if there is one to resume."""
+        accelerator, config = self.accelerator, options.as_config(args)
         setup = {'mixed_precision': accelerator.mixed_precision, 'effective_batch': self.effective_batch}
         self.checkpoints = Checkpoints(
             accelerator, args.output, self.progress, setup, self.ema, args.checkpoint_hist, f'{self.reported}_top1'
         )
-        config = options.as_config(args)
         found = prepare_output(args.output, config, setup, accelerator, resume=args.resume, overwrite=args.overwrite)
         if found and (warning := self.checkpoints.load(found)):
             print(warning)
+        if args.push_to_hub and accelerator.is_main_process:
+            with one_line_errors(f'make the repository {args.push_to_hub!r}', 'log in with `hf auth login`'):
+                HfApi().create_repo(args.push_to_hub, exist_ok=True)  # now: not after weeks of training
         with one_line_errors(f'log with {args.log_with!r}'):
             accelerator.init_trackers('timm_snn', {name: str(value) for name, value in config.items()})
-        accelerator.print(
-            f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, input '
+
+    def _introduce(self, args: Namespace, batch_size: int, lr: float) -> None:
+        say, processes = self.accelerator.print, self.accelerator.num_processes
+        say(
+            f'{args.model}: {sum(p.numel() for p in self.model.parameters()):,} parameters, input '
             f'{self.data_config["input_size"]}; {args.dataset}: {len(self.train_set)} training and {len(self.val_set)} '
-            f'validation samples; effective batch {self.effective_batch} ({batches}), lr {lr:g}, epochs '
-            f'{self.progress.epoch + 1} to {self.epochs}, seed {args.seed}, {device}'
+            f'validation samples; effective batch {self.effective_batch} ({batch_size} x {processes} processes x '
+            f'{self.accumulation} accumulated), lr {lr:g}, epochs {self.progress.epoch + 1} to {self.epochs}, '
+            f'seed {args.seed}, {self.accelerator.device}'
             + (' (nothing left to train)' if self.progress.epoch >= self.last_epoch else '')
         )
         if args.warmup_epochs >= args.epochs:
-            accelerator.print(
-                f'note: the learning rate warms up for {args.warmup_epochs} of {args.epochs} epochs and is never {lr:g}'
-            )
+            warmup = f'{args.warmup_epochs} of {args.epochs} epochs'
+            say(f'note: the learning rate warms up for {warmup} and is never {lr:g}')
 
     @property
     def updates_done(self) -> int:
@@ -171,7 +189,7 @@ class Run:
 
     @property
     def largest_lr(self) -> float:
-        """With --layer-decay that of the classifier, which is what was asked for."""
+        """The rate that was asked for: with --layer-decay it is that of the classifier."""
         return max(group['lr'] for group in self.optimizer.param_groups)
 
     def save_and_exit(self) -> NoReturn:
@@ -185,7 +203,7 @@ class Run:
 
 
 class Update(NamedTuple):
-    """What was measured in an update, over all processes."""
+    """Measurements of an update, over all processes."""
 
     loss_sum: float  # over samples
     hits: float
@@ -326,9 +344,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = options.training_options(argv, __doc__)
     run = Run(args)
     progress, accelerator = run.progress, run.accelerator
-    if args.push_to_hub and accelerator.is_main_process:
-        with one_line_errors(f'make the repository {args.push_to_hub!r}', 'log in with `hf auth login`'):
-            HfApi().create_repo(args.push_to_hub, exist_ok=True)  # now: not after weeks of training
     start, updates_before = time.perf_counter(), run.updates_done
     for epoch in range(progress.epoch, run.last_epoch):
         images_per_s = train_epoch(run, epoch)

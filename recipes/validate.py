@@ -57,7 +57,7 @@ def percent(row: dict[str, Any], metric: str) -> str:
 
 
 def tables(steps: list[dict[str, Any]], classes: list[dict[str, Any]], worst: int) -> list[Table]:
-    """For the terminal: accuracy after each step if there are any, and the worst classes first."""
+    """Tables for the terminal: accuracy after each step if there are any, and the worst classes first."""
     metrics = {'top1': 'top-1', 'top5': 'top-5'}
     shown = {metric: title for metric, title in metrics.items() if steps and metric in steps[0]}
     by_step = make_table(

@@ -1,4 +1,4 @@
-"""What happens to a training batch on the device, before the model sees it."""
+"""The last steps of a training batch before the model sees it, on the device."""
 
 from typing import Any
 

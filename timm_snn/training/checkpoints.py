@@ -212,7 +212,7 @@ class Checkpoints:
         )
 
     def load_weights(self, checkpoint: Path, model: torch.nn.Module) -> None:
-        """Only the weights that `metric` is about: the average's where there is one."""
+        """Load only the weights that `metric` is about: the average where there is one."""
         with one_line_errors(f'read checkpoint {checkpoint}'):
             model.load_state_dict(load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors')))
 
@@ -242,7 +242,7 @@ class Checkpoints:
 
 
 def not_restored(states: dict[str, Any]) -> str:
-    """Whose random numbers are not in these states, which Accelerate leaves as they are without a word."""
+    """The generators that these states do not hold, by name. Accelerate leaves those as they are without a word."""
     numpy_state: Any = np.random.get_state()
     found = {
         'Python': random.getstate() == states['random_state'],
@@ -273,7 +273,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: it is whole."""
+    """The reason why a checkpoint cannot be used, or None if it is whole."""
     if not (folder / 'manifest.json').is_file():
         return 'it has no manifest.json'
     try:

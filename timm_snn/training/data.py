@@ -149,10 +149,11 @@ class Samples(Dataset):
 
 
 class TrainingSamples(Samples):
-    """What the transform draws depends on seed, epoch and sample alone: not on the number of processes and workers, nor
-    on the samples before. So a run that goes on in the middle of an epoch repeats what it would have done.
+    """Samples to train on, each augmented by random numbers of its own.
 
-    An unreadable image is replaced by the next one, with a warning, as timm does.
+    What the transform draws depends on seed, epoch and sample alone: not on the number of processes and workers, nor on
+    the samples before. So a run that goes on in the middle of an epoch repeats what it would have done. An unreadable
+    image is replaced by the next one, with a warning, as timm does.
     """
 
     def __init__(self, source: Any, indices: Sequence[int], seed: int, transform: Callable | None = None) -> None:
@@ -240,14 +241,14 @@ def _ignore_sigterm(_: int) -> None:
 
 
 def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
-    """At most `number` of them, spread over all since many data sets are sorted by class."""
+    """`number` of them or all, spread evenly because many data sets are sorted by class."""
     if number is None or number >= len(indices):
         return indices
     return [indices[i * len(indices) // number] for i in range(number)]
 
 
 def labels_of(dataset: Any) -> np.ndarray:
-    """Of every sample, without reading the images where the data set knows them."""
+    """The label of every sample, without reading the images where the data set knows them."""
     reader: Any = getattr(dataset, 'reader', None)
     for labels in (getattr(dataset, 'labels', None), getattr(dataset, 'targets', None)):
         if labels is not None:

@@ -1,4 +1,4 @@
-"""What a user got wrong ends a script in one line. Everything else keeps its traceback."""
+"""Mistakes of users end a script in one line. Everything else keeps its traceback."""
 
 import functools
 import logging

@@ -73,7 +73,7 @@ def averaged_weights(model: nn.Module, ema: ModelEmaV3) -> Iterator[None]:
 
 
 def predict_first(folder: Path, samples: Samples, is_events: bool) -> str:
-    """What a saved model, loaded as a user would, says of the first sample."""
+    """The answer of a saved model, loaded as a user would, to the first sample, in words."""
     model: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     transform = make_transform(input_config(model), is_events)
     image, label = Samples(samples.source, samples.indices, transform)[0]

@@ -1,4 +1,4 @@
-"""What a run needs of the machine: processes, threads, precision, and a batch that fits into memory."""
+"""The machine of a run: processes, threads, precision, and a batch that fits into memory."""
 
 import copy
 import os

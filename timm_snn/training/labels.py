@@ -47,7 +47,7 @@ def open_labels(model: Any, file: Path | None = None) -> Any:
 
 
 def descriptions_of(labels: Any, num_classes: int) -> list[str]:
-    """What to show for each class: its number where nobody knows a name."""
+    """A description of each class: its number where nobody knows a name."""
     return [labels.index_to_description(i) if labels else str(i) for i in range(num_classes)]
 
 

@@ -124,7 +124,7 @@ def check_neurons(model: nn.Module, device: torch.device) -> None:
 
 
 def input_config(model: Any, **given: Any) -> dict[str, Any]:
-    """How the model's input is prepared: in its own way, but for img_size, mean, std, crop_pct or interpolation."""
+    """The preparation of a model's input: its own, but for img_size, mean, std, crop_pct or interpolation if given."""
     with one_line_errors('set up the transform of the images'):
         return resolve_input_data_config(model, args=given)
 

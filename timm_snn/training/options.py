@@ -70,7 +70,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def tag_of(model: str) -> str | None:
-    """What names the training in NAME.TAG; training on from a folder or a repository has no name yet."""
+    """The tag in NAME.TAG, which names the training. One that goes on from a folder or a repository has no name yet."""
     return None if ':' in model else split_model_name_tag(model)[1] or None
 
 
@@ -87,7 +87,7 @@ def data_source(args: argparse.Namespace) -> DataSource:
 
 
 def image_options(args: argparse.Namespace) -> dict[str, Any]:
-    """How images are prepared, without what is left to the model: arguments of `models.input_config`."""
+    """Arguments of `models.input_config`, without those that are left to the model."""
     names = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation', 'in_chans')  # the last in training alone
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 

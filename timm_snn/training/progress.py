@@ -1,4 +1,4 @@
-"""How far a run is, what it has measured, and whether it has been told to stop."""
+"""The progress of a run, its results so far, and the signal to stop."""
 
 import signal
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ __all__ = ['Progress', 'StopSignal', 'write_summary']
 
 @dataclass
 class Progress:
-    """How far the run is: finished epochs with a row of results each, and sums over the updates of the one begun."""
+    """Finished epochs with a row of results each, and sums over the updates of the epoch that has begun."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     updates: int = 0

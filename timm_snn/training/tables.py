@@ -37,6 +37,6 @@ def make_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: 
 
 
 def wide_console() -> Console:
-    """As wide as any table where a file or a pipe has no width of its own."""
+    """A console that is as wide as any table where a file or a pipe has no width of its own."""
     console = Console()
     return Console(width=console.width if console.is_terminal else 220)

@@ -1,4 +1,4 @@
-"""What a model is trained to do, as timm's tasks: the labels alone, a loss at every time step, or a teacher.
+"""Losses as timm's tasks: of the labels alone, at every time step, or with a teacher.
 
 A new loss is one function of the logits of every time step and its row in LOSSES; a config names it, `loss: NAME`.
 """
