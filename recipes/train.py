@@ -20,6 +20,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from typing import NamedTuple, NoReturn
@@ -265,23 +266,23 @@ def train_epoch(run: Run, epoch: int) -> float:
     title, is_quiet = f'epoch {epoch + 1}/{run.epochs}', not accelerator.is_main_process
     bar = tqdm(total=run.updates_per_epoch, initial=progress.updates, desc=title, leave=False, disable=is_quiet)
     start, seen_before = time.perf_counter(), progress.seen
-    batches = iter(loader)
-    while progress.updates < run.updates_per_epoch and run.updates_done < run.total_updates:
-        update = train_step(run, batches)
-        bar.update()
-        if progress.updates % LOG_EVERY == 1:
-            state = {
-                'loss': update.loss_sum / run.effective_batch,
-                'top1': 100 * progress.hits / progress.seen,
-                'images_per_s': (progress.seen - seen_before) / (time.perf_counter() - start),
-            }
-            bar.set_postfix({name: f'{value:.4g}' for name, value in state.items()})
-            accelerator.log({**state, 'gradient': update.gradient_norm, 'lr': run.largest_lr}, run.updates_done)
-        if update.must_stop:
-            run.save_and_exit()
-        if run.checkpoint_steps and run.updates_done % run.checkpoint_steps == 0:
-            run.checkpoints.save()
-    next(batches, None)  # Accelerate notes the end of a loader when it is asked for more
+    with closing(iter(loader)) as batches:  # ends the processes that load data, however the epoch ends
+        while progress.updates < run.updates_per_epoch and run.updates_done < run.total_updates:
+            update = train_step(run, batches)
+            bar.update()
+            if progress.updates % LOG_EVERY == 1:
+                state = {
+                    'loss': update.loss_sum / run.effective_batch,
+                    'top1': 100 * progress.hits / progress.seen,
+                    'images_per_s': (progress.seen - seen_before) / (time.perf_counter() - start),
+                }
+                bar.set_postfix({name: f'{value:.4g}' for name, value in state.items()})
+                accelerator.log({**state, 'gradient': update.gradient_norm, 'lr': run.largest_lr}, run.updates_done)
+            if update.must_stop:
+                run.save_and_exit()
+            if run.checkpoint_steps and run.updates_done % run.checkpoint_steps == 0:
+                run.checkpoints.save()
+        next(batches, None)  # Accelerate notes the end of a loader when it is asked for more
     bar.close()
     return (progress.seen - seen_before) / (time.perf_counter() - start)
 

@@ -1,6 +1,7 @@
 """recipes/train.py as users run it: on real digits, from the command line, killed and resumed, and given nonsense."""
 
 import csv
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -107,9 +108,11 @@ def test_an_unreadable_validation_image_ends_the_run_and_loses_nothing(train, fo
     broken.write_bytes(whole[:60])
     data = ['--dataset', '', '--data-dir', folder, '--in-chans', '3', '--workers', workers]
     arguments = [*ONE_EPOCH, *data, '--output', tmp_path / 'out']
+    processes = set(multiprocessing.active_children())
     with pytest.raises(SystemExit, match=r'^error: cannot evaluate: sample .*class1/99\.png is unreadable') as stop:
         train(*arguments)
     assert '\n' not in str(stop.value) and str(stop.value).endswith('epoch_0000_step_000006')
+    assert set(multiprocessing.active_children()) <= processes  # they ignore SIGTERM, and would be waited for at exit
     broken.write_bytes(whole)
     printed = train(*arguments, '--resume', 'auto')
     assert 'epoch 1/1' in printed and (tmp_path / 'out' / 'checkpoints' / 'epoch_0001').is_dir()

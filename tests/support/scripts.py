@@ -1,7 +1,6 @@
 """Scripts of recipes/ and hub/ in this process, which saves the seconds that imports take."""
 
 import importlib
-import multiprocessing
 import signal
 import sys
 from pathlib import Path
@@ -24,15 +23,12 @@ def load(script: str) -> ModuleType:
 
 
 def run(script: str, *arguments: object) -> None:
-    """Run it; threads, handlers of signals, child processes and Accelerate are afterwards as they were."""
-    children = set(multiprocessing.active_children())
+    """Run it; threads, handlers of signals and Accelerate are afterwards as they were."""
     threads, on_sigterm = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         load(script).main([str(argument) for argument in arguments])
     finally:
-        for worker in set(multiprocessing.active_children()) - children:
-            worker.kill()  # a loader of a run that ended early has some, which do not mind SIGTERM
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
         signal.signal(signal.SIGTERM, on_sigterm)

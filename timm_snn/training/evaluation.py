@@ -1,7 +1,7 @@
 """Models on labelled data: means over all processes while one is trained, or the outcome of every sample."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,20 @@ def mean_metrics(
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     rates: dict[str, float] = {}
-    for images, labels in stop.readable(loader):
-        if stop.came_to(accelerator):
-            return {}
-        if watched and not losses:
-            stages = timm_snn.profile(watched, images, progress=False).stages
-            rates = {f'rate_{stage.name}': stage.firing_rate for stage in stages if stage.firing_rate is not None}
-        logits = learner(images)
-        if logits.ndim == 3:  # of every time step
-            logits = logits.mean(1)
-        loss = cross_entropy(logits, labels, reduction='none')
-        loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
-        losses.append(loss)
-        hits.append(hit)
+    with closing(stop.readable(loader)) as batches:  # ends the processes that load data
+        for images, labels in batches:
+            if stop.came_to(accelerator):
+                return {}
+            if watched and not losses:
+                stages = timm_snn.profile(watched, images, progress=False).stages
+                rates = {f'rate_{stage.name}': stage.firing_rate for stage in stages if stage.firing_rate is not None}
+            logits = learner(images)
+            if logits.ndim == 3:  # of every time step
+                logits = logits.mean(1)
+            loss = cross_entropy(logits, labels, reduction='none')
+            loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
+            losses.append(loss)
+            hits.append(hit)
     if stop.came_to(accelerator):
         return {}
     loss, hit = torch.cat(losses).cpu().double(), torch.cat(hits).cpu().double()

@@ -1,7 +1,7 @@
 """The progress of a run, its results so far, and the signal to stop."""
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,12 @@ class StopSignal:
         has_come = float(self.came or self.unreadable is not None)
         return bool(accelerator.reduce(torch.tensor([has_come], device=accelerator.device)).item())
 
-    def readable(self, loader: Iterable[Any]) -> Iterator[Any]:
+    def readable(self, loader: Iterable[Any]) -> Generator[Any, None, None]:
         """The batches up to one with a sample that cannot be read: other processes wait, so it must not just raise."""
         try:
             yield from loader
         except UnreadableSample as error:
-            self.unreadable = error
+            self.unreadable = error.with_traceback(None)  # which would keep the processes that load data
 
 
 def write_summary(history: list[dict[str, float]], output: Path) -> None:

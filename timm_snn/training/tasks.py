@@ -26,7 +26,7 @@ def temporal_efficient_training(logits: Tensor, target: Tensor, criterion: Crite
     The second term pulls the logits to the threshold, 1.
     Shape: logits [B, T, classes], target [B] or [B, classes] -> [].  Source: arXiv 2202.11946, Eq. 10 to 12.
     """
-    loss = criterion(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1], 0))
+    loss = criterion(logits.reshape(-1, logits.shape[-1]), target.repeat_interleave(logits.shape[1], 0))
     return (1 - weight) * loss + weight * (logits - 1).square().mean()
 
 
