@@ -145,7 +145,8 @@ def schedule_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _chosen(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any]:
     """Options by their own names, and by those of a function's arguments."""
-    return {name: getattr(args, option) for name, option in {**dict(zip(same, same, strict=True)), **renamed}.items()}
+    options = {name: name for name in same} | renamed
+    return {name: getattr(args, option) for name, option in options.items()}
 
 
 def model_parser(script: str, description: str | None) -> ArgumentParser:
