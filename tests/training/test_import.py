@@ -1,9 +1,13 @@
 """timm_snn.training is there for scripts: `import timm_snn` does without it, and says what it needs."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
-import timm_snn  # noqa: F401  what is measured against
+import timm_snn
+
+PACKAGE = Path(timm_snn.__file__).parent
 
 
 def python(code: str) -> subprocess.CompletedProcess:
@@ -19,3 +23,15 @@ def test_a_missing_extra_is_told_with_what_to_install():
     result = python("import sys; sys.modules['accelerate'] = None; import timm_snn.training")
     line = result.stderr.strip().splitlines()[-1]
     assert line == "ModuleNotFoundError: timm_snn.training needs accelerate: pip install 'timm-snn[train]'"
+
+
+def test_no_other_shelf_imports_it():
+    for file in PACKAGE.rglob('*.py'):
+        imports = re.search(r'(from|import) (\.+|timm_snn\.)training', file.read_text())
+        assert not imports or file.is_relative_to(PACKAGE / 'training'), file
+
+
+def test_command_lines_are_read_in_one_file_and_nothing_is_printed():
+    files = {file.relative_to(PACKAGE).as_posix(): file.read_text() for file in (PACKAGE / 'training').glob('*.py')}
+    assert [name for name, text in files.items() if 'argparse' in text] == ['training/options.py']
+    assert not [name for name, text in files.items() if re.search(r'\bprint\(', text)]
