@@ -231,7 +231,7 @@ def train_step(run: Run, batches: Iterator[tuple[Tensor, Tensor]]) -> Update:
             sums[1] += (result['output'].argmax(1) == labels).sum()
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(run.prepared.parameters(), run.clip_grad or math.inf)
-                sums[2] = norm.full_tensor() if run.is_sharded else norm
+                sums[2] = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # of what FSDP spreads
                 sums[3] = run.stop.came
                 loss_sum, hits, norms, stops = accelerator.reduce(sums).tolist()
                 update = Update(loss_sum, hits, norms / accelerator.num_processes, stops > 0)
