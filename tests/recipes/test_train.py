@@ -25,7 +25,10 @@ def test_the_main_job(tmp_path):
     """accelerate launch, on the command line: train, evaluate, save, load, predict."""
     accelerate = [sys.executable, '-m', 'accelerate.commands.accelerate_cli', 'launch']
     result = subprocess.run(
-        [*accelerate, str(TRAIN), *QUICK, '--output', str(tmp_path)], capture_output=True, text=True, check=False
+        [*accelerate, str(TRAIN), *QUICK, '--max-train-samples', '640', '--output', str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     *_, prediction, last = result.stdout.strip().splitlines()
@@ -62,7 +65,8 @@ def test_a_run_is_not_written_over_unless_asked(train, output):
     with pytest.raises(SystemExit, match='holds another run'):  # its model is worth as much
         train(*arguments)
     before = weights(output)['head.fc.weight']
-    train(*QUICK, '--epochs', '1', '--seed', '1', '--output', output, '--overwrite')
+    short = ['--epochs', '1', '--max-train-samples', '128', '--max-val-samples', '37']
+    train(*QUICK, *short, '--seed', '1', '--output', output, '--overwrite')
     assert not torch.equal(weights(output)['head.fc.weight'], before)
     assert [path.name for path in (output / 'checkpoints').iterdir()] == ['epoch_0001']
 
