@@ -24,12 +24,8 @@ CONFIGS = sorted((ROOT / 'recipes' / 'configs').rglob('*.yaml'))
 def test_the_main_job(tmp_path):
     """accelerate launch, on the command line: train, evaluate, save, load, predict."""
     accelerate = [sys.executable, '-m', 'accelerate.commands.accelerate_cli', 'launch']
-    result = subprocess.run(
-        [*accelerate, str(TRAIN), *QUICK, '--max-train-samples', '640', '--output', str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [*accelerate, str(TRAIN), *QUICK, '--max-train-samples', '640', '--output', str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     *_, prediction, last = result.stdout.strip().splitlines()
 
