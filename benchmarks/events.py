@@ -15,7 +15,7 @@ Needs the extra bench; tonic takes part if it is installed. A reader that fails 
 
 import argparse
 import functools
-import sys
+import runpy
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -26,9 +26,8 @@ from timing import Clock, Table
 
 from timm_snn.data import Events, iter_events, read_events
 
-sys.path.append(str(Path(__file__).parents[1]))
-from tests.data import writers
-
+# The tests' writers of recordings, which no installation has.
+WRITERS = runpy.run_path(str(Path(__file__).parents[1] / 'tests' / 'data' / 'writers.py'))
 Reader = Callable[[Path], object]  # gives t, x, y, p by name, or by key
 COLUMNS = ['format', 'variant', 'M events/s', 'spread', 'times spikingjelly', 'peak MB']
 
@@ -60,14 +59,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def write(name: str, folder: Path, args: argparse.Namespace) -> list[Path]:
+    random_events = WRITERS['random_events']
     if name == 'nmnist':
         seeds = range(args.files)
-        return [writers.nmnist(folder / f'{i}.bin', writers.random_events(args.file_events, 34, i)) for i in seeds]
-    events = writers.random_events(args.events, last=1_000_000_000)
+        return [WRITERS['nmnist'](folder / f'{i}.bin', random_events(args.file_events, 34, i)) for i in seeds]
+    events = random_events(args.events, last=1_000_000_000)
     path = folder / f'recording.{"aedat" if name.startswith("aedat") else name}'
     if name == 'aedat3':
-        return [writers.aedat3(path, events, args.packet_events)]
-    return [getattr(writers, name)(path, events)]
+        return [WRITERS['aedat3'](path, events, args.packet_events)]
+    return [WRITERS[name](path, events)]
 
 
 def spikingjelly_readers() -> Mapping[str, Reader]:

@@ -11,17 +11,21 @@ firing rates and energies are those of a report of recipes/energy.py. What nobod
 import re
 import shlex
 import sys
-from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from folder import LOCAL, ROOT, ArgumentParser, Source, fixed_input, open_source, read_csv, read_report, shorten
 from huggingface_hub import EvalResult, ModelCardData
-from options import EVENT_DATASETS, as_config, config_and_parents, config_arguments, make_parser, one_line_errors
+from model_folder import LOCAL, ROOT, Source, fixed_input, open_source, read_report, shorten
 
 import timm_snn
 from timm_snn.profiling import Report
+from timm_snn.training.data import EVENT_DATASETS
+from timm_snn.training.errors import one_line_errors, script
+from timm_snn.training.models import steps_of
+from timm_snn.training.options import ArgumentParser, as_config, training_options
+from timm_snn.training.tables import read_csv
 
 __all__ = ['find_results', 'make_card']
 
@@ -78,21 +82,16 @@ def find_results(source: Source) -> tuple[dict[str, str] | None, list[dict[str, 
 
 def options_of(command: str) -> dict[str, Any]:
     """The options that a command of hub/results.csv trains with."""
-    words = shlex.split(command.partition('recipes/train.py')[2])
-    parser, args = make_parser(''), Namespace()
-    config = parser.parse_known_args(words)[0].config
-    for path in config_and_parents(ROOT / config if config else None):
-        args = parser.parse_args(config_arguments(path, parser), args)
-    return as_config(parser.parse_args(words, args))
+    return as_config(training_options(shlex.split(command.partition('recipes/train.py')[2]), folder=ROOT))
 
 
 def is_same(options: dict[str, Any], run: dict[str, Any], but: tuple[str, ...]) -> bool:
-    """Whether both train alike, wherever they run."""
+    """True if both train alike, wherever they run."""
     return all(options[key] == run.get(key) for key in options if key not in (*LOCAL, *but))
 
 
 def own_result(source: Source) -> dict[str, str] | None:
-    """What the run measured of these weights on its validation split, as a row of hub/results.csv."""
+    """The result of these weights on the validation split of their run, as a row of hub/results.csv."""
     run, history, tested = source.run, source.history, source.tested
     if run.get('val_fraction') is not None:  # the history measures held-out training samples
         history = history[: tested['epoch']] if tested else []
@@ -155,7 +154,7 @@ def describe(source: Source, result: dict[str, str] | None) -> str:
 
 
 def dataset_name(run: dict[str, Any]) -> str:
-    """As the options of a run call it, without the folders above it."""
+    """The name of the data in the options of a run, without the folders above it."""
     name = shorten(run['dataset']).removeprefix('hfds/').removeprefix('torch/')
     return name or Path(run.get('data_dir') or 'a folder').name
 
@@ -170,7 +169,7 @@ def details(source: Source, dtype: str) -> str:
     lines = [
         'Model type: image classification, spiking neural network',
         f'Parameters: {total.parameters:,}',
-        f'Time steps T: {getattr(model, "num_steps", 1)}',
+        f'Time steps T: {steps_of(model)}',
         f'GMACs: {total.dense_macs_per_step / 1e9:.4g} per time step, dense',
         f'Input: {" x ".join(map(str, size))} {kind}{sizes}',
         f'Classes: {model.num_classes}',
@@ -354,13 +353,14 @@ def metadata(source: Source, title: str, own: dict[str, str] | None, rows: list[
     )
 
 
-def main() -> None:
-    parser = ArgumentParser(__doc__ or '')
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser('hub/card.py', __doc__)
     parser.add_argument('source', help='OUTPUT of recipes/train.py, a checkpoint in it, a model folder, or a name')
     parser.add_argument('--repo', metavar='USER/NAME', help='where the weights are; default: in a folder')
     parser.add_argument('--energy', type=Path, help='report.json of recipes/energy.py on these weights')
     parser.add_argument('--output', type=Path, help='default: print it')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     source = open_source(args.source)
     report = args.energy
     if report is None and not source.has_weights:

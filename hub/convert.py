@@ -12,27 +12,29 @@ no code from them. Containers ('state_dict', 'model') and prefixes of DDP and to
 import hashlib
 import pickle
 from argparse import BooleanOptionalAction
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 from card import make_card
-from folder import (
-    ArgumentParser,
+from model_folder import (
     Source,
     add_folder_options,
     apply_options,
-    key_map,
+    folder_options,
     name_training,
     read_report,
     write_folder,
 )
-from options import one_line_errors
 from timm.models import load_state_dict
 from timm.utils import ParseKwargs
 from torch import Tensor
 
 from timm_snn.models.builder import WeightsMismatch, find_mismatches
+from timm_snn.training.errors import UserError, one_line_errors, script
+from timm_snn.training.models import key_map
+from timm_snn.training.options import ArgumentParser
 
 SHOWN = 20  # keys of each kind in an error
 
@@ -71,8 +73,9 @@ def summarize(found: dict[str, list[str]]) -> str:
     )
 
 
-def main() -> None:
-    parser = ArgumentParser(__doc__ or '')
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser('hub/convert.py', __doc__)
     add = parser.add_argument
     add('file', type=Path, help='.pth, .pt, .safetensors, ...')
     add('model', help='registered name with the tag of the training, as msvit_4_384.cifar10')
@@ -84,8 +87,7 @@ def main() -> None:
     add('--url', help='where the file came from, for the card')
     add_folder_options(parser)
     parser.set_defaults(license='unknown')
-    with one_line_errors('read the command line', "--model-kwargs takes name=value ..., and '--' ends them"):
-        args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     with one_line_errors(f'create model {args.model!r}'):
         sizes = dict(num_classes=args.num_classes, in_chans=args.in_chans)
@@ -98,15 +100,16 @@ def main() -> None:
         digest = hashlib.sha256(args.file.read_bytes()).hexdigest()
         found = fit(weights, model)
     if found:
-        raise SystemExit(
-            f'error: {args.file} does not fit {args.model}: {summarize(found)}; pass the model, --num-classes, '
+        raise UserError(
+            f'{args.file} does not fit {args.model}: {summarize(found)}; pass the model, --num-classes, '
             '--in-chans and --model-kwargs that it was trained with'
         )
     origin = {'file': args.file.name, 'sha256': digest} | ({'url': args.url} if args.url else {})
     source = Source(model, origin=origin)
-    apply_options(source, args)
-    card = make_card(source, None, read_report(args.energy, model), args.dtype)
-    write_folder(source, args.output, card, [], args)
+    options = folder_options(args)
+    apply_options(source, options)
+    card = make_card(source, None, read_report(options.energy, model), options.dtype)
+    write_folder(source, args.output, card, [], options)
     print(f'written: {args.output}, {len(weights)} tensors; not evaluated')
 
 

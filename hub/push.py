@@ -12,25 +12,27 @@ Log in with `hf auth login`, or set HF_TOKEN. No token is written or printed.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 from card import find_results, make_card
-from folder import (
-    ArgumentParser,
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.utils import validate_repo_id
+from model_folder import (
     add_folder_options,
     apply_options,
     check_same,
+    folder_options,
     open_source,
     read_report,
     write_folder,
 )
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.utils import validate_repo_id
-from options import one_line_errors
 
 import timm_snn
+from timm_snn.training.errors import UserError, one_line_errors, script
+from timm_snn.training.options import ArgumentParser
 
 # What to do about an answer of the Hub. Anything else may pass, and nothing is sent twice.
 ADVICE = {
@@ -48,9 +50,9 @@ def upload(folder: Path, repo: str, name: str, model: Any, private: bool) -> Non
             api.create_repo(repo, private=private, exist_ok=True)
             before = api.model_info(repo).sha
             commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f'Add {name}')
-    except SystemExit as error:
+    except UserError as error:
         status = getattr(getattr(error.__cause__, 'response', None), 'status_code', 0)
-        raise SystemExit(str(error).replace(again, ADVICE.get(status, again))) from error.__cause__
+        raise UserError(str(error).replace(again, ADVICE.get(status, again))) from error.__cause__
     with one_line_errors(
         f'get the model back from {repo!r}', f'what is there as {commit.oid} is not what was uploaded, or not whole'
     ):
@@ -62,34 +64,36 @@ def upload(folder: Path, repo: str, name: str, model: Any, private: bool) -> Non
 
 
 def check_repo(repo: str, dry_run: bool) -> None:
-    """Before anything is computed. Ends the program in one line."""
+    """Raises: UserError if the repository cannot be uploaded to. It is asked before anything is computed."""
     with one_line_errors('use the name of the repository'):
         validate_repo_id(repo)
         if '/' not in repo:
             raise ValueError(f'expected USER/NAME, got {repo!r}')
     if not dry_run and not get_token():
-        raise SystemExit(f'error: cannot upload to {repo!r}: nobody is logged in; run `hf auth login` or set HF_TOKEN')
+        raise UserError(f'cannot upload to {repo!r}: nobody is logged in; run `hf auth login` or set HF_TOKEN')
 
 
-def main() -> None:
-    parser = ArgumentParser(__doc__ or '')
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser('hub/push.py', __doc__)
     add = parser.add_argument
     add('source', help='OUTPUT of recipes/train.py, a checkpoint in it, or a model folder')
     add('repo', metavar='USER/NAME', help='the repository, made if there is none')
     add('--dry-run', type=Path, metavar='FOLDER', help='write what would be uploaded there, and upload nothing')
     add('--private', action='store_true', help='if the repository is made')
     add_folder_options(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     check_repo(args.repo, bool(args.dry_run))
     source = open_source(args.source)
     if not source.has_weights:
-        raise SystemExit(f'error: {args.source} is the name of a model: expected a training run or a model folder')
-    apply_options(source, args)
-    report = read_report(args.energy, source.model)
+        raise UserError(f'{args.source} is the name of a model: expected a training run or a model folder')
+    options = folder_options(args)
+    apply_options(source, options)
+    report = read_report(options.energy, source.model)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.dry_run or Path(temporary) / source.name
-        card = make_card(source, args.repo, report, args.dtype)
-        model = write_folder(source, folder, card, find_results(source)[1], args)
+        card = make_card(source, args.repo, report, options.dtype)
+        model = write_folder(source, folder, card, find_results(source)[1], options)
         if args.dry_run:
             print(f'written: {", ".join(sorted(path.name for path in folder.iterdir()))} in {folder}; nothing uploaded')
         else:

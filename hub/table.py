@@ -11,6 +11,7 @@ import functools
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import timm_snn  # noqa: F401, registers the models
 from timm_snn.models.pretrained import is_ours, weights_status
 from timm_snn.profiling.text import readable_count
+from timm_snn.training.errors import UserError, script
+from timm_snn.training.options import ArgumentParser
 
 ROOT = Path(__file__).parents[1]
 SMALL_MEMBERS = 'recipes/configs/family'  # configs for networks that no tag names
@@ -215,13 +218,15 @@ PAGES = {
 }
 
 
-def main() -> None:
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    ArgumentParser('hub/table.py', __doc__).parse_args(argv)
     marked = re.compile(r'(?<=<!-- hub/table.py -->\n\n).*?(?=\n\n<!-- end -->)', re.DOTALL)
     for name, tables in PAGES.items():
         path = ROOT / name
         between = marked.split(path.read_text(encoding='utf-8'))
         if len(between) != len(tables) + 1:
-            raise SystemExit(f'error: {name} has {len(between) - 1} marked tables, expected {len(tables)}')
+            raise UserError(f'{name} has {len(between) - 1} marked tables, expected {len(tables)}')
         texts = [table() for table in tables]
         path.write_text(''.join(map(''.join, zip(between, [*texts, ''], strict=True))), encoding='utf-8')
 

@@ -11,20 +11,31 @@ Prints a table and leaves report.json, report.csv, report.md (for a model card) 
 timm_snn/profiling/energy.py.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from evaluation import is_trained, make_parser, open_model, open_samples, parse_args
-from labels import labelled_batches
-from options import one_line_errors
-from rich.console import Console
+import torch
 
 import timm_snn
 from timm_snn.profiling import AC_PJ, MAC_PJ, NOTICE, Report
 from timm_snn.profiling.page import check_prices
+from timm_snn.training.data import open_samples
+from timm_snn.training.errors import one_line_errors, script
+from timm_snn.training.labels import labelled_batches
+from timm_snn.training.models import is_trained, open_model
+from timm_snn.training.options import (
+    ArgumentParser,
+    data_source,
+    evaluation_parser,
+    image_options,
+    model_options,
+)
+from timm_snn.training.tables import wide_console
 
 
-def main() -> None:
-    parser = make_parser(__doc__ or '', num_samples=1000)
+def make_parser() -> ArgumentParser:
+    parser = evaluation_parser('recipes/energy.py', __doc__, num_samples=1000)
     add = parser.add_argument_group('report').add_argument
     add(
         '--compare', nargs='+', default=[], help='more models by name, on the same data, or report.json of earlier runs'
@@ -32,20 +43,35 @@ def main() -> None:
     add('--mac-pj', type=float, default=MAC_PJ, help='price of a multiply-accumulate in pJ')
     add('--ac-pj', type=float, default=AC_PJ, help='price of an accumulate in pJ')
     add('--output', type=Path, default=Path('output/energy'))
-    args = parse_args(parser)
+    return parser
 
-    def report_of(name: str, **kwargs: object) -> Report:
-        model = open_model(args, name, **kwargs)
-        samples = open_samples(args, model)
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    source = data_source(args)
+
+    def report_of(model: Any, name: str, labels: Path | None, is_trained: bool) -> Report:
+        samples = open_samples(source, args.split, model, args.num_samples, **image_options(args))
         with one_line_errors(f'profile {name!r}'):
             return timm_snn.profile(
                 model,
-                labelled_batches(args, model, samples),
+                labelled_batches(
+                    model, samples, args.batch_size, args.workers, is_folder=source.is_folder, file=labels
+                ),
                 mac_pj=args.mac_pj,
                 ac_pj=args.ac_pj,
                 data_name=samples.description,
-                model_name=None if is_trained(args, name) else f'{name} (random weights)',
+                model_name=None if is_trained else f'{name} (random weights)',
             )
+
+    def report_of_another(name: str, in_chans: int) -> Report:
+        model = open_model(name, pretrained=args.pretrained, device=args.device, model_kwargs={'in_chans': in_chans})
+        if args.num_steps and hasattr(model, 'num_steps'):
+            model.num_steps = args.num_steps
+        return report_of(model, name, None, is_trained(name, None, args.pretrained))
 
     earlier = {}
     for name in args.compare:
@@ -53,14 +79,12 @@ def main() -> None:
             with one_line_errors(f'compare with the report {name}'):
                 earlier[name] = Report.from_json(Path(name).read_text(encoding='utf-8'))
                 check_prices(args.mac_pj, args.ac_pj, [earlier[name]])
-    report = report_of(args.model, **args.model_kwargs)
-    args.checkpoint = args.labels = None  # which are those of --model
-    others = [earlier.get(name) or report_of(name, in_chans=report.input_shape[-3]) for name in args.compare]
+    model = open_model(args.model, **model_options(args))
+    report = report_of(model, args.model, args.labels, is_trained(args.model, args.checkpoint, args.pretrained))
+    others = [earlier.get(name) or report_of_another(name, report.input_shape[-3]) for name in args.compare]
     with one_line_errors(f'write to --output {args.output}'):
         files = report.save(args.output, others)
-    console = Console()
-    # as wide as the table, where a file or a pipe has no width of its own
-    Console(width=console.width if console.is_terminal else 220).print(report.table())
+    wide_console().print(report.table())
     energies = ', '.join(f'{name} {energy.mj:.4g} mJ' for name, energy in report.energy.items())
     print(f'energy per sample ({NOTICE}): {energies}')
     print(f'written: {", ".join(map(str, files))}')

@@ -7,18 +7,29 @@ Leaves spike_raster.png, attention_maps.png, membrane_traces.png and accuracy_an
 three show one sample of the data, the last one --num-samples of them. A model without MSSA has no attention maps.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation import make_parser, open_model, open_samples, parse_args
-from labels import labelled_batches
-from options import one_line_errors, positive_int
+import torch
 
 from timm_snn.layers import MultiScaleSpikingAttention
 from timm_snn.profiling import pictures
+from timm_snn.training.data import open_samples
+from timm_snn.training.errors import one_line_errors, script
+from timm_snn.training.labels import labelled_batches
+from timm_snn.training.models import open_model
+from timm_snn.training.options import (
+    ArgumentParser,
+    data_source,
+    evaluation_parser,
+    image_options,
+    model_options,
+    positive_int,
+)
 
 
-def main() -> None:
-    parser = make_parser(__doc__ or '', num_samples=500)
+def make_parser() -> ArgumentParser:
+    parser = evaluation_parser('recipes/pictures.py', __doc__, num_samples=500)
     add = parser.add_argument_group('pictures').add_argument
     add('--sample', type=int, default=0, help='which sample to look at')
     add('--layers', nargs='+', help='names for the spike raster, as in a report; default: all')
@@ -26,14 +37,24 @@ def main() -> None:
     add('--steps', type=positive_int, nargs='+', default=[1, 2, 4, 8], help='T to compare')
     add('--dpi', type=positive_int, default=110)
     add('--output', type=Path, default=Path('output/pictures'))
-    args = parse_args(parser)
+    return parser
 
-    model = open_model(args, args.model, **args.model_kwargs)
-    samples = open_samples(args, model)
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    model = open_model(args.model, **model_options(args))
+    source = data_source(args)
+    samples = open_samples(source, args.split, model, args.num_samples, **image_options(args))
     if not 0 <= args.sample < len(samples):
         parser.error(f'--sample {args.sample} is not one of the {len(samples)} samples')
     image = samples[args.sample][0]
-    loader = labelled_batches(args, model, samples)
+    loader = labelled_batches(
+        model, samples, args.batch_size, args.workers, is_folder=source.is_folder, file=args.labels
+    )
 
     makers = {
         'spike_raster': lambda: pictures.spike_raster(model, image, args.layers),

@@ -1,4 +1,4 @@
-"""What a trained model says of pictures: the likeliest classes of each, with their probabilities.
+"""Classify pictures with a trained model: the likeliest classes of each, with their probabilities.
 
     python recipes/predict.py --model local-dir:output/digits/model photo.png holiday/
     python recipes/predict.py --model hf-hub:USER/NAME FOLDER --topk 3 --device cuda --output predictions.csv
@@ -8,24 +8,25 @@ grayscale or RGB as the model wants, without regard to transparency. Those that 
 status is then 1.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from data import make_transform
-from evaluation import channels, image_options, make_model_parser, open_model, parse_args, print_tables, write_csv
-from labels import descriptions_of, open_labels
-from options import one_line_errors, positive_int
 from PIL import Image
-from rich.markup import escape
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from timm_snn.training.data import make_transform
+from timm_snn.training.errors import UserError, one_line_errors, script
+from timm_snn.training.labels import descriptions_of, open_labels
+from timm_snn.training.models import channels, input_config, open_model
+from timm_snn.training.options import ArgumentParser, image_options, model_options, model_parser, positive_int
+from timm_snn.training.tables import make_table, wide_console, write_csv
 
 MOST_ROWS = 50  # of the table on the terminal
 
@@ -33,7 +34,7 @@ MOST_ROWS = 50  # of the table on the terminal
 def find_pictures(paths: list[Path]) -> list[Path]:
     """Files as they are named, and those of folders in the order of their names; each once.
 
-    Ends the program in one line for a path that does not exist and for a folder without pictures.
+    Raises: UserError for a path that does not exist and for a folder without pictures.
     """
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
@@ -42,14 +43,14 @@ def find_pictures(paths: list[Path]) -> list[Path]:
             files = [file for file in sorted(path.rglob('*')) if file.is_file()]
             below = [file for file in files if file.suffix.lower() in suffixes]
             if not below:
-                raise SystemExit(f'error: folder {path} has no pictures, which are files named .png, .jpg and so on')
+                raise UserError(f'folder {path} has no pictures, which are files named .png, .jpg and so on')
             if len(below) < len(files):
                 print(f'note: {len(files) - len(below)} files in {path} are not named like pictures', file=sys.stderr)
             found += below
         elif path.exists():
             found.append(path)
         else:
-            raise SystemExit(f'error: there is no file or folder {path}')
+            raise UserError(f'there is no file or folder {path}')
     return list(dict.fromkeys(found))
 
 
@@ -84,7 +85,7 @@ class Pictures(Dataset):
 
 @torch.inference_mode()
 def predict(model: Any, pictures: Pictures, topk: int, batch_size: int, workers: int) -> Iterator[tuple[int, Any]]:
-    """For every picture its index and [(class, probability), ...], the likeliest first, or why it cannot be read."""
+    """Yield each picture's index with [(class, probability), ...], the likeliest first, or why it is unreadable."""
     device = next(model.parameters()).device
     loader: Any = DataLoader(pictures, batch_size, num_workers=workers, collate_fn=list)
     bar = tqdm(total=len(pictures), desc='predict', unit='picture')
@@ -122,38 +123,39 @@ def as_record(file: Path, answer: Any, names: list[str]) -> dict[str, Any]:
 
 
 def table_of(answers: list[tuple[Path, Any]], names: list[str], topk: int) -> Table:
-    table = Table('picture', *(f'{i + 1}.' for i in range(topk)))
-    for file, answer in answers:
-        table.add_row(escape(str(file)), *(f'{escape(names[number])} {p:.1%}' for number, p in answer))
-    return table
+    rows = ([file, *(f'{names[number]} {p:.1%}' for number, p in answer)] for file, answer in answers)
+    return make_table(['picture', *(f'{i + 1}.' for i in range(topk))], rows)
 
 
-def read_options() -> argparse.Namespace:
-    parser = make_model_parser(__doc__ or '')
+def make_parser() -> ArgumentParser:
+    parser = model_parser('recipes/predict.py', __doc__)
     parser.add_argument('pictures', type=Path, nargs='+', metavar='PICTURE|FOLDER')
     add = parser.add_argument_group('prediction').add_argument
     add('--topk', type=positive_int, default=5, help='so many classes, at most all')
     add('--labels', type=Path, help='names of the classes, one in each line; default: those saved with the model')
     add('--output', type=Path, help='.csv or .json')
-    args = parse_args(parser)
+    return parser
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
     if args.output and args.output.suffix not in ('.csv', '.json'):
         parser.error(f'argument --output: expected a file named .csv or .json, got {args.output}')
-    return args
-
-
-def main() -> None:
-    args = read_options()
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
     files = find_pictures(args.pictures)
-    model = open_model(args, args.model, **args.model_kwargs)
+    model = open_model(args.model, **model_options(args))
     in_chans = channels(model)
     if in_chans not in (1, 3):
-        raise SystemExit(
-            f'error: {args.model} takes {in_chans} channels, such as event frames have, and pictures have 1 or 3: '
+        raise UserError(
+            f'{args.model} takes {in_chans} channels, such as event frames have, and pictures have 1 or 3: '
             'recipes/validate.py runs it on a data set'
         )
     topk = min(args.topk, model.num_classes)
-    names = descriptions_of(open_labels(args, model), model.num_classes)
-    transform = make_transform(image_options(args, model), is_events=False)
+    names = descriptions_of(open_labels(model, args.labels), model.num_classes)
+    transform = make_transform(input_config(model, **image_options(args)), is_events=False)
     pictures = Pictures(files, 'L' if in_chans == 1 else 'RGB', transform)
 
     with one_line_errors(f'predict with {args.model!r}'):
@@ -170,7 +172,7 @@ def main() -> None:
 
     read = [(file, answer) for file, answer in answers if not isinstance(answer, str)]
     if read:
-        print_tables(table_of(read[:MOST_ROWS], names, topk))
+        wide_console().print(table_of(read[:MOST_ROWS], names, topk))
     if len(read) > MOST_ROWS:
         print(f'and {len(read) - MOST_ROWS} more: --output writes all')
     if args.output:
@@ -179,7 +181,7 @@ def main() -> None:
         if isinstance(answer, str):
             print(f'unreadable: {file}: {answer}', file=sys.stderr)
     if len(read) < len(answers):
-        raise SystemExit(f'error: {len(answers) - len(read)} of {len(answers)} pictures cannot be read')
+        raise UserError(f'{len(answers) - len(read)} of {len(answers)} pictures cannot be read')
 
 
 if __name__ == '__main__':

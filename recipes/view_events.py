@@ -9,29 +9,28 @@ Positive events are red, negative ones blue, a pixel that has both is dark; the 
 Formats are AEDAT 3.1 and 2.0, N-MNIST's .bin, .npy and .npz.
 """
 
-import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from evaluation import open_model
 from matplotlib.figure import Figure
-from options import ArgumentParser, one_line_errors, positive_int
 from PIL import Image
 
 from timm_snn.data import Events, read_events, read_gesture_labels, to_frames
 from timm_snn.data.frames import step_of_events
 from timm_snn.profiling import pictures
+from timm_snn.training.errors import one_line_errors, script
+from timm_snn.training.models import open_model
+from timm_snn.training.options import ArgumentParser, positive_int
 
 SENSORS = {'.bin': (34, 34), '.aedat': (128, 128)}  # N-MNIST; DVS128 Gesture and CIFAR10-DVS
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser('recipes/view_events.py', __doc__)
     add = parser.add_argument
     add('recording', type=Path, help='file of events')
     add('--kind', help="format, where the file's name does not tell: aedat3, aedat2, nmnist, npy or npz")
@@ -50,15 +49,15 @@ def make_parser() -> ArgumentParser:
     add('--size', type=positive_int, nargs=2, metavar=('H', 'W'), help="the model's input; default: the sensor's size")
     add('--layers', nargs='+', help='names for the spike raster, as in a report; default: all')
     add('--output', type=Path, default=Path('output/events'))
-    parser.set_defaults(checkpoint=None, pretrained=False, device='cpu')  # what else open_model asks for
     return parser
 
 
-def main() -> None:
-    args = make_parser().parse_args()
-    model = open_model(args, args.model) if args.model else None
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    model = open_model(args.model, num_steps=args.num_steps) if args.model else None
     num_steps = args.num_steps or getattr(model, 'num_steps', 10)
-    events = open_events(args)
+    events = open_events(args.recording, args.kind, args.trial)
     least = (int(events.y.max()) + 1, int(events.x.max()) + 1)
     sensor_size = args.sensor_size or SENSORS.get(args.recording.suffix.lower(), least)
     frames = partial(to_frames, events, num_steps, sensor_size=tuple(sensor_size), split_by=args.split_by)
@@ -81,19 +80,19 @@ def main() -> None:
     print(f'{len(events.t):,} events of {args.recording} in {num_steps} frames: {names} in {args.output}')
 
 
-def open_events(args: argparse.Namespace) -> Events:
-    """The recording, or one trial of it."""
-    with one_line_errors(f'read {args.recording}'):
-        events = read_events(args.recording, kind=args.kind)
-        if args.trial is None:
+def open_events(recording: Path, kind: str | None, number: int | None) -> Events:
+    """The recording, or the trial of it with that number."""
+    with one_line_errors(f'read {recording}'):
+        events = read_events(recording, kind=kind)
+        if number is None:
             return events
-        trials = read_gesture_labels(args.recording.with_name(f'{args.recording.stem}_labels.csv'))
-        if not 0 <= args.trial < len(trials):
-            raise ValueError(f'--trial {args.trial} is not one of its {len(trials)} trials, 0 to {len(trials) - 1}')
-        trial = trials[args.trial]
+        trials = read_gesture_labels(recording.with_name(f'{recording.stem}_labels.csv'))
+        if not 0 <= number < len(trials):
+            raise ValueError(f'--trial {number} is not one of its {len(trials)} trials, 0 to {len(trials) - 1}')
+        trial = trials[number]
         inside = (events.t >= trial.start) & (events.t < trial.end)
         if not inside.any():
-            raise ValueError(f'it has no events in trial {args.trial}, from {trial.start} to {trial.end} us')
+            raise ValueError(f'it has no events in trial {number}, from {trial.start} to {trial.end} us')
         return Events(*(array[inside] for array in events))
 
 
@@ -113,7 +112,7 @@ def save_gif(images: np.ndarray, path: Path, frame_ms: int) -> None:
 
 
 def titles(events: Events, num_steps: int, split_by: str) -> list[str]:
-    """Of each frame: its number, its time since the first event, how many events it has."""
+    """A title for each frame: its number, its time since the first event, how many events it has."""
     step = step_of_events(events.t, num_steps, split_by)
     milliseconds = (events.t - events.t.min()) / 1000
     lines = []

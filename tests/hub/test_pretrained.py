@@ -1,6 +1,5 @@
 """Which pretrained weights exist, and those that ship with the package."""
 
-import importlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from tests.families import SMALLEST
 from timm_snn import labels
 from timm_snn.data import CIFAR10DVS, DVS128Gesture
 from timm_snn.models import pretrained, save_for_hf
+from timm_snn.training.options import training_options
 
 ROOT = Path(timm_snn.__file__).parents[1]
 SHIPPED = 'msvit_4_96.fashion_mnist'
@@ -71,17 +71,15 @@ def test_only_what_can_be_loaded_is_listed():
 
 
 @pytest.mark.parametrize('name', [tag for tag in TAGS if pretrained.weights_status(tag) == 'not yet trained'])
-def test_what_cannot_be_loaded_says_so_at_once(hub, name, monkeypatch):
+def test_what_cannot_be_loaded_says_so_at_once(hub, name):
     with pytest.raises(RuntimeError, match=f'No pretrained weights exist for {name}: ') as error:
         timm.create_model(name, pretrained=True)
     message = str(error.value)
     assert f'would be at https://huggingface.co/timm-snn/{name}' in message and 'accelerate launch' in message
     assert 'dict(file=' in message and '\n' not in message and not hub.requests
 
-    monkeypatch.syspath_prepend(ROOT / 'recipes')
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, 'argv', re.search(r'accelerate launch recipes/(train\.py .*?)`', message)[1].split())
-    args = importlib.import_module('options').parse_args('')
+    arguments = re.search(r'accelerate launch recipes/train\.py (.*?)`', message)[1].split()
+    args = training_options(arguments, folder=ROOT)
     assert args.model == name and (args.dataset.rpartition('/')[2] or 'in1k') == name.partition('.')[2]
 
 

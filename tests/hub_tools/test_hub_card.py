@@ -15,7 +15,10 @@ from PIL import Image
 
 import timm_snn
 from tests.families import SMALLEST
+from tests.support.scripts import load
 
+card = load('hub/card.py')
+folders = load('hub/model_folder.py')
 ROOT = Path(__file__).parents[2]
 REFERENCES = yaml.safe_load((ROOT / 'CITATION.cff').read_text())['references']
 RESULTS = list(csv.DictReader((ROOT / 'hub' / 'results.csv').open()))
@@ -30,14 +33,12 @@ def measured(card: str) -> list[tuple]:
 @pytest.fixture
 def finished_recipe():
     """A Source as a whole run of a config leaves it, with these results by epoch."""
-    import card
-    import folder
 
     def make(command: str, history: list[float], **changes):
         run = card.options_of(command) | changes
         model = timm.create_model(run['model'])
         rows = [{'epoch': str(i), 'eval_top1': str(top1)} for i, top1 in enumerate(history)]
-        return folder.Source(model.eval(), run=run, history=rows)
+        return folders.Source(model.eval(), run=run, history=rows)
 
     return make
 
@@ -65,8 +66,6 @@ def test_a_model_that_nobody_trained_claims_nothing(command):
 
 @pytest.mark.parametrize('name', SMALLEST)
 def test_every_family_has_a_limitation_and_its_paper_is_cited(name):
-    import card
-
     cfg = timm.get_pretrained_cfg(name)
     (arxiv,) = card.arxiv_ids(cfg.to_dict())
     (paper,) = [paper for paper in REFERENCES if paper['notes'].partition(',')[0] == f'arXiv {arxiv}']
@@ -76,8 +75,6 @@ def test_every_family_has_a_limitation_and_its_paper_is_cited(name):
 
 
 def test_a_run_in_results_csv_is_recognised_by_its_options_and_its_result(finished_recipe):
-    import card
-
     row = next(row for row in RESULTS if (row['dataset'], row['seed']) == ('digits', '1'))
     same = finished_recipe(row['command'], [50.0] * 17 + [98.888], output='elsewhere', num_threads=8)
     text = card.make_card(same, 'lab/digits', None)
@@ -88,8 +85,6 @@ def test_a_run_in_results_csv_is_recognised_by_its_options_and_its_result(finish
 
 @pytest.mark.parametrize(('changes', 'others'), [(dict(seed=7), 3), (dict(lr=1e-3), 0), (dict(model_ema=True), 0)])
 def test_a_run_of_another_kind_has_its_own_result_alone(finished_recipe, changes, others):
-    import card
-
     top1 = RESULTS[0]['top1']  # the same by chance
     source = finished_recipe(RESULTS[0]['command'], [float(top1)] * 18, **changes)
     text = card.make_card(source, 'lab/digits', None)
@@ -98,8 +93,6 @@ def test_a_run_of_another_kind_has_its_own_result_alone(finished_recipe, changes
 
 
 def test_reduced_data_sets_are_named_as_such_and_held_out_samples_are_no_test(finished_recipe):
-    import card
-
     source = finished_recipe(RESULTS[0]['command'], [12.34], max_train_samples=1500, max_val_samples=50)
     (result,) = measured(card.make_card(source, None, None))
     assert result[1] == 'validation, at most 50 samples of it; trained on at most 1,500 samples'
@@ -114,8 +107,6 @@ def test_reduced_data_sets_are_named_as_such_and_held_out_samples_are_no_test(fi
 
 
 def test_data_and_parents_on_the_hub_are_linked_and_local_ones_shortened(finished_recipe):
-    import card
-
     def data_of(**changes) -> tuple:
         card_data = ModelCard(
             card.make_card(finished_recipe(RESULTS[0]['command'], [50.0], **changes), None, None)

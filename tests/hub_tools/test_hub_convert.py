@@ -10,6 +10,10 @@ import safetensors.torch
 import timm
 import torch
 
+from tests.support.scripts import load
+
+convert = load('hub/convert.py')
+folders = load('hub/model_folder.py')
 GOLDEN = Path(__file__).parents[1] / 'golden'
 CIFAR = 'msvit_4_384.cifar10'
 
@@ -41,8 +45,6 @@ def nested(weights: dict, container: str | None, prefix: str) -> dict:
 @pytest.mark.parametrize('container', [None, 'model', 'state_dict', 'model_ema', 'state_dict_ema'])
 @pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.module.'])
 def test_containers_and_prefixes_are_taken_off(tmp_path, container, prefix):
-    import convert
-
     weights = {'a.weight': torch.rand(2)}
     torch.save(nested(weights, container, prefix), tmp_path / 'a.pth')
     found = convert.read_weights(tmp_path / 'a.pth', use_ema=True)
@@ -69,8 +71,6 @@ def test_the_authors_cifar_layout(command, weights, tmp_path, suffix):
 
 
 def test_the_authors_imagenet_layout():
-    import convert
-
     weights, model = authors_weights('msvit_10_384'), timm.create_model('msvit_10_384.in1k')
     assert convert.fit(weights, model) == {}
     assert torch.equal(model.stages[2].blocks[6].mlp.fc1.conv.weight, weights['stage3.6.mlp.fc1_conv.weight'])
@@ -100,10 +100,8 @@ def test_what_no_weight_shows_is_an_argument(command, own, tmp_path):
     ('name', 'num_classes', 'names'), [(CIFAR, 10, 10), (CIFAR, 5, None), ('msvit_4_384', 10, None)]
 )
 def test_names_of_classes_are_those_of_the_tag_that_was_asked_for(name, num_classes, names):
-    import folder
-
     model = timm.create_model(name, num_classes=num_classes)
-    folder.name_training(model, name)
+    folders.name_training(model, name)
     assert model.pretrained_cfg['tag'] == (name.partition('.')[2] or None)
     assert (model.pretrained_cfg['label_names'] and len(model.pretrained_cfg['label_names'])) == names
 

@@ -11,6 +11,10 @@ import timm
 import torch
 import yaml
 
+from tests.support.scripts import load
+from timm_snn.training.options import as_config, training_options
+
+folders = load('hub/model_folder.py')
 RUN_FILES = ['LICENSE', 'README.md', 'config.json', 'model.safetensors', 'summary.csv', 'training.yaml']
 
 
@@ -35,13 +39,10 @@ def test_a_dry_run_writes_what_a_run_left_and_asks_the_hub_nothing(command, run_
 
 
 def test_the_training_options_are_a_config_without_local_paths(command, run_folder, tmp_path):
-    import options
-
     command('push.py', run_folder, 'lab/digits', '--dry-run', tmp_path / 'dry')
     file = tmp_path / 'dry' / 'training.yaml'
     assert str(run_folder.parent) not in file.read_text()
-    parser = options.make_parser('')
-    args = options.as_config(parser.parse_args(options.config_arguments(file, parser)))
+    args = as_config(training_options(['--config', str(file)]))
     run = yaml.safe_load((run_folder / 'config.yaml').read_text())
     assert {key for key in run if args[key] != run[key]} == {
         'output',
@@ -68,9 +69,7 @@ def test_steps_channels_and_thresholds_are_pinned_in_the_config(command, model_f
     ],
 )
 def test_thresholds_that_are_defaults_are_pinned_too(name, threshold):
-    import folder
-
-    pinned = folder.pinned_args(timm.create_model(name, num_steps=2, in_chans=2))
+    pinned = folders.pinned_args(timm.create_model(name, num_steps=2, in_chans=2))
     assert pinned == {'in_chans': 2, 'num_steps': 2, **threshold}
 
 
@@ -102,16 +101,14 @@ def test_weights_that_come_back_changed_are_found_out(refused, hub, model_folder
 
 
 def test_models_that_differ_in_a_bit_or_in_their_answers_are_told_apart(model_folder):
-    import folder
-
     one, other = (timm.create_model(f'local-dir:{model_folder}', pretrained=True) for _ in range(2))
-    folder.check_same(one, other, 'here')
+    folders.check_same(one, other, 'here')
     other.num_steps = 1
     with pytest.raises(ValueError, match='the model from here answers differently'):
-        folder.check_same(one, other, 'here')
+        folders.check_same(one, other, 'here')
     other.head.fc.bias.data[0].add_(1e-7)
     with pytest.raises(ValueError, match=r'here has other weights .*first: head\.fc\.bias'):
-        folder.check_same(one, other, 'here')
+        folders.check_same(one, other, 'here')
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
 import torch.distributed.run
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
-from running import QUICK, ROOT, TRAIN
+
+from tests.support.processes import run_script
+from tests.support.scripts import ROOT
+from tests.support.training import QUICK, TRAIN
 
 YAMLS = sorted((ROOT / 'recipes' / 'accelerate_configs').glob('*.yaml'))
 SBATCH = ROOT / 'recipes' / 'slurm' / 'train.sbatch'
 
 
-def started(yaml: str, monkeypatch, *arguments: str) -> SimpleNamespace:
+def started(
+    yaml: str, monkeypatch, *arguments: str, script: Sequence[object] = ('train.py', '--epochs', '1')
+) -> SimpleNamespace:
     """What `accelerate launch` gives to the process it starts, or to torch's launcher where it starts several."""
     seen = SimpleNamespace()
 
@@ -42,7 +47,7 @@ def started(yaml: str, monkeypatch, *arguments: str) -> SimpleNamespace:
     monkeypatch.setattr(launch.subprocess, 'Popen', Process)
     monkeypatch.setattr(torch.distributed.run, 'run', run)
     config = ['--config_file', str(ROOT / 'recipes' / 'accelerate_configs' / yaml)]
-    launch.launch_command(launch.launch_command_parser().parse_args([*config, *arguments, 'train.py', '--epochs', '1']))
+    launch.launch_command(launch.launch_command_parser().parse_args([*config, *arguments, *map(str, script)]))
     return seen
 
 
@@ -81,14 +86,13 @@ def test_two_nodes_start_eight_processes_each(monkeypatch, rank):
     assert seen.env['ACCELERATE_MIXED_PRECISION'] == 'bf16'
 
 
-def test_training_runs_on_the_cpu(tmp_path, capfd):
-    config = ['--config_file', str(ROOT / 'recipes' / 'accelerate_configs' / 'cpu.yaml')]
+def test_training_runs_on_the_cpu(tmp_path, monkeypatch):
     tiny = [*QUICK, '--max-steps', '1', '--max-val-samples', '8', '--log-with', 'none']
-    arguments = [*config, str(TRAIN), *tiny, '--output', str(tmp_path)]
-    launch.launch_command(launch.launch_command_parser().parse_args(arguments))
-    printed = capfd.readouterr().out
+    seen = started('cpu.yaml', monkeypatch, script=[TRAIN, *tiny, '--output', tmp_path / 'out'])
+    assert seen.command[0] == sys.executable
+    printed = run_script(seen.command[1:], tmp_path, env=seen.env, check=True).stdout
     assert 'effective batch 64 (64 x 1 processes x 1 accumulated)' in printed and ', cpu\n' in printed
-    assert 'top-1: ' in printed.splitlines()[-1] and (tmp_path / 'model' / 'model.safetensors').is_file()
+    assert 'top-1: ' in printed.splitlines()[-1] and (tmp_path / 'out' / 'model' / 'model.safetensors').is_file()
 
 
 # Stand-ins for SLURM's commands. A step is a process group on each node, and TERM goes to all of its processes.

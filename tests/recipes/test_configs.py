@@ -1,9 +1,7 @@
 """recipes/configs: every config is what its header says, and trains."""
 
-import importlib
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,16 @@ import timm
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
-from running import ROOT, weights
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, load_sample_images
 from timm.models import save_for_hf
 from torch.utils.flop_counter import FlopCounterMode
 
-import timm_snn  # noqa: F401  registers the models
+from tests.data import writers
+from tests.support.scripts import ROOT
+from tests.support.training import weights
+from timm_snn.data import CIFAR10DVS
+from timm_snn.training.options import as_config, training_options
 
 FOLDER = ROOT / 'recipes' / 'configs' / 'msvit'
 ALL = sorted(str(path.relative_to(FOLDER).with_suffix('')) for path in FOLDER.rglob('*.yaml'))
@@ -36,16 +37,9 @@ DRY_RUNS = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) 
 FAMILY = sorted(path.stem for path in (FOLDER.parent / 'family').glob('*.yaml'))
 
 
-@pytest.fixture
-def options_of(monkeypatch):
+def options_of(name: str) -> dict:
     """All options of a config: its own, those of its parents, and the defaults."""
-
-    def read(name: str) -> dict:
-        monkeypatch.setattr(sys, 'argv', ['train.py', '--config', str(FOLDER / f'{name}.yaml')])
-        options = importlib.import_module('options')
-        return options.as_config(options.parse_args(''))
-
-    return read
+    return as_config(training_options(['--config', str(FOLDER / f'{name}.yaml')]))
 
 
 @pytest.fixture
@@ -92,9 +86,8 @@ def garments(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def recordings(tmp_path_factory) -> Path:
     """Random events in the layouts of N-MNIST, CIFAR10-DVS and DVS128 Gesture."""
-    writers, data = importlib.import_module('tests.data.writers'), importlib.import_module('timm_snn.data')
     root = tmp_path_factory.mktemp('recordings')
-    for name in data.CIFAR10DVS.classes:
+    for name in CIFAR10DVS.classes:
         (root / 'cifar10_dvs' / name).mkdir(parents=True)
         for i in range(10):
             events = writers.random_events(500, seed=i)
@@ -129,7 +122,10 @@ def data_of(request):
             return ['--dataset', f'hfds/{photos}/parquet', '--data-dir', photos / 'cache', '--img-size', 16]
         if dataset == 'torch/fashion_mnist':
             return ['--data-dir', request.getfixturevalue('garments')]
-        return [] if dataset == 'digits' else ['--data-dir', request.getfixturevalue('recordings') / dataset]
+        if dataset == 'digits':
+            return []
+        smaller = [] if dataset == 'nmnist' else ['--img-size', 32]  # which data sets and models take at any size
+        return ['--data-dir', request.getfixturevalue('recordings') / dataset, *smaller]
 
     return arguments
 
@@ -159,7 +155,7 @@ def model_of(options: dict, **kwargs: object) -> Any:
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_the_header_states_parameters_result_and_command(options_of, name):
+def test_the_header_states_parameters_result_and_command(name):
     options, text = options_of(name), header(name)
     (stated,) = re.findall(r'\(([\d,]+) parameters', text)
     assert sum(p.numel() for p in model_of(options).parameters()) == int(stated.replace(',', ''))
@@ -176,7 +172,7 @@ SIZES |= {'cifar10_dvs': 9_000, 'dvs128_gesture': 1_176}
 
 
 @pytest.mark.parametrize('name', [name for name in ALL if 'Estimated' in header(name)])
-def test_the_cost_is_three_forward_passes_of_every_sample(options_of, name):
+def test_the_cost_is_three_forward_passes_of_every_sample(name):
     options = options_of(name)
     model = model_of(options, lif_layer=lambda **_: torch.nn.Identity())  # neurons are not counted, and take time
     size = options['img_size'] or model.pretrained_cfg['input_size'][-1]
@@ -221,7 +217,7 @@ class Printed(Exception):
 
 
 @pytest.mark.parametrize('name', PAPERS)
-def test_batch_learning_rate_and_epochs_are_the_papers(quick_train, data_of, options_of, monkeypatch, name):
+def test_batch_learning_rate_and_epochs_are_the_papers(quick_train, data_of, monkeypatch, name):
     """As train.py prints them with the processes of the Accelerate file in the header."""
     (launcher,) = re.findall(r'--config_file (\S+)', header(name))
 
@@ -243,7 +239,7 @@ def test_batch_learning_rate_and_epochs_are_the_papers(quick_train, data_of, opt
 
 
 @pytest.mark.parametrize('name', DRY_RUNS)
-def test_a_dry_run(quick_train, data_of, options_of, trained, tmp_path, name):
+def test_a_dry_run(quick_train, data_of, trained, tmp_path, name):
     """One update on real images: train, evaluate, save, load, predict."""
     options = options_of(name)
     accumulated = min(2, options['grad_accum_steps'] or 1)
@@ -267,7 +263,7 @@ def test_a_dry_run(quick_train, data_of, options_of, trained, tmp_path, name):
 
 
 @pytest.mark.parametrize('name', FAMILY)
-def test_the_families_are_trained_on_equal_terms(quick_train, garments, options_of, name):
+def test_the_families_are_trained_on_equal_terms(quick_train, garments, name):
     path = f'../family/{name}'
     options, recipe = options_of(path), options_of('../family/msvit')
     differ = {key for key in options if options[key] != recipe[key]}

@@ -2,26 +2,23 @@
 
 import csv
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from running import QUICK, TRAIN, weights
 
-RUN = """
-import os, runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-"""
-GO = """
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
+from tests.support.processes import Script
+from tests.support.training import QUICK, TRAIN, weights
 
 READS = """
-import data
+import os
+from timm_snn.training import data
 read = data.Digits.__getitem__
 def spy(self, index):
     with open(f'{os.environ["SPY"]}.{os.environ["RANK"]}', 'a') as file:
@@ -73,7 +70,7 @@ AcceleratorState.__init__ = sharded
 
 # One validation image, the first of the second process.
 BROKEN = """
-import data
+from timm_snn.training import data
 read = data.Digits.__getitem__
 def broken(self, index):
     if len(self) == 360 and index == 64:
@@ -84,29 +81,45 @@ data.Digits.__getitem__ = broken
 
 
 def start(folder: Path, before: str, processes: int, *arguments: object, **environment: str) -> Any:
-    """Run the script after some code in every process."""
-    (folder / 'script.py').write_text(RUN + before + GO)
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
-    return subprocess.run(
-        [*launcher, str(folder / 'script.py'), str(TRAIN), *map(str, arguments)],
-        env={**os.environ, 'ACCELERATE_USE_CPU': '1', **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Run the script in so many processes as torchrun starts them, after some code in each."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    world = {'WORLD_SIZE': processes, 'LOCAL_WORLD_SIZE': processes, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    ranks = []
+    for rank in range(processes):
+        printed = folder / f'rank_{rank}'
+        printed.mkdir(exist_ok=True)
+        settings = {**world, 'RANK': rank, 'LOCAL_RANK': rank, 'ACCELERATE_USE_CPU': 1, **environment}
+        env = {**os.environ, **{name: str(value) for name, value in settings.items()}}
+        ranks.append(Script([TRAIN, *arguments], printed, before=before, env=env))
+    printed = [rank.communicate() for rank in ranks]
+    stdout, stderr = (''.join(parts) for parts in zip(*printed, strict=True))
+    return SimpleNamespace(returncodes=[rank.returncode for rank in ranks], stdout=stdout, stderr=stderr)
 
 
 def launch(folder: Path, before: str, processes: int, *arguments: object, **environment: str) -> str:
     """The same of what must not fail; returns what was printed."""
     result = start(folder, before, processes, *arguments, **environment)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert not any(result.returncodes), result.stderr[-3000:]
     return result.stdout
 
 
 def test_two_processes_share_the_images_and_count_every_one(tmp_path):
+    """Started by torchrun, as the README has it."""
     sizes = ['--epochs', '1', '--batch-size', '32', '--max-train-samples', '200']
-    arguments = [*QUICK, *sizes, '--output', tmp_path / 'out']
-    printed = launch(tmp_path, READS, 2, *arguments, SPY=str(tmp_path / 'read'))
+    run = f"import runpy, sys; sys.argv = sys.argv[1:]\n{READS}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    (tmp_path / 'script.py').write_text(run)
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    result = subprocess.run(
+        [*torchrun, str(tmp_path / 'script.py'), str(TRAIN), *QUICK, *sizes, '--output', str(tmp_path / 'out')],
+        env={**os.environ, 'ACCELERATE_USE_CPU': '1', 'SPY': str(tmp_path / 'read')},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    printed = result.stdout
     assert 'effective batch 64' in printed and printed.count('top-1: ') == 1
 
     read = [[line.split() for line in (tmp_path / f'read.{rank}').read_text().splitlines()] for rank in '01']
@@ -167,7 +180,8 @@ def test_an_image_that_one_process_cannot_read_stops_all_and_loses_nothing(tmp_p
     arguments = [*QUICK, '--max-train-samples', '128', '--epochs', '1', '--output', tmp_path / 'out']
     result = start(tmp_path, BROKEN, 2, *arguments)
     saved = 'epoch_0000_step_000001'
-    assert result.returncode == 1 and 'stopped by another process; --resume auto goes on from' in result.stdout
+    assert sorted(result.returncodes) == [1, 128 + signal.SIGTERM]
+    assert 'stopped by another process; --resume auto goes on from' in result.stdout
     assert 'error: cannot evaluate: sample 64 is unreadable, OSError: torn' in result.stderr
     assert [path.name for path in (tmp_path / 'out' / 'checkpoints').iterdir()] == [saved]
     printed = launch(tmp_path, '', 2, *arguments, '--resume', 'auto')

@@ -1,8 +1,6 @@
 """recipes/energy.py and recipes/pictures.py as users run them."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,11 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from tests.conftest import lively
+from tests.support import scripts
 
 pytest.importorskip('rich')
 pytest.importorskip('sklearn')
 
-RECIPES = Path(__file__).parents[2] / 'recipes'
 SMALL = ('--model', 'msvit_4_96', '-n', '2')
 
 
@@ -29,20 +27,12 @@ def saved(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(RECIPES)
-
-    def run(name: str, *arguments: object) -> str:
-        script = str(RECIPES / name)
-        monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
-        threads = torch.get_num_threads()
-        try:
-            runpy.run_path(script, run_name='__main__')
-        finally:
-            torch.set_num_threads(threads)
+def run(capsys):
+    def run_it(name: str, *arguments: object) -> str:
+        scripts.run(f'recipes/{name}', *arguments)
         return capsys.readouterr().out
 
-    return run
+    return run_it
 
 
 def test_a_report_of_a_saved_model_and_of_others(run, saved, tmp_path):

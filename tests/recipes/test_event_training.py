@@ -1,16 +1,15 @@
 """Event recordings through the recipes: by name, as rows, with augmentation and mixing, and validated afterwards."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from running import ROOT, weights
 
 from tests.data import writers
+from tests.support.scripts import run
+from tests.support.training import weights
 from timm_snn.data import NMNIST, EventAugment, EventMixup, write_rows
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*results on it are not comparable')
@@ -60,13 +59,11 @@ def test_rows_train_to_the_weights_of_their_recordings(train, recordings, tmp_pa
         train(*QUICK, *rows, '--model-kwargs', 'num_steps=4', '--output', tmp_path / 'three')
 
 
-def test_a_model_of_events_is_validated(train, recordings, tmp_path, monkeypatch):
+def test_a_model_of_events_is_validated(train, recordings, tmp_path):
     data = ['--dataset', 'nmnist', '--data-dir', str(recordings)]
     train(*QUICK, *data, '--output', tmp_path / 'run')
     arguments = ['--model', f'local-dir:{tmp_path}/run/model', *data, '--output', str(tmp_path / 'validate')]
-    script = str(ROOT / 'recipes' / 'validate.py')
-    monkeypatch.setattr(sys, 'argv', [script, *arguments])
-    runpy.run_path(script, run_name='__main__')
+    run('recipes/validate.py', *arguments)
     result = json.loads((tmp_path / 'validate' / 'results.json').read_text())
     assert result['samples'] == 20 and [row['num_steps'] for row in result['early_exit']] == [1, 2, 3]
 

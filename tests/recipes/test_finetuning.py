@@ -3,8 +3,10 @@
 import datasets
 import timm
 import torch
-from running import ROOT, weights
 from sklearn.datasets import load_digits
+
+from tests.support.scripts import ROOT
+from tests.support.training import weights
 
 CONFIG = ROOT / 'recipes' / 'configs' / 'msvit' / 'finetune.yaml'
 

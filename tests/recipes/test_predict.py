@@ -2,8 +2,6 @@
 
 import csv
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +13,24 @@ from timm.data import ImageNetInfo, create_transform, resolve_input_data_config
 from timm.models import save_for_hf
 
 from tests.conftest import lively
+from tests.support.scripts import ROOT, run
 
 pytest.importorskip('rich')
 load_digits = pytest.importorskip('sklearn.datasets').load_digits
 
-RECIPES = Path(__file__).parents[2] / 'recipes'
+RECIPES = ROOT / 'recipes'
 NAMES = [f'digit [red]{i}' for i in range(10)]  # in brackets is markup to rich
 
 
 @pytest.fixture
-def predict(monkeypatch, capsys):
+def predict(capsys):
     """Run the script in this process; returns what it printed."""
-    script = str(RECIPES / 'predict.py')
-    monkeypatch.syspath_prepend(RECIPES)
 
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
-        threads = torch.get_num_threads()
-        try:
-            runpy.run_path(script, run_name='__main__')
-        finally:
-            torch.set_num_threads(threads)
+    def run_it(*arguments: object) -> str:
+        run('recipes/predict.py', *arguments)
         return capsys.readouterr().out
 
-    return run
+    return run_it
 
 
 def save(folder: Path, name: str, **kwargs: object) -> str:

@@ -1,27 +1,26 @@
 """What happens to long runs, done to short ones: killed, told to stop, out of disk, damaged, diverged."""
 
 import csv
-import importlib
 import json
 import math
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import accelerate
 import pytest
 import safetensors.torch
 import torch
-from running import QUICK, TRAIN, weights
 
 import timm_snn
+from tests.support.damage import cut, flip_a_bit
+from tests.support.processes import Script, run_script
+from tests.support.training import QUICK, TRAIN, weights
+from timm_snn.training.checkpoints import damage, write_manifest
+from timm_snn.training.data import TrainingSamples
 
 # All that has a state: augmentation, mixing, stochastic depth, averaging, accumulation. 10 updates an epoch.
 STATEFUL = [
@@ -29,28 +28,23 @@ STATEFUL = [
     *('--model-ema-decay', '0.9', '--batch-size', '32', '--grad-accum-steps', '2', '--max-train-samples', '640'),
     *('--max-val-samples', '37'),
 ]
-COMMAND = [sys.executable, str(TRAIN), *QUICK, *STATEFUL, '--checkpoint-steps', '2']
+COMMAND = [TRAIN, *QUICK, *STATEFUL, '--checkpoint-steps', '2']
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory) -> Path:
     """The output of a run that nobody stopped."""
-    output = tmp_path_factory.mktemp('whole')
-    subprocess.run([*COMMAND, '--workers', '0', '--output', str(output)], check=True)
-    return output
+    folder = tmp_path_factory.mktemp('whole')
+    run_script([*COMMAND, '--workers', '0', '--output', folder / 'run'], folder, check=True)
+    return folder / 'run'
 
 
-def start(output: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*COMMAND, '--workers', '2', '--output', str(output), '--resume', 'auto', *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+def start(output: Path, *arguments: str) -> Script:
+    command = [*COMMAND, '--workers', '2', '--output', output, '--resume', 'auto', *arguments]
+    return Script(command, output.parent)
 
 
-def wait_for_another_checkpoint(process: subprocess.Popen, output: Path) -> None:
+def wait_for_another_checkpoint(process: Script, output: Path) -> None:
     before = set((output / 'checkpoints').glob('epoch_*'))
     while process.poll() is None and set((output / 'checkpoints').glob('epoch_*')) <= before:
         time.sleep(0.01)
@@ -76,31 +70,32 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_path):
     """Also with other numbers of data loading processes."""
-    choose = random.Random(int(os.environ.get('KILLS_SEED', 0)))
+    choose, output = random.Random(int(os.environ.get('KILLS_SEED', 0))), tmp_path / 'run'
     for _ in range(3):
-        process = start(tmp_path)
-        wait_for_another_checkpoint(process, tmp_path)
+        process = start(output)
+        wait_for_another_checkpoint(process, output)
         time.sleep(choose.random())
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    assert not (tmp_path / 'model').exists(), 'it finished before it was killed'
-    printed, _ = start(tmp_path).communicate()
+    assert not (output / 'model').exists(), 'it finished before it was killed'
+    printed, _ = start(output).communicate()
     assert 'top-1: ' in printed
-    assert_same_run(whole, tmp_path)
+    assert_same_run(whole, output)
 
 
 def test_sigterm_saves_and_exits(whole, tmp_path):
-    process = start(tmp_path, '--checkpoint-steps', '1000')
-    while not (tmp_path / 'logs').exists():
+    output = tmp_path / 'run'
+    process = start(output, '--checkpoint-steps', '1000')
+    while not (output / 'logs').exists():
         time.sleep(0.05)
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGTERM)  # the data loading processes get it too, as under SLURM
     printed, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, printed
-    (saved,) = (tmp_path / 'checkpoints').iterdir()
+    (saved,) = (output / 'checkpoints').iterdir()
     assert f'stopped by SIGTERM; --resume auto goes on from {saved}' in printed and '_step_' in saved.name
-    start(tmp_path).communicate()
-    assert_same_run(whole, tmp_path)
+    start(output).communicate()
+    assert_same_run(whole, output)
 
 
 def test_a_finished_run_says_so(train, output):
@@ -114,28 +109,6 @@ def test_a_checkpoint_that_was_not_finished_is_not_used(train, output):
     (unfinished / 'model.safetensors').write_bytes(b'torn')
     assert 'epochs 2 to 2' in train(*QUICK, '--output', output, '--resume', 'auto')
     assert sorted(path.name for path in (output / 'checkpoints').iterdir()) == ['epoch_0001', 'epoch_0002']
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize('name', ['model.safetensors', 'optimizer.bin', 'random_states_0.pkl', 'progress.json'])
-@pytest.mark.parametrize('harm', [cut, flip_a_bit, Path.unlink])
-def test_damage_is_noticed(output, name, harm):
-    damage = importlib.import_module('checkpoints').damage
-    checkpoint = output / 'checkpoints' / 'epoch_0001'
-    assert damage(checkpoint) is None
-    harm(checkpoint / name)
-    assert name in damage(checkpoint)
-    (checkpoint / 'manifest.json').write_text('[]')
-    assert 'AttributeError' in damage(checkpoint)
 
 
 def test_the_one_before_a_damaged_checkpoint_is_used(train, output):
@@ -175,21 +148,18 @@ def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_
     refused('--resume', newest, match=f'cannot read checkpoint {newest}: model.safetensors is not what was written')
 
 
-def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(output):
+def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(output, tmp_path):
     """A limit on the size of files stands for it: the system refuses to write, in the same place."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
-
-    command = [sys.executable, str(TRAIN), *QUICK, '--max-steps', '23', '--output', str(output), '--resume', 'auto']
-    result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))'
+    command = [TRAIN, *QUICK, '--max-steps', '23', '--output', output, '--resume', 'auto']
+    result = run_script(command, tmp_path, before=limit)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1 and last.startswith(
         f'error: cannot write checkpoint {output}/checkpoints/epoch_0001_s'
     )
     assert 'File too large' in last and last.endswith('; those before it are kept, for --resume auto')
     assert [path.name for path in (output / 'checkpoints').iterdir()] == ['epoch_0001']
-    assert importlib.import_module('checkpoints').damage(output / 'checkpoints' / 'epoch_0001') is None
+    assert damage(output / 'checkpoints' / 'epoch_0001') is None
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_what_is_needed(train, tmp_path):
@@ -244,25 +214,12 @@ def test_gradients_that_no_scale_makes_finite_stop(train, tmp_path, monkeypatch)
         train(*QUICK, '--output', tmp_path)
 
 
-def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
-    checkpoints = importlib.import_module('checkpoints')
-    progress = checkpoints.Progress([{'eval_top1': top1} for top1 in (1.0, 5.0, 2.0, 5.0, 3.0)])
-    names = [f'epoch_{i:04d}' for i in range(1, 6)]
-    for name in (*names, 'epoch_0005_step_000010'):
-        (tmp_path / 'checkpoints' / name).mkdir(parents=True)
-    keeper = checkpoints.Checkpoints(MagicMock(), tmp_path, progress, {}, None, 2, 'eval_top1')
-    keeper._prune()
-    kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
-    assert kept == ['epoch_0002', 'epoch_0005', 'epoch_0005_step_000010'] and keeper.best.name == 'epoch_0002'
-
-
 def test_a_run_of_max_steps_goes_on_with_more(tmp_path):
     """In processes of their own, as users run it: after a thousand other tests in one, rounding once differed."""
     sizes = ['--max-train-samples', '320', '--max-val-samples', '37']
 
     def run(*arguments: object) -> str:
-        command = [sys.executable, str(TRAIN), *QUICK, *sizes, *map(str, arguments)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return run_script([TRAIN, *QUICK, *sizes, *arguments], tmp_path, check=True).stdout
 
     run('--output', tmp_path / 'whole', '--max-steps', '7')
     run('--output', tmp_path / 'parts', '--max-steps', '3')
@@ -280,7 +237,6 @@ def test_a_run_may_stop_at_the_end_of_an_epoch(train, tmp_path):
 
 def test_other_batches_of_the_same_effective_batch_go_on_with_the_same_samples(train, tmp_path, monkeypatch):
     """As on hardware with less memory, or with another number of processes."""
-    TrainingSamples = importlib.import_module('data').TrainingSamples
     read, get = [], TrainingSamples.__getitem__
     monkeypatch.setattr(TrainingSamples, '__getitem__', lambda self, i: read.append(i) or get(self, i))
     arguments = [*QUICK, '--max-train-samples', '256', '--max-val-samples', '37', '--epochs', '1', '--workers', '0']
@@ -295,13 +251,12 @@ def test_other_batches_of_the_same_effective_batch_go_on_with_the_same_samples(t
 
 
 def test_random_states_that_are_not_restored_are_told(train, output):
-    checkpoints = importlib.import_module('checkpoints')
     checkpoint = output / 'checkpoints' / 'epoch_0001'
     arguments = [*QUICK, '--max-steps', '23', '--output', output, '--resume', 'auto']
 
     def declare_whole() -> None:
         (checkpoint / 'manifest.json').unlink()
-        checkpoints.write_manifest(checkpoint)
+        write_manifest(checkpoint)
 
     states = checkpoint / 'random_states_0.pkl'
     content = states.read_bytes()

@@ -1,11 +1,8 @@
 """recipes/validate.py as users run it: on real digits, and given data whose classes are not the model's."""
 
 import csv
-import importlib
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +15,24 @@ from PIL import Image
 from timm.data import create_transform, resolve_input_data_config
 from timm.models import save_for_hf
 
+from tests.support.scripts import ROOT, run
+from timm_snn.training.data import Digits
+
 pytest.importorskip('rich')
 load_digits = pytest.importorskip('sklearn.datasets').load_digits
 
-RECIPES = Path(__file__).parents[2] / 'recipes'
 NAMES = [f'digit {i}' for i in range(10)]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _beside_the_script():
-    """Python puts a script's own folder on its path, runpy does not."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(RECIPES)
-        yield
-
-
 @pytest.fixture
-def validate(monkeypatch, capsys, tmp_path):
+def validate(capsys, tmp_path):
     """Run the script in this process; returns what it printed and the folder it wrote."""
-    script = str(RECIPES / 'validate.py')
 
-    def run(*arguments: object, output: str = 'out') -> tuple[str, Path]:
-        threads = torch.get_num_threads()
-        monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments), '--output', str(tmp_path / output)])
-        try:
-            runpy.run_path(script, run_name='__main__')
-        finally:
-            torch.set_num_threads(threads)
+    def run_it(*arguments: object, output: str = 'out') -> tuple[str, Path]:
+        run('recipes/validate.py', *arguments, '--output', tmp_path / output)
         return capsys.readouterr().out, tmp_path / output
 
-    return run
+    return run_it
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +44,7 @@ def saved(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = timm.create_model('msvit_4_96', num_steps=3, depths=(0, 0, 1))
     model.pretrained_cfg['input_size'] = (1, 16, 16)
-    images, labels = inputs(model, importlib.import_module('data').Digits(train=True), 640)
+    images, labels = inputs(model, Digits(train=True), 640)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for i in range(30):
         batch = slice(64 * (i % 10), 64 * (i % 10) + 64)
@@ -80,7 +65,7 @@ def inputs(model: Any, dataset: Any, number: int) -> tuple[torch.Tensor, torch.T
 @pytest.fixture(scope='module')
 def recount(saved) -> dict[int, torch.Tensor]:
     """Logits of the 360 held-out digits for T = 1, 2, 3, from models made for that T, and under 0 their labels."""
-    digits = importlib.import_module('data').Digits(train=False)
+    digits = Digits(train=False)
     logits = {}
     for t in (1, 2, 3):
         model = timm.create_model(f'local-dir:{saved}', pretrained=True, num_steps=t).eval()
@@ -140,20 +125,6 @@ def test_one_run_gives_the_accuracy_of_every_number_of_steps(validate, saved, re
     _, output = validate('--model', f'local-dir:{saved}', '--num-steps', 2, '--steps', 1)
     assert [row['top1_correct'] for row in rows(output / 'steps.csv')] == [str(correct[0])]
     assert json.loads((output / 'results.json').read_text())['top1_correct'] == correct[1]
-
-
-def test_early_exit_is_the_model_with_fewer_steps_in_float64(small):
-    """For images, which are shown t times, and for event frames, of which the first t are."""
-    running_logits = runpy.run_path(str(RECIPES / 'validate.py'))['running_logits']
-    for shape in ((3, 1, 28, 28), (3, 4, 1, 20, 28)):
-        x = torch.rand(shape, dtype=torch.float64)
-        small.num_steps = 4
-        running = running_logits(small, x)
-        assert running.shape == (3, 4, 10) and running.dtype == torch.float64
-        for t in (1, 2, 3, 4):
-            small.num_steps = t
-            expected = small(x if x.ndim == 4 else x[:, :t])
-            torch.testing.assert_close(running[:, t - 1], expected, rtol=0, atol=1e-12)
 
 
 def test_models_without_time_steps_and_files_of_an_earlier_run(validate, saved, folder):
@@ -273,7 +244,7 @@ def test_an_unreadable_image_ends_the_run_and_no_other_takes_its_place(validate,
         (['--model', 'resnet10t', '--num-steps', 2], 'it has no time steps: leave out --num-steps'),
         (['--model', 'resnet10t', '--steps', 1], 'answers once, not after every time step: leave out --steps'),
         (['--model', 'resnet10t'], r'cannot match the classes of the data, 10 \(0, 1, 2 \.\.\.\), with those of the '),
-        (['--model', 'msvit_4_96', '--checkpoint', RECIPES], 'there is no file .*model.safetensors'),
+        (['--model', 'msvit_4_96', '--checkpoint', ROOT / 'recipes'], 'there is no file .*model.safetensors'),
         (['--labels', __file__], r'test_validate\.py has \d+ names for 10 classes'),
         (['--labels', 'nowhere'], 'cannot name the classes: .*No such file'),
         (['--model-kwargs', 'num_steps'], 'cannot read the command line: .*--model-kwargs takes name=value'),
@@ -313,30 +284,6 @@ def test_folders_with_other_names_need_them_in_the_order_of_the_model(validate, 
     found = rows(output / 'per_class.csv')
     assert [row.pop('name') for row in found] == words and [row.pop('name') for row in expected] == NAMES
     assert found == expected
-
-
-@pytest.mark.parametrize(
-    ('labels', 'message'),
-    [
-        (torch.tensor([0, 3]), 'labels must be 0 to 2, as the model has 3 classes, got 3'),
-        (torch.tensor([-1, 0]), 'got -1: it is for other classes, or the split has no labels'),
-        (torch.tensor([[0, 1, 1]]), 'labels must be whole numbers, one a sample'),
-        (torch.tensor([0.5]), 'labels must be whole numbers'),
-        (['cat', 'dog'], r"whole numbers, one a sample, got \['cat', 'dog'\]: --target-key names their column"),
-    ],
-)
-def test_labels_that_are_not_classes_are_refused(labels, message):
-    check_labels = runpy.run_path(str(RECIPES / 'validate.py'))['check_labels']
-    with pytest.raises(ValueError, match=message):
-        check_labels(labels, 3)
-
-
-def test_logits_that_are_not_finite_are_refused():
-    evaluate = runpy.run_path(str(RECIPES / 'validate.py'))['evaluate']
-    model = torch.nn.Linear(2, 3)
-    model.num_classes = 3
-    with pytest.raises(ValueError, match='not finite'):
-        evaluate(model, [(torch.full((1, 2), float('inf')), torch.tensor([0]))])
 
 
 def test_the_split_that_is_named_is_the_one_that_is_counted(validate, saved):

@@ -1,7 +1,5 @@
 """recipes/view_events.py as users run it."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,11 @@ from timm.models import save_for_hf
 
 from tests.conftest import lively
 from tests.data import writers
+from tests.support import scripts
 from timm_snn.data import Events
 
 pytest.importorskip('matplotlib')
 
-RECIPES = Path(__file__).parents[2] / 'recipes'
 # by number in two steps: a pixel with two positive and one with two negative events, then one with two of both
 EVENTS = Events(
     np.arange(8, dtype=np.int64) * 1000,
@@ -27,16 +25,12 @@ EVENTS = Events(
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(RECIPES)
-
-    def run(*arguments: object) -> str:
-        script = str(RECIPES / 'view_events.py')
-        monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
-        runpy.run_path(script, run_name='__main__')
+def run(capsys):
+    def run_it(*arguments: object) -> str:
+        scripts.run('recipes/view_events.py', *arguments)
         return capsys.readouterr().out
 
-    return run
+    return run_it
 
 
 @pytest.fixture(scope='module')

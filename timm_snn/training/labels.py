@@ -1,60 +1,66 @@
 """Names of classes: those of a model, and which of them a data set means by its numbers."""
 
-import argparse
-import sys
+import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from data import Samples, class_names, summary
-from options import one_line_errors
 from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from .data import Samples, class_names, summary
+from .errors import UserError, one_line_errors
+
 __all__ = ['descriptions_of', 'labelled_batches', 'match_labels', 'open_labels']
 
-
-class UnmatchedClasses(SystemExit):
-    """Ends the program in one line, unless it can do without labels."""
+_logger = logging.getLogger(__name__)
 
 
-def open_labels(args: argparse.Namespace, model: Any) -> Any:
+class UnmatchedClasses(UserError):
+    """Nobody knows which class of the model a class of the data is."""
+
+
+def open_labels(model: Any, file: Path | None = None) -> Any:
     """A timm DatasetInfo with the names of the model's classes, or None if nobody knows them.
 
-    In this order: --labels, the names saved with the model, ImageNet's where the number of classes is one of its own.
+    In this order: the lines of the file, the names saved with the model, those of ImageNet where it has a subset of as
+    many classes.
     """
     cfg: Any = model.pretrained_cfg
     names, descriptions = cfg.get('label_names'), cfg.get('label_descriptions')
     with one_line_errors('name the classes', '--labels takes a file with a name in each line, in the order of classes'):
         if not model.num_classes:
-            raise ValueError(f'{args.model} has no classifier')
-        if args.labels:
-            names, descriptions = args.labels.read_text(encoding='utf-8-sig').splitlines(), None
+            raise ValueError(f'{cfg["architecture"]} has no classifier')
+        if file:
+            names, descriptions = file.read_text(encoding='utf-8-sig').splitlines(), None
         if names:
             if isinstance(names, dict):
                 numbered = {int(number): name for number, name in names.items()}  # JSON makes strings of numbers
                 names = [numbered.get(i, str(i)) for i in range(model.num_classes)]
             if len(names) != model.num_classes:
-                source = args.labels or 'the model'
-                raise ValueError(f'{source} has {len(names)} names for {model.num_classes} classes')
+                raise ValueError(f'{file or "the model"} has {len(names)} names for {model.num_classes} classes')
             return CustomDatasetInfo(list(names), descriptions)
         subset = infer_imagenet_subset({'num_classes': model.num_classes})
         return ImageNetInfo(subset) if subset else None
 
 
 def descriptions_of(labels: Any, num_classes: int) -> list[str]:
-    """What to show for each class: its number where nobody knows a name."""
+    """A description of each class: its number where nobody knows a name."""
     return [labels.index_to_description(i) if labels else str(i) for i in range(num_classes)]
 
 
-def match_labels(args: argparse.Namespace, model: Any, dataset: Any) -> tuple[list[str], list[int] | None]:
+def match_labels(
+    model: Any, dataset: Any, *, is_folder: bool, file: Path | None = None
+) -> tuple[list[str], list[int] | None]:
     """Names to show for the model's classes, and its number of each class of the data, None if they agree.
 
     A data set may number a part of the classes, or all in another order, as a folder without one of them does. They
-    are matched by name where the names are the same. Raises: UnmatchedClasses.
+    are matched by name where the names are the same. `is_folder`: the classes of the data are numbered by the order of
+    their names. Raises: UnmatchedClasses.
     """
-    labels = open_labels(args, model)
+    labels = open_labels(model, file)
     known = list(labels.label_names()) if labels else None
     shown = descriptions_of(labels, model.num_classes)
     found = class_names(dataset)
@@ -63,24 +69,24 @@ def match_labels(args: argparse.Namespace, model: Any, dataset: Any) -> tuple[li
     if known and len(set(known)) == len(known) and set(found) <= set(known):
         return shown, [known.index(name) for name in found]
     own_names = isinstance(labels, CustomDatasetInfo)
-    # Folders are numbered by the order of their names, other data sets by those who made them.
-    is_folder = args.dataset.removeprefix('torch/') in ('', 'folder', 'image_folder')
     if len(found) != model.num_classes or (is_folder and own_names):
         raise UnmatchedClasses(
-            f'error: cannot match the classes of the data, {summary(found)}, with those of the model, '
+            f'cannot match the classes of the data, {summary(found)}, with those of the model, '
             f'{summary(known) if own_names else model.num_classes}: pass --labels FILE with the {model.num_classes} '
             'names that the data uses, one in each line, in the order of the model'
         )
     if own_names:
-        print(
-            f'note: the classes of the data, {summary(found)}, and of the model, {summary(known)}, are matched by '
-            'number, as their names differ',
-            file=sys.stderr,
+        _logger.warning(
+            'note: the classes of the data, %s, and of the model, %s, are matched by number, as their names differ',
+            summary(found),
+            summary(known),
         )
     return found, None
 
 
-def labelled_batches(args: argparse.Namespace, model: Any, samples: Samples) -> DataLoader:
+def labelled_batches(
+    model: Any, samples: Samples, batch_size: int, workers: int, *, is_folder: bool, file: Path | None = None
+) -> DataLoader:
     """Batches for the profiler, labelled by the model's numbers of their classes.
 
     Without labels, and with a note, where the classes cannot be matched.
@@ -88,12 +94,12 @@ def labelled_batches(args: argparse.Namespace, model: Any, samples: Samples) -> 
     numbers: Tensor | None = None
     if model.num_classes:
         try:
-            found = match_labels(args, model, samples.source)[1]
+            _, found = match_labels(model, samples.source, is_folder=is_folder, file=file)
             numbers = torch.arange(model.num_classes) if found is None else torch.tensor(found)
         except UnmatchedClasses as error:
-            print(f'note: no accuracy, {str(error).removeprefix("error: ")}', file=sys.stderr)
+            _logger.warning('note: no accuracy, %s', error)
     collate = partial(collate_labelled, numbers)
-    return DataLoader(samples, args.batch_size, num_workers=args.workers, collate_fn=collate)
+    return DataLoader(samples, batch_size, num_workers=workers, collate_fn=collate)
 
 
 def collate_labelled(numbers: Tensor | None, samples: list[tuple[Any, Any]]) -> Any:

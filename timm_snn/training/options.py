@@ -1,34 +1,40 @@
-"""The options of train.py, from a YAML config and the command line, and how mistakes in options are reported."""
+"""The command lines and YAML configs of the scripts, read into the values that the rest of this package takes."""
 
 import argparse
 import difflib
 import math
-import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from huggingface_hub.errors import HTTPError
-from safetensors import SafetensorError
 from timm.models import split_model_name_tag
 from timm.utils import ParseKwargs
 
+from .data import EVENT_DATASETS, DataSource
+from .errors import UserError, one_line_errors
+
 __all__ = [
-    'EVENT_DATASETS',
     'ArgumentParser',
+    'accelerator_options',
     'as_config',
+    'batch_options',
+    'data_source',
+    'evaluation_parser',
+    'image_options',
+    'model_options',
+    'model_parser',
     'natural_int',
-    'one_line_errors',
-    'parse_args',
+    'optimizer_options',
     'positive_int',
+    'sample_options',
+    'schedule_options',
     'tag_of',
+    'task_options',
+    'trainable_options',
+    'training_options',
+    'transform_options',
 ]
-
-
-# Data sets of event cameras by name; data.py opens them.
-EVENT_DATASETS = ('nmnist', 'cifar10_dvs', 'dvs128_gesture', 'event_rows')
 
 # Options that would be ignored without others, and are refused rather.
 FOR_IMAGES = ('scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'crop_pct', 'interpolation')
@@ -36,38 +42,177 @@ FOR_EVENTS = ('event_aug', 'split_by')
 FOR_COLUMNS = ('input_key', 'target_key')
 FOR_A_TEACHER = ('kd_checkpoint', 'kd_temperature', 'kd_task_weight')
 FOR_THE_AVERAGE = ('model_ema_decay', 'model_ema_warmup')
-
-
-@contextmanager
-def one_line_errors(doing: str, advice: str = '') -> Iterator[None]:
-    """What a user can get wrong ends the run in one line, `error: cannot DOING: REASON; ADVICE`, with the cause."""
-    try:
-        yield
-    except (
-        *(RuntimeError, OSError, ValueError, TypeError, LookupError, AssertionError, EOFError),
-        *(pickle.UnpicklingError, SafetensorError, yaml.YAMLError, HTTPError),
-    ) as error:
-        reason = ' '.join(str(error).split()[:60]) or type(error).__name__
-        raise SystemExit(f'error: cannot {doing}: {reason}' + (f'; {advice}' if advice else '')) from error
-
-
-def tag_of(model: str) -> str | None:
-    """What names the training in NAME.TAG; training on from a folder or a repository has no name yet."""
-    return None if ':' in model else split_model_name_tag(model)[1] or None
+# What a config cannot say.
+NOT_IN_CONFIGS = ('config', 'help', 'traceback')
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """The options of a script, which is named as users call it. Mistakes are one line, without the usage."""
+
+    def __init__(self, script: str, description: str | None) -> None:
+        super().__init__(
+            prog=Path(script).name,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.script = script
+        self.add_argument(
+            '--traceback', action='store_true', help='show where an error came from, as TIMM_SNN_TRACEBACK=1 does'
+        )
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        with one_line_errors('read the command line', "--model-kwargs takes name=value ..., and '--' ends them"):
+            return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        raise SystemExit(f'error: {message}; see recipes/{self.prog} --help')
+        raise UserError(f'{message}; see {self.script} --help')
 
 
-def make_parser(description: str) -> ArgumentParser:
-    flag = argparse.BooleanOptionalAction
-    parser = ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+def tag_of(model: str) -> str | None:
+    """The tag in NAME.TAG, which names the training. One that goes on from a folder or a repository has no name yet."""
+    return None if ':' in model else split_model_name_tag(model)[1] or None
+
+
+def data_source(args: argparse.Namespace) -> DataSource:
+    """The data set that the options name."""
+    return DataSource(
+        args.dataset,
+        folder=args.data_dir,
+        download=args.dataset_download,
+        input_key=args.input_key,
+        target_key=args.target_key,
+        split_by=args.split_by,
     )
+
+
+def image_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `models.input_config`, without those that are left to the model."""
+    names = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation', 'in_chans')  # the last in training alone
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `models.open_model` beside the name."""
+    return _chosen(args, 'checkpoint', 'pretrained', 'num_steps', 'device', 'model_kwargs')
+
+
+def accelerator_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `hardware.make_accelerator`."""
+    return _chosen(args, 'output', 'log_with', 'seed', 'grad_accum_steps', 'num_threads', 'compile')
+
+
+def trainable_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `models.open_to_train` beside the name."""
+    weights = ('pretrained', 'checkpoint', 'freeze', 'grad_checkpointing', 'channels_last')
+    return _chosen(args, *weights, 'num_classes', 'in_chans', 'drop_path', 'model_kwargs')
+
+
+def sample_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `data.choose_samples` beside the data."""
+    return _chosen(args, 'seed', 'fold', 'val_fraction', 'max_train_samples', 'max_val_samples')
+
+
+def transform_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `data.make_transform` for training."""
+    same = ('scale', 'ratio', 'hflip', 'color_jitter')
+    return _chosen(args, *same, auto_augment='aa', re_prob='reprob', re_mode='remode')
+
+
+def batch_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `batches.BatchTransform` that an option gives."""
+    same = ('channels_last', 'event_aug', 'mixup', 'cutmix')
+    renamed = dict(prob='mixup_prob', switch_prob='mixup_switch_prob', off_epoch='mixup_off_epoch')
+    return _chosen(args, *same, **renamed, label_smoothing='smoothing')
+
+
+def task_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `tasks.make_task` that an option gives."""
+    renamed = dict(teacher='kd_model_name', teacher_checkpoint='kd_checkpoint', teacher_temperature='kd_temperature')
+    return _chosen(args, 'loss', 'tet', **renamed, task_weight='kd_task_weight')
+
+
+def optimizer_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of timm's `create_optimizer_v2` beside the model and the learning rate."""
+    return _chosen(args, 'opt', 'weight_decay', 'layer_decay')
+
+
+def schedule_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of timm's `create_scheduler_v2` beside the optimizer and its steps."""
+    same = ('sched', 'cooldown_epochs', 'warmup_epochs', 'warmup_lr', 'min_lr')
+    return _chosen(args, *same, num_epochs='epochs')
+
+
+def _chosen(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any]:
+    """Options by their own names, and by those of a function's arguments."""
+    options = {name: name for name in same} | renamed
+    return {name: getattr(args, option) for name, option in options.items()}
+
+
+def model_parser(script: str, description: str | None) -> ArgumentParser:
+    """Options of a trained model and of how it is run."""
+    parser = ArgumentParser(script, description)
+    add = parser.add_argument_group('model').add_argument
+    add('--model', required=True, help="'local-dir:FOLDER', 'hf-hub:USER/NAME', or a name that timm knows")
+    add(
+        '--checkpoint',
+        type=Path,
+        help='weights for a model by name: .safetensors, .pth (the EMA weights where it has some), or a folder in '
+        "OUTPUT/checkpoints, which brings its run's options of the model and of the images with it",
+    )
+    add('--pretrained', action='store_true', help='load the published weights of a model by name')
+    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='name=value ..., e.g. num_steps=2')
+    add('--num-steps', type=positive_int, help="T; default: the model's")
+    add('--device', default='cpu', help="'cuda' for a GPU")
+    add('--num-threads', type=positive_int, help='on a CPU; default: all cores')
+    _add_image_options(add)
+    add('--batch-size', '-b', type=positive_int, default=32)
+    add('--workers', '-j', type=int, default=0, help='processes that load data')
+    return parser
+
+
+def evaluation_parser(script: str, description: str | None, num_samples: int | None) -> ArgumentParser:
+    """Options of a model and a data set, of which `num_samples` are used by default, all if it is None."""
+    parser = model_parser(script, description)
+    add = parser.add_argument_group('data').add_argument
+    _add_data_options(add, flag='store_true')
+    add('--split', default='validation')
+    add('--labels', type=Path, help="names of the classes as the data has them, one in each line, in the model's order")
+    add(
+        '--num-samples',
+        '-n',
+        type=positive_int,
+        default=num_samples,
+        help=f'so many, evenly spread over the split; default: {num_samples or "all"}',
+    )
+    return parser
+
+
+def _add_image_options(add: Callable[..., Any]) -> None:
+    add('--img-size', type=positive_int, help='image size; default: that of the model')
+    add('--mean', type=float, nargs='+', help='of the normalisation; default: that of the model')
+    add('--std', type=float, nargs='+')
+    add('--crop-pct', type=float)
+    add('--interpolation')
+
+
+def _add_data_options(add: Callable[..., Any], flag: Any) -> None:
+    add(
+        '--dataset',
+        default='digits',
+        help=f"'digits' (of scikit-learn); of event cameras {', '.join(map(repr, EVENT_DATASETS))}; "
+        "or as timm says: torch/..., hfds/..., '' for a folder",
+    )
+    add('--data-dir', type=Path, help='root folder of the data set')
+    add('--dataset-download', action=flag, default=False, help='let torch/... data sets download themselves')
+    add('--input-key', help='column of the images of an hfds/ data set')
+    add('--target-key', help='column of its labels')
+    add('--split-by', choices=('number', 'time'), default='number', help='how event recordings become frames')
+
+
+def training_parser(description: str | None = None) -> ArgumentParser:
+    flag = argparse.BooleanOptionalAction
+    parser = ArgumentParser('recipes/train.py', description)
     parser.add_argument(
         '--config', '-c', type=Path, help='YAML file with any of the options below; its key config names a parent'
     )
@@ -91,14 +236,7 @@ def make_parser(description: str) -> ArgumentParser:
     add('--channels-last', action=flag, default=False, help='memory format of weights and images')
     add('--grad-checkpointing', action=flag, default=False, help='compute activations twice to save memory')
     add = parser.add_argument_group('data').add_argument
-    add(
-        '--dataset',
-        default='digits',
-        help=f"'digits' (of scikit-learn); of event cameras {', '.join(map(repr, EVENT_DATASETS))}; "
-        "or as timm says: torch/..., hfds/..., '' for a folder",
-    )
-    add('--data-dir', type=Path, help='root folder of the data set')
-    add('--dataset-download', action=flag, default=False, help='let torch/... data sets download themselves')
+    _add_data_options(add, flag)
     add('--train-split', default='train')
     add('--val-split', default='validation')
     add(
@@ -110,14 +248,7 @@ def make_parser(description: str) -> ArgumentParser:
     add('--fold', type=fold, metavar='K/N', help='validate on the Kth of N folds of both splits, train on the others')
     add('--max-train-samples', type=positive_int, help='evenly spread over the split')
     add('--max-val-samples', type=positive_int, help='and of those to validate on, to test on in the end')
-    add('--input-key', help='column of the images of an hfds/ data set')
-    add('--target-key', help='column of its labels')
-    add('--img-size', type=positive_int, help='image size; default: that of the model')
-    add('--mean', type=float, nargs='+', help='of the normalisation; default: that of the model')
-    add('--std', type=float, nargs='+')
-    add('--crop-pct', type=float)
-    add('--interpolation')
-    add('--split-by', choices=('number', 'time'), default='number', help='how event recordings become frames')
+    _add_image_options(add)
     add('--batch-size', '-b', type=positive_int, default=64, help='of one process and step')
     add('--grad-accum-steps', type=positive_int, help='batches per update; default: what accelerate launch says, or 1')
     add(
@@ -155,6 +286,7 @@ def make_parser(description: str) -> ArgumentParser:
         metavar='WEIGHT',
         help='loss at every time step (TET, arXiv 2202.11946), and the weight of its pull of the logits to 1',
     )
+    add('--loss', metavar='NAME', help='of a table in timm_snn/training/tasks.py; default: cross-entropy')
     add('--kd-model-name', help='distil the logits of this timm model, pretrained')
     add('--kd-checkpoint', type=Path, help="the teacher's weights, where they are not the pretrained ones")
     add('--kd-temperature', type=positive, default=1.0)
@@ -241,24 +373,30 @@ def between(low: float, high: float = math.inf) -> Callable[[str], float]:
     return number
 
 
-def parse_args(description: str) -> argparse.Namespace:
-    """The command line over the config over its parents over the defaults; ends the program in one line if wrong."""
-    parser = make_parser(description)
+def training_options(
+    argv: Sequence[str] | None = None, description: str | None = None, folder: Path = Path()
+) -> argparse.Namespace:
+    """The command line over the config over its parents over the defaults, checked.
+
+    `folder` is what the path of a config on the command line starts from.
+    """
+    parser = training_parser(description)
     args = argparse.Namespace()
-    with one_line_errors('read the command line', '--model-kwargs takes name=value ...'):
-        config = parser.parse_known_args()[0].config
-    for path in config_and_parents(config):
+    config = parser.parse_known_args(argv)[0].config
+    for path in config_and_parents(config and folder / config):
         try:
             args = parser.parse_args(config_arguments(path, parser), args)
-        except SystemExit as error:
-            raise SystemExit(f'{error} (in {path})') from error
-    args = parser.parse_args(namespace=args)
+        except UserError as error:
+            raise UserError(f'{error} (in {path})') from error
+    args = parser.parse_args(argv, args)
     if args.batch_size % 2 and (args.mixup or args.cutmix):
         parser.error(f'argument --batch-size: mixup and cutmix need an even number, not {args.batch_size}')
     if args.val_fraction is not None and not 0 < args.val_fraction < 1:
         parser.error(f'argument --val-fraction: {args.val_fraction:g} is not between 0 and 1')
     if args.tet is not None and args.kd_model_name:
         parser.error('arguments --tet and --kd-model-name: one of them, there is no loss that is both')
+    if args.loss and (args.tet is not None or args.kd_model_name):
+        parser.error('arguments --loss, --tet and --kd-model-name: one of them, there is no loss that is several')
     if args.pretrained and args.checkpoint:
         parser.error('arguments --pretrained and --checkpoint: start from one of them')
     for names, works, needed in (
@@ -279,11 +417,11 @@ def config_and_parents(config: Path | None) -> list[Path]:
     paths: list[Path] = []
     while config is not None:
         if config in paths:
-            raise SystemExit(f'error: config {config} is its own parent')
+            raise UserError(f'config {config} is its own parent')
         paths.insert(0, config)
         parent = read_config(config).get('config')
         if parent is not None and not isinstance(parent, str):
-            raise SystemExit(f"error: key 'config': expected the path of a parent, got {parent!r} (in {config})")
+            raise UserError(f"key 'config': expected the path of a parent, got {parent!r} (in {config})")
         config = config.parent / parent if parent else None
     return paths
 
@@ -291,19 +429,19 @@ def config_and_parents(config: Path | None) -> list[Path]:
 def read_config(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
-            raise SystemExit('error: there is no such config')
+            raise UserError('there is no such config')
         with one_line_errors('read the config', 'it must be a YAML file'):
             config = yaml.safe_load(path.read_text(encoding='utf-8'))
         if not isinstance(config, dict):
-            raise SystemExit('error: a config is a YAML mapping of option names to values')
-    except SystemExit as error:
-        raise SystemExit(f'{error} (in {path})') from error
+            raise UserError('a config is a YAML mapping of option names to values')
+    except UserError as error:
+        raise UserError(f'{error} (in {path})') from error
     return config
 
 
 def config_arguments(path: Path, parser: ArgumentParser) -> list[str]:
     """A config as the command line that says the same, so that both are checked alike. A null leaves the default."""
-    options = {action.dest: action for action in parser._actions if action.dest not in ('config', 'help')}
+    options = {action.dest: action for action in parser._actions if action.dest not in NOT_IN_CONFIGS}
     arguments: list[str] = []
     for key, value in read_config(path).items():
         if key == 'config':
@@ -334,7 +472,7 @@ def config_arguments(path: Path, parser: ArgumentParser) -> list[str]:
 
 def as_config(args: argparse.Namespace) -> dict[str, Any]:
     """The options in the types of YAML, as a config that says the same."""
-    return {key: plain(value) for key, value in vars(args).items() if key != 'config'}
+    return {key: plain(value) for key, value in vars(args).items() if key not in NOT_IN_CONFIGS}
 
 
 def plain(value: Any) -> Any:

@@ -6,29 +6,28 @@ another name, flushed to the disk and renamed when complete. epoch_0012 follows 
 another 340 updates.
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
-import signal
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list, load
-from data import UnreadableSample
-from options import as_config, one_line_errors
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 
-__all__ = ['Checkpoints', 'Progress', 'StopSignal', 'prepare_output', 'save_failure']
+from .errors import UserError, one_line_errors
+from .progress import Progress
+
+__all__ = ['Checkpoints', 'prepare_output']
 
 # What a run leaves in --output.
 RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'test.json', 'model', 'logs', 'failed')
@@ -41,83 +40,51 @@ MAY_CHANGE = (
 )
 
 
-@dataclass
-class Progress:
-    """How far the run is: finished epochs with a row of results each, and sums over the updates of the one begun."""
+def prepare_output(
+    output: Path,
+    config: dict[str, Any],
+    setup: dict[str, Any],
+    accelerator: Accelerator,
+    *,
+    resume: str | None,
+    overwrite: bool,
+) -> Path | None:
+    """Make the folder, write config.yaml, and find the checkpoint to go on from: `resume` is 'auto' or names one.
 
-    history: list[dict[str, float]] = field(default_factory=list)
-    updates: int = 0
-    loss_sum: float = 0.0  # over samples, of all processes
-    hits: float = 0.0
-    seen: float = 0.0
-
-    @property
-    def epoch(self) -> int:
-        return len(self.history)
-
-    @property
-    def name(self) -> str:
-        return f'epoch_{self.epoch:04d}' + (f'_step_{self.updates:06d}' if self.updates else '')
-
-    def add_update(self, loss_sum: float, hits: float, seen: float) -> None:
-        self.updates += 1
-        self.loss_sum += loss_sum
-        self.hits += hits
-        self.seen += seen
-
-    def finish_epoch(self, row: dict[str, float]) -> None:
-        self.history.append(row)
-        self.updates, self.loss_sum, self.hits, self.seen = 0, 0.0, 0.0, 0.0
-
-    def best_epoch(self, metric: str) -> int:
-        """The number of epochs finished when `metric` was highest, for the first time."""
-        values = [row[metric] for row in self.history]
-        return values.index(max(values)) + 1
-
-
-class StopSignal:
-    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be read."""
-
-    def __init__(self) -> None:
-        self.came = False
-        self.unreadable: UnreadableSample | None = None
-        signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self.came = True
-
-    def came_to(self, accelerator: Accelerator) -> bool:
-        """Whether it came to any process; all of them ask together and get the same answer."""
-        has_come = float(self.came or self.unreadable is not None)
-        return bool(accelerator.reduce(torch.tensor([has_come], device=accelerator.device)).item())
-
-    def readable(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Its batches, up to one with a sample that cannot be read: other processes wait, so it must not just raise."""
-        try:
-            yield from loader
-        except UnreadableSample as error:
-            self.unreadable = error
-
-
-def prepare_output(args: argparse.Namespace, accelerator: Accelerator, setup: dict[str, Any]) -> Path | None:
-    """Make --output and find the checkpoint to go on from; ends the program in one line rather than mix two runs.
-
-    `setup` is what options do not say and a run must not change. The first process decides and tells the others.
+    `config` holds the options of the run, `setup` what options do not say and a run must not change. The first process
+    decides and tells the others. Raises: UserError rather than mix two runs.
     """
-    checkpoint = [_prepare_output(args, accelerator.print, setup) if accelerator.is_main_process else None]
-    checkpoint = broadcast_object_list(checkpoint)
-    if not (args.output / 'config.yaml').is_file():  # the other nodes would write their part of a checkpoint elsewhere
-        raise SystemExit(f'error: --output {args.output} is not the same folder on all nodes: use a disk they share')
-    return checkpoint[0]
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        with one_line_errors(f'write to --output {output}'):
+            output.mkdir(parents=True, exist_ok=True)
+        checkpoint, damaged = find_checkpoint(output, resume, overwrite, accelerator.print)
+        if checkpoint:
+            check_unchanged(config | setup, checkpoint)
+        with one_line_errors(f'write to --output {output}'):
+            for path in what_a_run_left(output) if overwrite and not resume else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in damaged:  # out of the way of the checkpoint that will have its name
+                path.rename(free_name(path.with_name(f'damaged_{path.name}')))
+            (output / 'config.yaml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
+        found = [checkpoint]
+    (checkpoint,) = broadcast_object_list(found)
+    if not (output / 'config.yaml').is_file():  # the other nodes would write their part of a checkpoint elsewhere
+        raise UserError(f'--output {output} is not the same folder on all nodes: use a disk they share')
+    return checkpoint
 
 
-def _prepare_output(args: argparse.Namespace, say: Any, setup: dict[str, Any]) -> Path | None:
-    with one_line_errors(f'write to --output {args.output}'):
-        args.output.mkdir(parents=True, exist_ok=True)
-    old_run = [path for name in RUN if (path := args.output / name).exists()]
-    found = sorted((args.output / 'checkpoints').glob('epoch_*'), reverse=True)
+def what_a_run_left(output: Path) -> list[Path]:
+    return [path for name in RUN if (path := output / name).exists()]
+
+
+def find_checkpoint(
+    output: Path, resume: str | None, overwrite: bool, say: Callable[[str], None]
+) -> tuple[Path | None, list[Path]]:
+    """The checkpoint to go on from, and the newer ones which are damaged."""
+    found = sorted((output / 'checkpoints').glob('epoch_*'), reverse=True)
     checkpoint, damaged = None, []
-    if args.resume == 'auto':
+    if resume == 'auto':
         for checkpoint in found:
             if not (reason := damage(checkpoint)):
                 break
@@ -125,45 +92,37 @@ def _prepare_output(args: argparse.Namespace, say: Any, setup: dict[str, Any]) -
             say(f'warning: checkpoint {checkpoint} is damaged and not used: {reason}')
         else:
             if damaged:
-                raise SystemExit(
-                    f'error: no checkpoint in {args.output} is whole; pass --overwrite without --resume to start anew'
-                )
-            if (args.output / 'model').exists():
-                raise SystemExit(
-                    f'error: {args.output} holds a finished run without checkpoints; pass --overwrite without --resume '
+                raise UserError(f'no checkpoint in {output} is whole; pass --overwrite without --resume to start anew')
+            if (output / 'model').exists():
+                raise UserError(
+                    f'{output} holds a finished run without checkpoints; pass --overwrite without --resume '
                     'to start anew'
                 )
-    elif args.resume:
-        checkpoint = Path(args.resume)
+    elif resume:
+        checkpoint = Path(resume)
         if not checkpoint.is_dir():
-            raise SystemExit(f'error: checkpoint {checkpoint} does not exist; --resume auto takes the newest, if any')
+            raise UserError(f'checkpoint {checkpoint} does not exist; --resume auto takes the newest, if any')
         if found and not checkpoint.samefile(found[0]):
-            raise SystemExit(f'error: {args.output} holds other checkpoints; pass --resume auto or another --output')
+            raise UserError(f'{output} holds other checkpoints; pass --resume auto or another --output')
         if reason := damage(checkpoint):
-            raise SystemExit(
-                f'error: cannot read checkpoint {checkpoint}: {reason}; --resume takes a folder in OUTPUT/checkpoints, '
+            raise UserError(
+                f'cannot read checkpoint {checkpoint}: {reason}; --resume takes a folder in OUTPUT/checkpoints, '
                 'or auto for the newest that is whole'
             )
-    elif old_run and not args.overwrite:
-        raise SystemExit(f'error: {args.output} holds another run; pass --resume auto, --overwrite or another --output')
+    elif what_a_run_left(output) and not overwrite:
+        raise UserError(f'{output} holds another run; pass --resume auto, --overwrite or another --output')
+    return checkpoint, damaged
 
-    config = as_config(args)
-    if checkpoint:
-        with one_line_errors('read the options of that run', '--resume takes a folder in OUTPUT/checkpoints'):
-            before = yaml.safe_load((checkpoint.parent.parent / 'config.yaml').read_text(encoding='utf-8'))
-            before |= json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
-        given = config | setup
-        changed = [key for key in given if key not in MAY_CHANGE and given[key] != before.get(key)]
-        if changed:
-            now = ', '.join(f'{key} {before.get(key)!r} to {given[key]!r}' for key in changed)
-            raise SystemExit(f'error: a run goes on with the options it began with, these changed: {now}')
-    with one_line_errors(f'write to --output {args.output}'):
-        for path in old_run if args.overwrite and not args.resume else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in damaged:  # out of the way of the checkpoint that will have its name
-            path.rename(free_name(path.with_name(f'damaged_{path.name}')))
-        (args.output / 'config.yaml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
-    return checkpoint
+
+def check_unchanged(options: dict[str, Any], checkpoint: Path) -> None:
+    """Raises: UserError if the run of the checkpoint began with other options, but for those that MAY_CHANGE."""
+    with one_line_errors('read the options of that run', '--resume takes a folder in OUTPUT/checkpoints'):
+        before = yaml.safe_load((checkpoint.parent.parent / 'config.yaml').read_text(encoding='utf-8'))
+        before |= json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
+    changed = [key for key in options if key not in MAY_CHANGE and options[key] != before.get(key)]
+    if changed:
+        now = ', '.join(f'{key} {before.get(key)!r} to {options[key]!r}' for key in changed)
+        raise UserError(f'a run goes on with the options it began with, these changed: {now}')
 
 
 class Checkpoints:
@@ -189,7 +148,7 @@ class Checkpoints:
         accelerator.register_save_state_pre_hook(contiguous)
 
     def save(self) -> Path:
-        """All processes call it. A disk that is full ends the program in one line; earlier checkpoints stay."""
+        """All processes call it. Raises: UserError if the disk is full; earlier checkpoints stay."""
         target, unfinished = self.folder / self.progress.name, self.folder / 'unfinished'
         if target.exists():  # stopped before any update since
             return target
@@ -212,7 +171,7 @@ class Checkpoints:
                     write_manifest(unfinished)
                     unfinished.rename(target)
                     flush(self.folder)
-        except SystemExit:
+        except UserError:
             shutil.rmtree(unfinished, ignore_errors=True)  # it may be what fills the disk
             raise
         if main:
@@ -230,10 +189,11 @@ class Checkpoints:
     def best(self) -> Path:
         return self.folder / f'epoch_{self.progress.best_epoch(self.metric):04d}'
 
-    def load(self, checkpoint: Path) -> None:
+    def load(self, checkpoint: Path) -> str | None:
         """Go on from there: `progress` and the average as they were, random states too.
 
-        A process that finds none of its own, as on other hardware, says so and keeps those of the seed.
+        Returns a warning if there are no random states of this process, as on other hardware: it keeps those of the
+        seed.
         """
         random_states = checkpoint / f'random_states_{self.accelerator.process_index}.pkl'
         with one_line_errors(f'read checkpoint {checkpoint}'):
@@ -243,21 +203,46 @@ class Checkpoints:
                 self.ema.module.load_state_dict(load_file(checkpoint / 'ema.safetensors'))
             vars(self.progress).update(state)
             missing = not_restored(load(random_states)) if random_states.is_file() else 'all'
-        if missing:
-            index = self.accelerator.process_index
-            print(
-                f'warning: checkpoint {checkpoint} has not the random states of process {index} ({missing}), which go '
-                'on from the seed: what is drawn for mixing and stochastic depth is not what it would have been'
-            )
+        if not missing:
+            return None
+        return (
+            f'warning: checkpoint {checkpoint} has not the random states of process {self.accelerator.process_index} '
+            f'({missing}), which go on from the seed: what is drawn for mixing and stochastic depth is not what it '
+            'would have been'
+        )
 
     def load_weights(self, checkpoint: Path, model: torch.nn.Module) -> None:
-        """Only the weights that `metric` is about: the average's where there is one."""
+        """Load only the weights that `metric` is about: the average where there is one."""
         with one_line_errors(f'read checkpoint {checkpoint}'):
             model.load_state_dict(load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors')))
 
+    def fail(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], loss: float, norm: float) -> NoReturn:
+        """Raise UserError for a loss or a norm of the gradient that is not finite; all processes call it.
+
+        OUTPUT/failed keeps what is needed to look into it: the state before the update, the last batch of every
+        process, and facts.json, which names the parameters whose gradients are not finite.
+        """
+        folder, accelerator = self.folder.with_name('failed'), self.accelerator
+        where = f'update {self.progress.updates + 1} of epoch {self.progress.epoch + 1}'
+        with one_line_errors(f'write {folder}'):
+            accelerator.save_state(str(folder / 'state'))
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in batch.items()}
+            save_file(tensors, folder / f'batch_{accelerator.process_index}.safetensors')
+            if accelerator.is_main_process:
+                gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+                broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+                facts = {'where': where, 'loss': loss, 'gradient norm': norm, 'gradients that are not finite': broken}
+                (folder / 'facts.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
+        is_sharded = accelerator.distributed_type == DistributedType.FSDP
+        start_from = '' if is_sharded else f' --checkpoint {folder}/state/model.safetensors'
+        raise UserError(
+            f'loss {loss:g}, gradient norm {norm:g} in {where}; the state before it and its batch are in {folder}; a '
+            f'lower --lr or --clip-grad may help, in a new run: pass --output NEW{start_from} too'
+        )
+
 
 def not_restored(states: dict[str, Any]) -> str:
-    """Whose random numbers are not in these states, which Accelerate leaves as they are without a word."""
+    """The generators that these states do not hold, by name. Accelerate leaves those as they are without a word."""
     numpy_state: Any = np.random.get_state()
     found = {
         'Python': random.getstate() == states['random_state'],
@@ -288,7 +273,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: it is whole."""
+    """The reason why a checkpoint cannot be used, or None if it is whole."""
     if not (folder / 'manifest.json').is_file():
         return 'it has no manifest.json'
     try:
@@ -329,23 +314,3 @@ def free_name(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f'{path.name}_{number}')
     return candidate
-
-
-def save_failure(
-    accelerator: Accelerator, output: Path, model: torch.nn.Module, batch: dict[str, torch.Tensor], facts: dict
-) -> Path:
-    """OUTPUT/failed, to look into a loss or gradient that is not finite: the state before the update, and the batch.
-
-    Every process leaves its last batch; facts.json also names parameters whose gradients are not finite.
-    """
-    folder = output / 'failed'
-    with one_line_errors(f'write {folder}'):
-        accelerator.save_state(str(folder / 'state'))
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in batch.items()}
-        save_file(tensors, folder / f'batch_{accelerator.process_index}.safetensors')
-        if accelerator.is_main_process:
-            facts['gradients that are not finite'] = [
-                name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-            ]
-            (folder / 'facts.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
-    return folder

@@ -10,15 +10,14 @@ results.csv         the rows of hub/results.csv about the same recipe
 energy.json         what recipes/energy.py measured
 """
 
-import argparse
 import copy
-import csv
 import json
 import shutil
 import sys
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -26,29 +25,27 @@ import torch
 import yaml
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).parents[1] / 'recipes'))
-
-from evaluation import key_map, open_model
-from options import one_line_errors, tag_of
-
 from timm_snn.models import save_for_hf
 from timm_snn.models.builder import argument_names
 from timm_snn.profiling import Report
+from timm_snn.training.errors import UserError, one_line_errors
+from timm_snn.training.models import key_map, open_model, steps_of
+from timm_snn.training.options import ArgumentParser, tag_of
+from timm_snn.training.tables import read_csv, write_csv
 
 __all__ = [
     'FILES',
     'LOCAL',
     'ROOT',
-    'ArgumentParser',
+    'FolderOptions',
     'Source',
     'add_folder_options',
     'apply_options',
     'check_same',
     'fixed_input',
-    'key_map',
+    'folder_options',
     'name_training',
     'open_source',
-    'read_csv',
     'read_report',
     'shorten',
     'write_folder',
@@ -67,20 +64,18 @@ LOCAL = (
 )
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+@dataclass(frozen=True)
+class FolderOptions:
+    """Choices about a folder that the source does not make."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise SystemExit(f'error: {message}; see hub/{self.prog} --help')
+    dtype: str = 'float32'
+    labels: Path | None = None
+    license: str | None = None
+    energy: Path | None = None
 
 
 def add_folder_options(parser: ArgumentParser) -> None:
-    """Those of `write_folder`."""
+    """Options that `folder_options` reads."""
     add = parser.add_argument
     add(
         '--dtype',
@@ -94,6 +89,10 @@ def add_folder_options(parser: ArgumentParser) -> None:
         help="of the weights, as the Hub writes it; default: the model's, and of a converted file 'unknown'",
     )
     add('--energy', type=Path, help='report.json of recipes/energy.py on these weights, for the card')
+
+
+def folder_options(args: Namespace) -> FolderOptions:
+    return FolderOptions(args.dtype, args.labels, args.license, args.energy)
 
 
 @dataclass
@@ -110,7 +109,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """With the tag, which names the training."""
+        """The name with the tag, which names the training."""
         cfg = self.model.pretrained_cfg
         return f'{cfg["architecture"]}.{cfg["tag"]}' if cfg.get('tag') else cfg['architecture']
 
@@ -122,11 +121,11 @@ class Source:
 def open_source(source: str) -> Source:
     """A training run, one of its checkpoints, a folder in the Hub's format, or the name of a registered model.
 
-    A name has no weights here. Ends the program in one line if it is none of them, or cannot be read.
+    A name has no weights here. Raises: UserError if it is none of them, or cannot be read.
     """
     found = find_source(source)
     if key_map(found.model) is None:
-        raise SystemExit(f'error: {source} is no model of timm_snn; timm.models.push_to_hf_hub publishes others')
+        raise UserError(f'{source} is no model of timm_snn; timm.models.push_to_hf_hub publishes others')
     return found
 
 
@@ -141,38 +140,31 @@ def find_source(source: str) -> Source:
         test = path / 'test.json'
         with one_line_errors(f'read {test}'):
             tested = json.loads(test.read_text(encoding='utf-8')) if test.is_file() else {}
-        model = load(f'local-dir:{path / "model"}')
+        model = open_model(f'local-dir:{path / "model"}')
         return Source(model, run=run, history=read_csv(path / 'summary.csv'), tested=tested)
     if (path / 'model.safetensors').is_file():
         return open_checkpoint(path)
     if path.is_dir():
-        raise SystemExit(
-            f'error: {path} is no training run that has ended, no checkpoint and no model: expected OUTPUT, '
+        raise UserError(
+            f'{path} is no training run that has ended, no checkpoint and no model: expected OUTPUT, '
             'OUTPUT/checkpoints/epoch_N, or a folder with config.json and model.safetensors'
         )
     if path.is_file():
-        raise SystemExit(f'error: {path} is a file: hub/convert.py makes a model folder of it')
+        raise UserError(f'{path} is a file: hub/convert.py makes a model folder of it')
     if timm.is_model(source.partition('.')[0]):
         with one_line_errors(f'create model {source!r}'):
             return Source(timm.create_model(source).eval(), has_weights=False)
-    raise SystemExit(
-        f'error: there is no {source}: expected a training run, a checkpoint, a model folder, or a name that timm knows'
+    raise UserError(
+        f'there is no {source}: expected a training run, a checkpoint, a model folder, or a name that timm knows'
     )
-
-
-def load(name: str, checkpoint: Path | None = None) -> Any:
-    args = argparse.Namespace(
-        model=name, checkpoint=checkpoint, pretrained=False, model_kwargs={}, num_steps=None, device='cpu'
-    )
-    return open_model(args, name)
 
 
 def open_folder(path: Path) -> Source:
     if not (path / 'model.safetensors').is_file():
-        raise SystemExit(f'error: {path} has no model.safetensors: hub/convert.py makes a model folder of other files')
+        raise UserError(f'{path} has no model.safetensors: hub/convert.py makes a model folder of other files')
     if others := sorted(entry.name for entry in path.iterdir() if entry.name not in FILES):
         print(f'note: left out, as it is no part of a model: {", ".join(others)}', file=sys.stderr)
-    model = load(f'local-dir:{path}')
+    model = open_model(f'local-dir:{path}')
     with one_line_errors(f'read {path / "config.json"}'):
         config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
         origin = config.get('converted_from', {})
@@ -184,19 +176,19 @@ def open_folder(path: Path) -> Source:
 def open_checkpoint(path: Path) -> Source:
     output = path.resolve().parent.parent
     if not (output / 'config.yaml').is_file():
-        raise SystemExit(f'error: {path} is no checkpoint of a run: there is no {output / "config.yaml"}')
+        raise UserError(f'{path} is no checkpoint of a run: there is no {output / "config.yaml"}')
     run = read_run(output)
     with one_line_errors(f'read checkpoint {path}'):
         # the rows of the epochs that had ended; in the middle of one there is no accuracy
         epoch, *step = path.name.removeprefix('epoch_').split('_step_')
         history = [] if step else read_csv(output / 'summary.csv')[: int(epoch)]
-    model = load(run['model'], path)
+    model = open_model(run['model'], checkpoint=path)
     model.pretrained_cfg['tag'] = tag_of(run['model'])
     return Source(model, run=run, history=history)
 
 
 def name_training(model: Any, name: str) -> None:
-    """Of weights made from a name: the tag names the training, and timm's default one is only theirs if asked for."""
+    """Keep the tag of a name that weights were made from, which names the training. timm's default tag does not."""
     cfg = model.pretrained_cfg
     cfg['tag'] = tag_of(name)
     if not cfg['tag'] or len(cfg.get('label_names') or ()) != model.num_classes:
@@ -211,21 +203,14 @@ def read_run(output: Path) -> dict[str, Any]:
         return run
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with open(path, newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
-
-
 def read_report(path: Path | None, model: Any) -> Report | None:
-    """What recipes/energy.py measured on this model; ends the program in one line if it was another."""
+    """A report of recipes/energy.py on this model. Raises: UserError if it is about another."""
     if path is None:
         return None
     with one_line_errors(f'read the report {path}', 'recipes/energy.py writes report.json'):
         report = Report.from_json(path.read_text(encoding='utf-8'))
         facts = (report.parameters, report.num_steps, report.input_shape[-3])
-        own = (sum(p.numel() for p in model.parameters()), getattr(model, 'num_steps', 1), model.in_chans)
+        own = (sum(p.numel() for p in model.parameters()), steps_of(model), model.in_chans)
         if facts != own:
             raise ValueError(
                 f'it is about another model, of {facts[0]:,} parameters, T = {facts[1]} and {facts[2]} channels '
@@ -234,48 +219,48 @@ def read_report(path: Path | None, model: Any) -> Report | None:
         return report
 
 
-def apply_options(source: Source, args: Any) -> None:
+def apply_options(source: Source, options: FolderOptions) -> None:
     """Give the model the names of its classes and its licence, where there are such options.
 
-    Ends the program in one line for options that would change the files of a model with a card.
+    Raises: UserError for options that would change the files of a model with a card.
     """
-    if source.folder and (args.dtype != 'float32' or args.labels or args.license or args.energy):
-        raise SystemExit(
-            f'error: {source.folder} has a card, so its files are taken as they are: leave out --dtype, --labels, '
+    if source.folder and options != FolderOptions():
+        raise UserError(
+            f'{source.folder} has a card, so its files are taken as they are: leave out --dtype, --labels, '
             '--license and --energy, or remove its README.md to have them written anew'
         )
     cfg = source.model.pretrained_cfg
-    if args.license:
-        cfg['license'] = args.license
-    if args.labels:
+    if options.license:
+        cfg['license'] = options.license
+    if options.labels:
         advice = '--labels takes a file with a name in each line, in the order of classes'
         with one_line_errors('name the classes', advice):
-            names = args.labels.read_text(encoding='utf-8-sig').splitlines()
+            names = options.labels.read_text(encoding='utf-8-sig').splitlines()
             if len(names) != source.model.num_classes:
-                raise ValueError(f'{args.labels} has {len(names)} names for {source.model.num_classes} classes')
+                raise ValueError(f'{options.labels} has {len(names)} names for {source.model.num_classes} classes')
         cfg['label_names'] = names
 
 
-def write_folder(source: Source, folder: Path, card: str, results: list[dict[str, str]], args: Any) -> Any:
+def write_folder(source: Source, folder: Path, card: str, results: list[dict[str, str]], options: FolderOptions) -> Any:
     """Write all FILES that apply, in one go. Returns the model as it loads from there.
 
     The same source always gives the same bytes, so that what is on the Hub already is not uploaded again. Files of a
     source that has a card are copied instead, so that nothing written by hand is lost.
-    Ends the program in one line if the folder is not empty, and if what was written does not load as the same model.
+    Raises: UserError if the folder is not empty, and if what was written does not load as the same model.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SystemExit(f'error: {folder} is not empty: pass another, or remove it')
-    stored = in_dtype(source.model, args.dtype)
+        raise UserError(f'{folder} is not empty: pass another, or remove it')
+    stored = in_dtype(source.model, options.dtype)
     with one_line_errors(f'write {folder}'):
         folder = folder.resolve()
         unfinished = folder.with_name(f'.{folder.name}.unfinished')
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         try:
-            fill_folder(source, stored, unfinished, card, results, args)
+            fill_folder(source, stored, unfinished, card, results, options)
             expected = copy.deepcopy(source.model)
             expected.load_state_dict(stored)
-            model = load(f'local-dir:{unfinished}')
+            model = open_model(f'local-dir:{unfinished}')
             check_same(model, expected, 'the folder')
             if folder.exists():
                 folder.rmdir()
@@ -286,7 +271,12 @@ def write_folder(source: Source, folder: Path, card: str, results: list[dict[str
 
 
 def fill_folder(
-    source: Source, stored: dict[str, Tensor], folder: Path, card: str, results: list[dict[str, str]], args: Any
+    source: Source,
+    stored: dict[str, Tensor],
+    folder: Path,
+    card: str,
+    results: list[dict[str, str]],
+    options: FolderOptions,
 ) -> None:
     if source.folder:
         for name in FILES:
@@ -309,18 +299,15 @@ def fill_folder(
             (folder / 'training.yaml').write_text(training_config(source.run), encoding='utf-8')
         for name, rows in (('summary.csv', source.history), ('results.csv', results)):
             if rows:
-                with open(folder / name, 'w', newline='', encoding='utf-8') as file:
-                    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator='\n')
-                    writer.writeheader()
-                    writer.writerows(rows)
-        if args.energy:
-            shutil.copyfile(args.energy, folder / 'energy.json')
+                write_csv(folder / name, rows, lineterminator='\n')
+        if options.energy:
+            shutil.copyfile(options.energy, folder / 'energy.json')
 
 
 def in_dtype(model: Any, dtype: str) -> dict[str, Tensor]:
     """The state dict to store. In float16 norms and biases stay as they are: they are small, and sensitive.
 
-    Ends the program in one line if weights leave the range of float16, or are not finite.
+    Raises: UserError if weights leave the range of float16, or are not finite.
     """
     state = model.state_dict()
     stored = {
@@ -329,7 +316,7 @@ def in_dtype(model: Any, dtype: str) -> dict[str, Tensor]:
     }
     for what, tensors in (('are not finite', state), ('are too large for float16', stored)):
         if wrong := [key for key, value in tensors.items() if not value.isfinite().all()]:
-            raise SystemExit(f'error: weights {what} in {len(wrong)} tensors (first: {wrong[0]})')
+            raise UserError(f'weights {what} in {len(wrong)} tensors (first: {wrong[0]})')
     return stored
 
 

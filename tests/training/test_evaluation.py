@@ -1,0 +1,41 @@
+"""What becomes of labelled samples."""
+
+import pytest
+import torch
+
+from timm_snn.training.evaluation import check_labels, evaluate, running_logits
+
+
+def test_early_exit_is_the_model_with_fewer_steps_in_float64(small):
+    """For images, which are shown t times, and for event frames, of which the first t are."""
+    for shape in ((3, 1, 28, 28), (3, 4, 1, 20, 28)):
+        x = torch.rand(shape, dtype=torch.float64)
+        small.num_steps = 4
+        running = running_logits(small, x)
+        assert running.shape == (3, 4, 10) and running.dtype == torch.float64
+        for t in (1, 2, 3, 4):
+            small.num_steps = t
+            expected = small(x if x.ndim == 4 else x[:, :t])
+            torch.testing.assert_close(running[:, t - 1], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'message'),
+    [
+        (torch.tensor([0, 3]), 'labels must be 0 to 2, as the model has 3 classes, got 3'),
+        (torch.tensor([-1, 0]), 'got -1: it is for other classes, or the split has no labels'),
+        (torch.tensor([[0, 1, 1]]), 'labels must be whole numbers, one a sample'),
+        (torch.tensor([0.5]), 'labels must be whole numbers'),
+        (['cat', 'dog'], r"whole numbers, one a sample, got \['cat', 'dog'\]: --target-key names their column"),
+    ],
+)
+def test_labels_that_are_not_classes_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_labels(labels, 3)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    model = torch.nn.Linear(2, 3)
+    model.num_classes = 3
+    with pytest.raises(ValueError, match='not finite'):
+        evaluate(model, [(torch.full((1, 2), float('inf')), torch.tensor([0]))])

@@ -1,0 +1,406 @@
+"""Data sets by name, the samples of them that a run uses, and how each sample is prepared."""
+
+import bisect
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedKFold, train_test_split
+from timm.data import ImageDataset, create_dataset, create_transform
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
+from torchvision.transforms import Normalize
+
+from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
+from .errors import UserError, came_through_user_code, one_line_errors
+from .models import channels, input_config, steps_of
+
+__all__ = [
+    'EVENT_DATASETS',
+    'DataSource',
+    'Samples',
+    'TrainingSamples',
+    'UnreadableSample',
+    'choose_samples',
+    'class_names',
+    'evenly',
+    'make_loader',
+    'make_transform',
+    'open_datasets',
+    'open_samples',
+    'open_split',
+    'summary',
+]
+
+# Event recordings in two parts.
+RECORDINGS: dict[str, Any] = {'nmnist': NMNIST, 'cifar10_dvs': CIFAR10DVS, 'dvs128_gesture': DVS128Gesture}
+EVENT_DATASETS = (*RECORDINGS, 'event_rows')
+# Splits of the data sets that have two parts; the second is to validate on.
+PARTS = {'train': True, 'training': True, 'validation': False, 'val': False, 'test': False}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set by name: 'digits' of scikit-learn, one of EVENT_DATASETS, or a name of timm's `create_dataset`."""
+
+    name: str
+    folder: Path | None = None
+    download: bool = False  # of torchvision
+    input_key: str | None = None  # columns of a Hugging Face data set
+    target_key: str | None = None
+    split_by: str = 'number'  # how event recordings become frames, by 'number' or 'time'
+
+    @property
+    def is_events(self) -> bool:
+        return self.name in EVENT_DATASETS
+
+    @property
+    def is_folder(self) -> bool:
+        """Classes of a folder are numbered by the order of their names."""
+        return self.name.removeprefix('torch/') in ('', 'folder', 'image_folder')
+
+
+class Digits(Dataset):
+    """scikit-learn's bundled 1,797 handwritten digits, 8x8; 360 of them, a fixed fifth per class, are for validation.
+
+    The split does not depend on the run's seed, so that accuracies of several seeds are of the same samples.
+    """
+
+    classes = tuple('0123456789')
+
+    def __init__(self, train: bool, mode: str = 'L') -> None:
+        images, labels = load_digits(return_X_y=True)
+        halves = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+        self.images, self.labels = (halves[0], halves[2]) if train else (halves[1], halves[3])
+        self.mode = mode
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        pixels = (self.images[index].reshape(8, 8) * (255 / 16)).astype('uint8')  # values are 0 to 16
+        image = Image.fromarray(pixels).convert(self.mode)
+        return self.transform(image) if self.transform else image, int(self.labels[index])
+
+
+class UnreadableSample(RuntimeError):
+    """A loading process hands errors on as tracebacks, whose last line is the message."""
+
+    def __str__(self) -> str:
+        return super().__str__().strip().splitlines()[-1].removeprefix(f'{__name__}.{type(self).__name__}: ')
+
+
+class Samples(Dataset):
+    """Some samples of a data set that gives images without a transform, or of several in a row, with a transform.
+
+    Raises: UnreadableSample rather than take the next one, as timm's data sets do.
+    """
+
+    def __init__(
+        self, source: Any, indices: Sequence[int], transform: Callable | None = None, description: str = ''
+    ) -> None:
+        self.source = source
+        self.indices = indices
+        self.transform = transform
+        self.description = description
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def locate(self, number: int) -> tuple[Any, int]:
+        """The data set that a sample is in, and its index there."""
+        index = int(self.indices[number])
+        if not isinstance(self.source, ConcatDataset):
+            return self.source, index
+        part = bisect.bisect_right(self.source.cumulative_sizes, index)
+        dataset: Any = self.source.datasets[part]
+        return dataset, index - self.source.cumulative_sizes[part] + len(dataset)
+
+    def name(self, number: int) -> str:
+        """The file where there is one, otherwise the index in the data set."""
+        dataset, index = self.locate(number)
+        return (dataset.filename(index) if isinstance(dataset, ImageDataset) else None) or str(index)
+
+    def read(self, number: int) -> tuple[Any, Any]:
+        dataset, index = self.locate(number)
+        if not isinstance(dataset, ImageDataset):
+            return dataset[index]
+        file, label = dataset.reader[index]
+        return Image.open(file).convert(dataset.input_img_mode), -1 if label is None else label
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        try:
+            image, label = self.read(number)
+        except Exception as error:  # decoders stumble in their own ways over broken files
+            if came_through_user_code(error):
+                raise
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise UnreadableSample(f'sample {self.name(number)} is unreadable, {reason}') from error
+        return self.transform(image) if self.transform else image, label
+
+
+class TrainingSamples(Samples):
+    """Samples to train on, each augmented by random numbers of its own.
+
+    What the transform draws depends on seed, epoch and sample alone: not on the number of processes and workers, nor on
+    the samples before. So a run that goes on in the middle of an epoch repeats what it would have done. An unreadable
+    image is replaced by the next one, with a warning, as timm does.
+    """
+
+    def __init__(self, source: Any, indices: Sequence[int], seed: int, transform: Callable | None = None) -> None:
+        super().__init__(source, indices, transform)
+        self.seed = seed
+        self.epoch = 0
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        index = int(self.indices[number])
+        image, label = self.source[index]
+        with randomness_of(self.seed, self.epoch, index):
+            return self.transform(image) if self.transform else image, label
+
+
+@contextmanager
+def randomness_of(*key: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's random numbers are those of the key inside, and go on as before outside."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(seed[0]))
+    np.random.seed(seed[1])
+    torch.default_generator.manual_seed(int(seed[2]))  # torch.manual_seed would reach for the GPUs
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def choose_samples(
+    train_set: Any,
+    val_set: Any,
+    *,
+    seed: int,
+    training_transform: Callable | None = None,
+    transform: Callable | None = None,
+    fold: str | None = None,
+    val_fraction: float | None = None,
+    max_train_samples: int | None = None,
+    max_val_samples: int | None = None,
+) -> tuple[TrainingSamples, Samples, Samples | None]:
+    """The samples to train on, to validate on after every epoch, and with `val_fraction` to test on in the end.
+
+    `fold`, as in '2/5', validates on one of the folds of all samples. Splits are per class and the same for every seed
+    of the run, so that accuracies are of the same samples.
+    """
+    source: Any = ConcatDataset([train_set, val_set])
+    train: Any = range(len(train_set))
+    val: Any = range(len(train_set), len(source))
+    test = None
+    with one_line_errors('split the data'):
+        if fold:
+            number, count = map(int, fold.split('/'))
+            labels = np.concatenate([labels_of(train_set), labels_of(val_set)])
+            folds = StratifiedKFold(count, shuffle=True, random_state=0).split(labels, labels)
+            train, val = list(folds)[number - 1]
+        if val_fraction:
+            test = val
+            labels = np.concatenate([labels_of(train_set), labels_of(val_set)])[list(train)]
+            train, val = train_test_split(train, test_size=val_fraction, stratify=labels, random_state=0)
+    train, val = evenly(train, max_train_samples), evenly(val, max_val_samples)
+    held_out = None if test is None else Samples(source, evenly(test, max_val_samples), transform)
+    return TrainingSamples(source, train, seed, training_transform), Samples(source, val, transform), held_out
+
+
+def make_loader(
+    samples: Samples, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
+) -> DataLoader:
+    """Batches of all samples in their order, or of so many random ones, which are others in every epoch."""
+    return DataLoader(
+        samples,
+        batch_size,
+        sampler=None if number is None else RandomSampler(samples, num_samples=number),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_sigterm,
+        generator=torch.Generator(),  # not the global one, which must not see how often a run was stopped
+    )
+
+
+def _ignore_sigterm(_: int) -> None:
+    """The main process needs those that load data when SIGTERM tells all of them to stop, and it has to save."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
+    """`number` of them or all, spread evenly because many data sets are sorted by class."""
+    if number is None or number >= len(indices):
+        return indices
+    return [indices[i * len(indices) // number] for i in range(number)]
+
+
+def labels_of(dataset: Any) -> np.ndarray:
+    """The label of every sample, without reading the images where the data set knows them."""
+    reader: Any = getattr(dataset, 'reader', None)
+    for labels in (getattr(dataset, 'labels', None), getattr(dataset, 'targets', None)):
+        if labels is not None:
+            return np.asarray(labels)
+    if hasattr(reader, 'iter_targets'):  # timm's of Hugging Face data sets
+        return np.asarray(list(reader.iter_targets()))
+    if hasattr(reader, 'samples'):  # and of folders
+        return np.asarray([label for _, label in reader.samples])
+    return np.asarray([label for _, label in dataset])
+
+
+def make_transform(data_config: dict[str, Any], is_events: bool, **training: Any) -> Callable:
+    """The transform of one sample: for evaluation, or with the arguments of timm's training transform for that.
+
+    Event frames are only normalised, because their augmentation acts on batches.
+    """
+    if is_events:
+        return Normalize(data_config['mean'], data_config['std'])
+    shared = {key: data_config[key] for key in ('input_size', 'mean', 'std', 'interpolation')}
+    if training:
+        with one_line_errors('set up the augmentation'):
+            return create_transform(is_training=True, **training, **shared)
+    return create_transform(crop_pct=data_config['crop_pct'], **shared)
+
+
+def open_datasets(
+    source: DataSource, train_split: str, val_split: str, model: Any, size: tuple[int, int]
+) -> tuple[Any, Any]:
+    """Training and validation data that fit the model, event frames in that size. Raises: UserError if they do not."""
+    num_classes, in_chans, num_steps = model.num_classes, model.in_chans, steps_of(model)
+    open_it = partial(open_split, source, in_chans=in_chans, num_steps=num_steps, size=size)
+    train_set, val_set = open_it(train_split), open_it(val_split)
+    names, val_names = class_names(train_set), class_names(val_set)
+    if names and len(names) != num_classes:
+        raise UserError(
+            f'data set {source.name!r} has {len(names)} classes and the model {num_classes}: '
+            f'pass --num-classes {len(names)}'
+        )
+    if names != val_names:
+        if source.name or not names or not val_names or set(val_names) - set(names):
+            raise UserError(
+                f'the splits of data set {source.name!r} have different classes, {summary(names)} in '
+                f'{train_split!r} and {summary(val_names)} in {val_split!r}: labels would not agree'
+            )
+        # A folder of fewer classes, which timm would number anew.
+        val_set = open_it(val_split, class_map=train_set.reader.class_to_idx)
+    for split, dataset in ((train_split, train_set), (val_split, val_set)):
+        advice = '--input-key and --target-key name the columns' if source.name.startswith('hfds/') else ''
+        with one_line_errors(f'use split {split!r} of data set {source.name!r}', advice):
+            check_fit(dataset, num_classes, in_chans, num_steps if source.is_events else None)
+    return train_set, val_set
+
+
+def check_fit(dataset: Any, num_classes: int, in_chans: int, num_steps: int | None) -> None:
+    """Raises: ValueError if the first sample does not fit a model: its steps if it has some, its channels, its label.
+
+    Of a data set whose classes have no names all labels are looked at, where that needs no images.
+    """
+    sample, label = dataset[0]
+    if num_steps is not None:
+        if len(sample) != num_steps:
+            raise ValueError(f'it has {len(sample)} steps: pass --model-kwargs num_steps={len(sample)}')
+    elif (bands := len(sample.getbands())) != in_chans:
+        raise ValueError(f'its images have {bands} channels and the model {in_chans}: pass --in-chans {bands}')
+    reader: Any = getattr(dataset, 'reader', None)
+    searched = not class_names(dataset) and hasattr(reader, 'iter_targets')
+    labels = set(reader.iter_targets()) if searched else {label}
+    wrong = [label for label in labels if not isinstance(label, int) or not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(f'labels must be 0 to {num_classes - 1}, as --num-classes says, not {wrong[0]!r}')
+
+
+def open_split(
+    source: DataSource,
+    split: str,
+    *,
+    in_chans: int,
+    num_steps: int = 1,
+    size: tuple[int, int] | None = None,
+    class_map: dict[str, int] | None = None,
+) -> Any:
+    """One split of a data set. Raises: UserError if it cannot be opened.
+
+    `num_steps` and `size` are those of event frames; `class_map` numbers the classes of a folder.
+    """
+    mode = 'L' if in_chans == 1 else 'RGB'
+    if source.name == 'digits' or source.name in RECORDINGS:
+        if split not in PARTS:
+            raise UserError(
+                f'data set {source.name!r} has no split {split!r}: use train, or validation, also called test'
+            )
+        if source.name == 'digits':
+            return Digits(PARTS[split], mode)
+    if not (source.is_folder or source.is_events) and source.name.partition('/')[0] not in ('torch', 'hfds'):
+        raise UserError(
+            f"unknown data set {source.name!r}: 'digits', {', '.join(map(repr, EVENT_DATASETS))}, torch/..., "
+            "hfds/..., or '' for a folder"
+        )
+    if (source.is_folder or source.is_events) and (source.folder is None or not source.folder.is_dir()):
+        raise UserError(f'data folder {source.folder} does not exist; --data-dir names a folder with {split}/')
+    with one_line_errors(
+        f'open split {split!r} of data set {source.name!r} in {source.folder}',
+        'check --dataset, --data-dir and the splits, or let torch/ data sets come with --dataset-download',
+    ):
+        frames: dict[str, Any] = dict(channels=in_chans, size=size)
+        if source.name == 'event_rows':
+            return EventRows(source.folder, split, **frames)
+        if source.name in RECORDINGS:
+            frames |= dict(num_steps=num_steps, split_by=source.split_by)
+            return RECORDINGS[source.name](source.folder, PARTS[split], **frames)
+        dataset = create_dataset(
+            source.name,
+            root=str(source.folder) if source.folder else None,
+            split=split,
+            class_map=class_map,  # type: ignore[arg-type]  # None is the default
+            download=source.download,
+            input_img_mode=mode,
+            input_key=source.input_key,
+            target_key=source.target_key,
+        )
+        if source.is_folder and Path(getattr(dataset, 'reader', dataset).root) == source.folder:
+            raise FileNotFoundError('it has no such folder')  # timm then takes all images there are
+    return dataset
+
+
+def open_samples(source: DataSource, split: str, model: Any, number: int | None, **image: Any) -> Samples:
+    """A number of samples of a split for the model to look at, or all, always the same ones.
+
+    `image` says how images are prepared, see `models.input_config`. Raises: UserError if they cannot be opened.
+    """
+    config = input_config(model, **image)
+    dataset = open_split(
+        source, split, in_chans=channels(model), num_steps=steps_of(model), size=config['input_size'][1:]
+    )
+    if not len(dataset):
+        raise UserError(f'split {split!r} of data set {source.name!r} has no samples')
+    indices = evenly(range(len(dataset)), number)
+    name = source.name.rpartition('/')[2] or str(source.folder)
+    total = f'{len(dataset):,}'
+    which = f'all {total}' if len(indices) == len(dataset) else f'{len(indices):,} of {total}, evenly spread'
+    with one_line_errors('set up the transform of the images'):
+        transform = make_transform(config, source.is_events)
+    return Samples(dataset, indices, transform, f'{name}, {split} split, {which}')
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """Names of the classes, where the data set knows them: torchvision's and our `classes`, or timm's readers."""
+    if hasattr(dataset, 'classes'):
+        return list(dataset.classes)
+    mapping = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
+    return sorted(mapping, key=mapping.get) if mapping else None
+
+
+def summary(names: list[str] | None) -> str:
+    return f'{len(names)} ({", ".join(names[:3])} ...)' if names else 'none with names'

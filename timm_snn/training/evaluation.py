@@ -1,0 +1,188 @@
+"""Models on labelled data: means over all processes while one is trained, or the outcome of every sample."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+import timm_snn
+
+from .data import Samples, make_transform
+from .models import input_config
+from .progress import StopSignal
+
+__all__ = [
+    'averaged_weights',
+    'by_class',
+    'by_sample',
+    'evaluate',
+    'mean_metrics',
+    'predict_first',
+    'summarize',
+]
+
+
+@torch.inference_mode()
+def mean_metrics(
+    learner: nn.Module, loader: Iterable[Any], accelerator: Accelerator, stop: StopSignal, watched: Any = None
+) -> dict[str, float]:
+    """Mean loss and top-1 accuracy in percent over every sample once, however many processes share them.
+
+    The firing rates by stage over the first batch are added for a model to be watched. Ends early when told to stop,
+    and for a sample that cannot be read, which the other processes learn of through `stop`; what it returns is then
+    no result.
+    """
+    learner.eval()
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+    rates: dict[str, float] = {}
+    with closing(stop.readable(loader)) as batches:  # ends the processes that load data
+        for images, labels in batches:
+            if stop.came_to(accelerator):
+                return {}
+            if watched and not losses:
+                stages = timm_snn.profile(watched, images, progress=False).stages
+                rates = {f'rate_{stage.name}': stage.firing_rate for stage in stages if stage.firing_rate is not None}
+            logits = learner(images)
+            if logits.ndim == 3:  # of every time step
+                logits = logits.mean(1)
+            loss = cross_entropy(logits, labels, reduction='none')
+            loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
+            losses.append(loss)
+            hits.append(hit)
+    if stop.came_to(accelerator):
+        return {}
+    loss, hit = torch.cat(losses).cpu().double(), torch.cat(hits).cpu().double()
+    return {'loss': loss.mean().item(), 'top1': 100 * hit.mean().item(), **rates}
+
+
+@contextmanager
+def averaged_weights(model: nn.Module, ema: ModelEmaV3) -> Iterator[None]:
+    """The model has the averaged weights inside, in the same tensors: what wraps or compiled it need not know."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(ema.module.state_dict())
+    yield
+    model.load_state_dict(weights)
+
+
+def predict_first(folder: Path, samples: Samples, is_events: bool) -> str:
+    """The answer of a saved model, loaded as a user would, to the first sample, in words."""
+    model: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    transform = make_transform(input_config(model), is_events)
+    image, label = Samples(samples.source, samples.indices, transform)[0]
+    with torch.inference_mode():
+        probabilities = model(image.unsqueeze(0)).softmax(1)[0]
+    names = model.pretrained_cfg.get('label_names') or range(model.num_classes)
+    guess = int(probabilities.argmax())
+    return f'validation sample 0 is {names[guess]!r} with {probabilities[guess]:.1%}, its label is {names[label]!r}'
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Any,
+    loader: Iterable[Any],
+    *,
+    numbers: list[int] | None = None,
+    amp: torch.dtype | None = None,
+    channels_last: bool = False,
+) -> dict[str, Tensor]:
+    """The outcome of every sample, in the order of the loader.
+
+    `numbers` translates its labels into the model's. Returns label, prediction and probability [N], and for 1 to T
+    steps loss, top1 and top5 [N, T]. Raises: ValueError for labels out of range, and for logits that are not finite.
+    """
+    device = next(model.parameters()).device
+    table = None if numbers is None else torch.tensor(numbers)
+    parts: list[dict[str, Tensor]] = []
+    for images, labels in tqdm(loader, 'validate', unit='batch'):
+        labels = check_labels(labels, model.num_classes if table is None else len(table))
+        labels = (labels if table is None else table[labels]).to(device)
+        images = images.to(device)
+        if channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+            logits = running_logits(model, images)
+        if not logits.isfinite().all():
+            raise ValueError('the model answers with numbers that are not finite')
+        probability, prediction = logits[:, -1].softmax(1).max(1)
+        top5 = logits.topk(min(5, model.num_classes), dim=2).indices
+        losses = cross_entropy(logits.transpose(1, 2), labels[:, None].expand(-1, logits.shape[1]), reduction='none')
+        part = {
+            'label': labels,
+            'prediction': prediction,
+            'probability': probability,
+            'loss': losses.double(),
+            'top1': logits.argmax(2) == labels[:, None],
+            'top5': (top5 == labels[:, None, None]).any(2),
+        }
+        parts.append({key: value.cpu() for key, value in part.items()})
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def running_logits(model: Any, images: Tensor) -> Tensor:
+    """Answers [B, T, num_classes] after 1 to T time steps; a model without time steps has one."""
+    logits = model.forward_steps(images) if hasattr(model, 'forward_steps') else model(images).unsqueeze(1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    counts = torch.arange(1, logits.shape[1] + 1, device=logits.device)
+    return logits.cumsum(1) / counts[:, None]
+
+
+def check_labels(labels: Any, num_classes: int) -> Tensor:
+    """Raises: ValueError if these are not numbers of classes."""
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(f'labels must be whole numbers, one a sample, got {labels!r}: --target-key names their column')
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(
+            f'labels must be 0 to {num_classes - 1}, as the model has {num_classes} classes, got {wrong[0]}: it is for '
+            'other classes, or the split has no labels'
+        )
+    return labels
+
+
+def summarize(outcome: dict[str, Tensor], num_classes: int) -> list[dict[str, Any]]:
+    """Accuracies in percent, the counts behind them and the mean loss, after 1 to T steps; top-5 of over 5 classes."""
+    rows = []
+    total = len(outcome['label'])
+    for t in range(outcome['loss'].shape[1]):
+        row: dict[str, Any] = {'num_steps': t + 1, 'samples': total}
+        for metric in ('top1', 'top5') if num_classes > 5 else ('top1',):
+            correct = int(outcome[metric][:, t].sum())
+            row |= {metric: 100 * correct / total, f'{metric}_correct': correct}
+        rows.append(row | {'loss': outcome['loss'][:, t].mean().item()})
+    return rows
+
+
+def by_class(outcome: dict[str, Tensor], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Samples, hits and accuracy of every class; one that the data lacks has no accuracy."""
+    label, hit = outcome['label'], outcome['top1'][:, -1]
+    totals = label.bincount(minlength=len(names)).tolist()
+    hits = label[hit].bincount(minlength=len(names)).tolist()
+    return [
+        {'class': i, 'name': name, 'samples': n, 'top1_correct': k, 'top1': 100 * k / n if n else None}
+        for i, (name, n, k) in enumerate(zip(names, totals, hits, strict=True))
+    ]
+
+
+def by_sample(outcome: dict[str, Tensor], samples: Samples, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The label and the answer of every sample, with its name."""
+    columns = [outcome[key].tolist() for key in ('label', 'prediction', 'probability')]
+    return [
+        {
+            'sample': samples.name(i),
+            'class': label,
+            'name': names[label],
+            'predicted_class': guess,
+            'predicted_name': names[guess],
+            'probability': probability,
+        }
+        for i, (label, guess, probability) in enumerate(zip(*columns, strict=True))
+    ]

@@ -1,0 +1,179 @@
+"""Models by name, folder or checkpoint, ready to be trained or to be looked at."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from timm.data import resolve_input_data_config
+from timm.models import load_checkpoint
+from torch import nn
+
+from ..models import save_for_hf
+from ..ops import lif
+from .errors import one_line_errors
+
+__all__ = [
+    'channels',
+    'check_neurons',
+    'input_config',
+    'is_trained',
+    'key_map',
+    'open_model',
+    'open_to_train',
+    'save_model',
+    'steps_of',
+]
+
+_logger = logging.getLogger(__name__)
+
+
+def open_model(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    pretrained: bool = False,
+    num_steps: int | None = None,
+    device: str = 'cpu',
+    model_kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """A model with its weights by name or folder, in eval mode on the device. Raises: UserError if it cannot be made.
+
+    `checkpoint` is a file of weights, or a folder in OUTPUT/checkpoints, which brings its run's options of the model
+    and of the images with it.
+    """
+    is_saved = name.startswith(('local-dir:', 'hf-hub:'))
+    with one_line_errors(f'create model {name!r}', "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"):
+        file, run, labels, kwargs = checkpoint, {}, None, model_kwargs or {}
+        if checkpoint and checkpoint.is_dir():
+            run, labels = run_options(checkpoint, name), run_labels(checkpoint)
+            sizes = {key: run[key] for key in ('num_classes', 'in_chans') if run.get(key)}
+            kwargs = sizes | run.get('model_kwargs', {}) | kwargs
+            averaged = checkpoint / 'ema.safetensors'
+            file = averaged if averaged.is_file() else checkpoint / 'model.safetensors'  # as Accelerate names it
+        if is_saved and file and not run:
+            raise ValueError(
+                'it has its own weights: leave out --checkpoint, but for one of a run that began with them'
+            )
+        if file and not file.is_file():
+            raise FileNotFoundError(f'there is no file {file}')
+        model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
+        if run:
+            images = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation')
+            given = {key: run[key] for key in images if run.get(key) is not None}
+            model.pretrained_cfg.update(resolve_input_data_config(model, args=given))
+            # not those of the tag or of the model it began with: the run may have had other data
+            model.pretrained_cfg.update(label_names=labels, label_descriptions=None)
+        if file:
+            # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
+            load_checkpoint(model, str(file), filter_fn=key_map(model))
+        if num_steps:
+            if not hasattr(model, 'num_steps'):
+                raise ValueError('it has no time steps: leave out --num-steps')
+            model.num_steps = num_steps
+        if not is_trained(name, checkpoint, pretrained):
+            _logger.warning('note: %s has random weights: its spikes and all that follows say nothing', name)
+        return model.eval().to(device)
+
+
+def open_to_train(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    freeze: Sequence[str] = (),
+    grad_checkpointing: bool = False,
+    channels_last: bool = False,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    drop_path: float | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """A model to be trained, of which the modules in `freeze` are not. Raises: UserError if it cannot be made."""
+    with one_line_errors(f'create model {name!r}'):
+        model: Any = timm.create_model(
+            name,
+            pretrained=pretrained,
+            checkpoint_path=str(checkpoint or ''),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_path_rate=drop_path,
+            **(model_kwargs or {}),
+        )
+        if grad_checkpointing:
+            model.set_grad_checkpointing()
+        modules = dict(model.named_modules())
+        for frozen in freeze:
+            if frozen not in modules:
+                known = ', '.join(dict(model.named_children()))
+                raise ValueError(f'it has no module {frozen!r} to freeze, but {known}')
+            modules[frozen].requires_grad_(False)
+        return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def check_neurons(model: nn.Module, device: torch.device) -> None:
+    """Raises: UserError if a backend of the neurons cannot run on the device."""
+    with one_line_errors('run the neurons'):
+        for backend in {getattr(module, 'backend', None) for module in model.modules()}:
+            lif(torch.zeros(1, 1, device=device), backend=backend)
+
+
+def input_config(model: Any, **given: Any) -> dict[str, Any]:
+    """The preparation of a model's input: its own, but for img_size, mean, std, crop_pct or interpolation if given."""
+    with one_line_errors('set up the transform of the images'):
+        return resolve_input_data_config(model, args=given)
+
+
+def save_model(model: Any, folder: Path, tag: str | None, names: list[str] | None, config: dict[str, Any]) -> None:
+    """Write a trained model in the Hub's format, with the names of its classes and how its input is prepared.
+
+    The tag names the training: that of the model it began with is not this one's.
+    """
+    model.to(memory_format=torch.contiguous_format)  # which safetensors needs
+    cfg = dict(tag=tag, label_names=None, label_descriptions=None)
+    with one_line_errors(f'write {folder}'):
+        save_for_hf(model, folder, model_config=dict(label_names=names, pretrained_cfg=cfg), data_config=config)
+
+
+def run_options(checkpoint: Path, name: str) -> dict[str, Any]:
+    """The options of the training run that left OUTPUT/checkpoints/epoch_N, none for a folder without its config.
+
+    Raises: ValueError if it trained another model.
+    """
+    config = checkpoint.resolve().parent.parent / 'config.yaml'
+    if not config.is_file():
+        return {}
+    run = yaml.safe_load(config.read_text(encoding='utf-8'))
+    if run['model'] != name:
+        raise ValueError(f'{checkpoint} is of a run that trained {run["model"]!r}: pass --model {run["model"]}')
+    return run
+
+
+def run_labels(checkpoint: Path) -> Any:
+    """The names of the classes of the data of the run that left OUTPUT/checkpoints/epoch_N, None until it has ended."""
+    saved = checkpoint.resolve().parent.parent / 'model' / 'config.json'
+    return json.loads(saved.read_text(encoding='utf-8')).get('label_names') if saved.is_file() else None
+
+
+def key_map(model: Any) -> Any:
+    """The function that makes the authors' key layouts ours, of the families of this package; None for others."""
+    module = type(model).__module__
+    return getattr(sys.modules[module], 'checkpoint_filter_fn', None) if module.startswith('timm_snn.') else None
+
+
+def channels(model: Any) -> int:
+    return getattr(model, 'in_chans', None) or resolve_input_data_config(model)['input_size'][0]
+
+
+def steps_of(model: Any) -> int:
+    """T; a model without time steps has one."""
+    return getattr(model, 'num_steps', 1)
+
+
+def is_trained(name: str, checkpoint: Path | None, pretrained: bool) -> bool:
+    return name.startswith(('local-dir:', 'hf-hub:')) or pretrained or checkpoint is not None

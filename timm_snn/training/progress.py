@@ -1,0 +1,90 @@
+"""The progress of a run, its results so far, and the signal to stop."""
+
+import signal
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+
+from .data import UnreadableSample
+from .tables import write_csv
+
+__all__ = ['Progress', 'StopSignal', 'write_summary']
+
+
+@dataclass
+class Progress:
+    """Finished epochs with a row of results each, and sums over the updates of the epoch that has begun."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    updates: int = 0
+    loss_sum: float = 0.0  # over samples, of all processes
+    hits: float = 0.0
+    seen: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        return len(self.history)
+
+    @property
+    def name(self) -> str:
+        return f'epoch_{self.epoch:04d}' + (f'_step_{self.updates:06d}' if self.updates else '')
+
+    def add_update(self, loss_sum: float, hits: float, seen: float) -> None:
+        self.updates += 1
+        self.loss_sum += loss_sum
+        self.hits += hits
+        self.seen += seen
+
+    def finish_epoch(self, row: dict[str, float]) -> None:
+        self.history.append(row)
+        self.updates, self.loss_sum, self.hits, self.seen = 0, 0.0, 0.0, 0.0
+
+    def best_epoch(self, metric: str) -> int:
+        """The number of epochs finished when `metric` was highest, for the first time."""
+        values = [row[metric] for row in self.history]
+        return values.index(max(values)) + 1
+
+
+class StopSignal:
+    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be read."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self.unreadable: UnreadableSample | None = None
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.came = True
+
+    def came_to(self, accelerator: Accelerator) -> bool:
+        """True if it came to any process. All of them ask together and get the same answer."""
+        has_come = float(self.came or self.unreadable is not None)
+        return bool(accelerator.reduce(torch.tensor([has_come], device=accelerator.device)).item())
+
+    def readable(self, loader: Iterable[Any]) -> Generator[Any, None, None]:
+        """The batches up to one with a sample that cannot be read: other processes wait, so it must not just raise."""
+        try:
+            yield from loader
+        except UnreadableSample as error:
+            self.unreadable = error.with_traceback(None)  # which would keep the processes that load data
+
+
+def write_summary(history: list[dict[str, float]], output: Path) -> None:
+    """Write summary.csv and curve.png of the epochs so far."""
+    write_csv(output / 'summary.csv', history)
+    figure = Figure(figsize=(9, 3.5), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    epochs = [row['epoch'] + 1 for row in history]
+    curves = {'train': 'training', 'eval': 'validation', 'ema': 'validation, averaged weights'}
+    for axes, metric, label in ((left, 'loss', 'loss'), (right, 'top1', 'top-1 accuracy (%)')):
+        for split, name in curves.items():
+            if f'{split}_{metric}' in history[0]:
+                axes.plot(epochs, [row[f'{split}_{metric}'] for row in history], label=name)
+        axes.set(xlabel='epoch', ylabel=label)
+        axes.legend()
+    figure.savefig(output / 'curve.png', dpi=120)
