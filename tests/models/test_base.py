@@ -74,6 +74,21 @@ def test_a_stem_without_a_neuron_computes_an_image_once(x):
     assert calls == [2, 6] and torch.equal(held, repeated)
 
 
+def test_gradients_of_features_keep_the_memory_order_of_the_stages(model, x):
+    model.to(memory_format=torch.channels_last)
+    orders = []
+
+    def watch(module, args, output):
+        output.register_hook(lambda gradient: orders.append((output.stride()[1:], gradient.stride()[1:])))
+
+    for stage in model.stages:
+        stage.register_forward_hook(watch)
+    x = x.movedim(2, -1).contiguous().movedim(-1, 2)  # channels_last
+    final, taps = model.forward_intermediates(x)
+    (final.sum() + sum(tap.square().sum() for tap in taps)).backward()
+    assert len(orders) == 3 and all(of_map[1] == 1 and of_map == of_gradient for of_map, of_gradient in orders)
+
+
 @pytest.mark.parametrize('num_steps', [0, 2.5, '4'])
 def test_steps_are_whole_numbers(num_steps):
     with pytest.raises(ValueError, match='num_steps must be a whole number of at least 1'):

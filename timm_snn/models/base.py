@@ -164,8 +164,8 @@ class SpikingTransformer(nn.Module):
         for i, stage in enumerate(stages):
             x = stage(x)
             if i in taken:
-                intermediates.append(x.mean(0))
-        return intermediates if intermediates_only else (x.mean(0), intermediates)
+                intermediates.append(mean_over_time(x))
+        return intermediates if intermediates_only else (mean_over_time(x), intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
