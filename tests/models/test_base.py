@@ -62,6 +62,19 @@ def test_pre_logits_are_what_a_model_without_classifier_returns(model, x):
     assert model(x).shape == features.shape == (2, 4, 2, 3)
 
 
+@pytest.mark.parametrize(('global_pool', 'width'), [('avg', 4), ('catavgmax', 8)])
+def test_head_hidden_size_is_the_width_that_the_pooling_leaves(x, global_pool, width):
+    model = Tiny(LIF(), global_pool=global_pool).double()
+    pooled = [(model.head_hidden_size, model.forward_head(model.forward_features(x), pre_logits=True).shape[1])]
+    model = Tiny(LIF()).double()
+    model.reset_classifier(7, global_pool)
+    pooled.append((model.head_hidden_size, model.head.fc.in_features))
+    model.prune_intermediate_layers([0], prune_head=False)
+    model.reset_classifier(0, global_pool)
+    pooled.append((model.head_hidden_size, model(x).shape[1]))
+    assert pooled == [(width, width)] * 3 and model.num_features == 4
+
+
 def test_torchscript(model, x):
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 

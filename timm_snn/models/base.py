@@ -87,9 +87,10 @@ class SpikingTransformer(nn.Module):
             dict(num_chs=stage.num_chs, reduction=stage.reduction, module=f'stages.{i}')
             for i, stage in enumerate(stages)
         ]
-        self.num_features = self.head_hidden_size = stages[-1].num_chs
+        self.num_features = stages[-1].num_chs
         self.head_lif = head_lif
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = self.head.num_features  # twice num_features with the pooling 'catavgmax'
         self._init_head()
 
     def _init_head(self) -> None:
@@ -134,6 +135,7 @@ class SpikingTransformer(nn.Module):
         self.num_classes = num_classes
         # in_features: pruning may have left fewer than the head was made for
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
         self._init_head()
 
     def forward_intermediates(
@@ -175,7 +177,7 @@ class SpikingTransformer(nn.Module):
         prune_end = deepest < len(self.stages) - 1
         self.stages = self.stages[: deepest + 1]
         if prune_end:
-            self.num_features = self.head_hidden_size = self.feature_info[deepest]['num_chs']
+            self.num_features = self.feature_info[deepest]['num_chs']
         if prune_head or prune_end:
             self.reset_classifier(0, '')
         return taken
