@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import lively
-from timm_snn.layers import LIF, ConvBn, CurrentStem, SpikingMlp, SpikingResidual
+from timm_snn.layers import LIF, ConvBn, CurrentStem, ParametricLIF, SpikingMlp, SpikingResidual
 from timm_snn.models import SpikingStage, SpikingTransformer
 
 
@@ -73,6 +73,15 @@ def test_head_hidden_size_is_the_width_that_the_pooling_leaves(x, global_pool, w
     model.reset_classifier(0, global_pool)
     pooled.append((model.head_hidden_size, model(x).shape[1]))
     assert pooled == [(width, width)] * 3 and model.num_features == 4
+
+
+def test_pruning_leaves_no_parameter_without_a_gradient(x):
+    model = Tiny(ParametricLIF(v_threshold=0.5)).double()
+    assert model.prune_intermediate_layers([0, 1]) == [0, 1] and model.head_lif is None
+    assert model(x).shape == (2, 4, 4, 6)
+    torch.jit.script(model.eval())
+    model.forward_intermediates(x, intermediates_only=True)[-1].square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_torchscript(model, x):

@@ -112,6 +112,14 @@ class TestTraining:
         for part in parts_of(twin):
             assert any(p.grad.any() for p in part.parameters())
 
+    @pytest.mark.parametrize('name', SMALLEST)
+    def test_every_parameter_of_a_feature_extractor_learns(self, name):
+        """DistributedDataParallel waits for the gradients of all."""
+        net = timm.create_model(name, num_steps=2, lif_layer='plif', features_only=True)
+        shallow(net.model)
+        sum(tap.square().sum() for tap in net(images(net.model).float())).backward()
+        assert not [key for key, parameter in net.named_parameters() if parameter.grad is None]
+
     def test_checkpointing_changes_neither_logits_nor_gradients(self, tiny):
         x = images(tiny)
         results = []

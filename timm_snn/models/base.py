@@ -172,7 +172,7 @@ class SpikingTransformer(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove stages after the last one wanted, and the classifier with them. `prune_norm`: there is no norm."""
+        """Remove stages after the last one wanted, and the head with them. `prune_norm`: there is no norm."""
         taken, deepest = take_indices(len(self.stages), indices)
         prune_end = deepest < len(self.stages) - 1
         self.stages = self.stages[: deepest + 1]
@@ -180,6 +180,7 @@ class SpikingTransformer(nn.Module):
             self.num_features = self.feature_info[deepest]['num_chs']
         if prune_head or prune_end:
             self.reset_classifier(0, '')
+            self.head_lif = None  # a learned time constant without a gradient would stop DistributedDataParallel
         return taken
 
     def _forward_stem(self, x: Tensor) -> Tensor:
