@@ -42,8 +42,6 @@ LIMITATIONS = {
     'network. The accuracies of the paper are not promised.',
     'spikingformer': 'The classifier sees real currents and not spikes. All neurons have tau 1.5 where the model was '
     'made for events, and 2 otherwise; no weight shows which.',
-    'sdt': 'Weights for CIFAR10-DVS and for DVS128 Gesture have the same shapes and belong to different networks: load '
-    'them under the tag that they were trained with.',
     'metaspikformer': 'T is 1 unless set. The published accuracies are of T = 4, fine-tuned with a teacher.',
     'maxformer': 'Several of the published accuracies are those of the best epoch on the test data.',
     'spikingresformer': 'Attention is scaled by running firing rates, and by the number of patches at the size that '

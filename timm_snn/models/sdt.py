@@ -10,17 +10,18 @@ embedding is a membrane shortcut, u = m + BN(W SN(m)). A neuron stands between p
   skipped in files: counts are the released ones less those.
 * Stochastic depth is an unused argument there and works here, off by default, as trained. Any size divisible by 16
   (CIFAR: 4) works.
-* CIFAR10-DVS and DVS128 Gesture have weights of the same shapes in different networks: for the first, two maps of the
-  tokenizer are pooled and attention has `erode`, for the second three are and it has not. The tag of `sdt_2_256` tells.
+* The two networks for events have weights of the same shapes: `sdt_2_256`, for CIFAR10-DVS, pools two maps of the
+  tokenizer and its attention has `erode`; `sdt_2_256_gesture` pools three and has not.
 * The released config named 10_384 holds a 10-512. With `depth=10`, `sdt_8_512` is that model.
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from timm.layers import calculate_drop_path_rates
-from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import (
@@ -169,7 +170,7 @@ default_cfgs = generate_default_cfgs(
             {'sdt_8_384': 'in1k', 'sdt_8_512': 'in1k', 'sdt_8_768': 'in1k', 'sdt_2_512': 'cifar10 cifar100'}, **_FAMILY
         ),
         **tagged_cfgs({'sdt_2_256': 'cifar10_dvs'}, input_size=(2, 64, 64), pool_size=(16, 16), **_FAMILY),
-        **tagged_cfgs({'sdt_2_256': 'dvs128_gesture'}, pool_size=(16, 16), **_FAMILY),
+        **tagged_cfgs({'sdt_2_256_gesture': 'dvs128_gesture'}, pool_size=(16, 16), **_FAMILY),
     }
 )
 
@@ -208,13 +209,23 @@ def sdt_2_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer
 
 @register_model
 def sdt_2_256(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """For event frames: 2,566,666 parameters with 10 classes; released with 128 more, unused.
+    """For CIFAR10-DVS, frames of 2 x 64 x 64: 2,566,666 parameters with 10 classes; released with 128 more, unused."""
+    cfg = kwargs.get('pretrained_cfg') or ''
+    if isinstance(cfg, dict):  # of a config.json
+        tag, renamed = cfg.get('tag'), {**cfg, 'architecture': 'sdt_2_256_gesture'}
+    else:
+        tag, renamed = cfg, cfg
+    if tag == 'dvs128_gesture':
+        warnings.warn(
+            'sdt_2_256.dvs128_gesture is now called sdt_2_256_gesture.dvs128_gesture: use that name', stacklevel=2
+        )
+        return sdt_2_256_gesture(pretrained, **{**kwargs, 'pretrained_cfg': renamed})
+    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(False, False, True, True), erode=True)
+    return _create_sdt('sdt_2_256', pretrained=pretrained, **dict(model_args, **kwargs))
 
-    For CIFAR10-DVS, 2 x 64 x 64, by default; with the tag dvs128_gesture for 2 x 128 x 128, see above.
-    """
-    gesture = resolve_pretrained_cfg('sdt_2_256', kwargs.get('pretrained_cfg')).tag == 'dvs128_gesture'
-    network = dict(pools=(False, gesture, True, True), erode=not gesture)
-    model_args = dict(embed_dim=256, depth=2, num_steps=16, **network)
-    model = _create_sdt('sdt_2_256', pretrained=pretrained, **dict(model_args, **kwargs))
-    model._model_args = network  # timm adds the caller's and saves them: the tag is lost in a model that is trained on
-    return model
+
+@register_model
+def sdt_2_256_gesture(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+    """For DVS128 Gesture, frames of 2 x 128 x 128: 2,566,923 parameters with 11 classes; released with 128 more."""
+    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(False, True, True, True))
+    return _create_sdt('sdt_2_256_gesture', pretrained=pretrained, **dict(model_args, **kwargs))
