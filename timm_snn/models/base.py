@@ -1,6 +1,6 @@
 """What every family shares: a stem, stages of blocks, a head, how time enters and leaves, and timm's contract."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -9,17 +9,34 @@ from timm.layers import ClassifierHead, get_device_dtype
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from ..layers import LayerFn, mean_over_time, merge_time, neurons, split_time, to_time_first
+from ..layers import (
+    LayerFn,
+    Registry,
+    attentions,
+    mean_over_time,
+    merge_time,
+    neurons,
+    patch_embeds,
+    split_time,
+    to_time_first,
+)
 from ..ops.backend import keep_switches
-from .builder import named_layers, take_indices
 
-__all__ = ['SpikingStage', 'SpikingTransformer', 'neuron_layer']
+__all__ = ['SpikingStage', 'SpikingTransformer', 'neuron_layer', 'per_stage']
 
 
 def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any) -> LayerFn:
     """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None."""
     settings = {name: value for name, value in dict(settings, backend=backend).items() if value is not None}
     return partial(neurons.get(lif_layer), **settings) if settings else neurons.get(lif_layer)
+
+
+def per_stage(value: Any, num_stages: int, name: str) -> tuple:
+    """One value for every stage, or a sequence with one per stage. Raises ValueError for another length."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * num_stages
+    if len(values) != num_stages:
+        raise ValueError(f'expected one {name} for each of {num_stages} stages, got {len(values)}: {values}')
+    return values
 
 
 class SpikingStage(nn.Module):
@@ -223,3 +240,31 @@ class SpikingTransformer(nn.Module):
         x = self.forward_features(x)
         x = self.forward_head(x)
         return x
+
+
+def take_indices(num_features: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """Which of `num_features` taps to return, and the deepest: None is all, an int the last n, negatives from the end.
+
+    Raises: ValueError for an index out of range.
+    """
+    if indices is None:
+        indices = num_features
+    if isinstance(indices, int):
+        taken = list(range(num_features - indices, num_features))
+    else:
+        taken = [i + num_features if i < 0 else i for i in indices]
+    if not taken or min(taken) < 0 or max(taken) >= num_features:
+        raise ValueError(f'indices={indices} is out of range, the model has {num_features} feature levels')
+    return taken, max(taken)
+
+
+def named_layers(args: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's arguments as JSON can hold them: layers by the names they are registered by, others as they are."""
+    registries = {'lif_layer': neurons, 'attn': attentions, 'patch_embed': patch_embeds}
+
+    def named(registry: Registry, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [named(registry, layer) for layer in value]
+        return registry.name_of(value) or value
+
+    return {key: named(registries[key], value) if key in registries else value for key, value in args.items()}

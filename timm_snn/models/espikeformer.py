@@ -25,9 +25,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import IntegerNeuron, LayerFn, SepConv, SpikingBlock, SpikingMlp, SpikingResidual
-from .builder import KeyRules, build_spiking_model, check_state_dict, match_pointwise_shapes, rename_keys
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, match_pointwise_shapes, rename_keys
 from .metaspikformer import MetaSpikformer
+from .untrusted import check_state_dict
 
 __all__ = ['ESpikeformer']
 

@@ -35,9 +35,11 @@ from ..layers import (
     SpikingStem,
     attentions,
 )
-from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, per_stage, rename_keys
+from .base import SpikingStage, SpikingTransformer, neuron_layer, per_stage
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
+from .untrusted import check_state_dict
 
 __all__ = ['MaxFormer']
 

@@ -2,14 +2,12 @@
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,7 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from timm.models import PretrainedCfg, get_model_args
+from timm.models import PretrainedCfg, get_model_args, resolve_pretrained_cfg
 from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
@@ -124,18 +122,21 @@ def save_for_hf(
     path.write_text(json.dumps(config, indent=2) + '\n')
 
 
-def name_source(overlay: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A pretrained_cfg_overlay whose source of weights, if it names one, is the only one; timm has an order of its own.
+def resolve_source(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> dict[str, Any]:
+    """timm's `resolve_pretrained_cfg`, where a source of weights that the overlay names is the only one.
 
-    From a repository that it names comes model.safetensors and no pickle in its place, unless it names a file too.
+    timm has an order of its own. From a repository comes model.safetensors and no pickle in its place, unless the
+    overlay names a file too; a repository's own config cannot name one.
     """
     overlay = dict(overlay or {})
     sources = ('state_dict', 'file', 'hf_hub_id', 'url')
     if any(overlay.get(key) for key in sources):
         overlay = {**dict.fromkeys((*sources, 'source')), **overlay}
-    if overlay.get('hf_hub_id'):
-        overlay.setdefault('hf_hub_filename', FILENAME)
-    return overlay
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
+    if is_from_hub(cfg) and not overlay.get('hf_hub_filename'):
+        named_by_file = cfg.get('source') or overlay.get('hf_hub_id')
+        cfg['hf_hub_filename'] = FILENAME if named_by_file else cfg.get('hf_hub_filename') or FILENAME
+    return cfg
 
 
 def is_from_hub(cfg: Mapping[str, Any]) -> bool:
@@ -196,22 +197,3 @@ def _reworded(error: Exception, message: str) -> Exception:
     copy.__dict__.update(error.__dict__)
     copy.args = (message,)
     return copy
-
-
-def check_hash(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> None:
-    """Raises OSError if the downloaded weights are not those that the Hub has, which huggingface_hub does not check.
-
-    It names a file in its cache by its SHA-256. Without links there, as on Windows, it cannot be told.
-    """
-    repo_id, _, revision = cfg['hf_hub_id'].partition('@')
-    cached = try_to_load_from_cache(repo_id, cfg['hf_hub_filename'], cache_dir=cache_dir, revision=revision or None)
-    if not isinstance(cached, str):
-        return
-    blob = Path(cached).resolve()
-    if re.fullmatch('[0-9a-f]{64}', blob.name):
-        with open(blob, 'rb') as file:
-            digest = sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        if digest.hexdigest() != blob.name:
-            raise OSError(f'its SHA-256 is not that of the Hub: delete {blob} to download it again')

@@ -24,9 +24,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import LayerFn
-from .builder import KeyRules, build_spiking_model, check_state_dict, rename_keys
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
 from .msvit import AUTHORS_KEYS, MSViT
+from .untrusted import check_state_dict
 
 __all__ = ['QKFormer']
 

@@ -35,9 +35,11 @@ from ..layers import (
     attentions,
 )
 from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, rename_keys
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
 from .spikformer import AUTHORS_KEYS as SPIKFORMER_KEYS
+from .untrusted import check_state_dict
 
 __all__ = ['SpikeDrivenTransformer']
 

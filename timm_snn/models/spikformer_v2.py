@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ..layers import ConvBnLif, LayerFn, SpikingBlock, SpikingMlp, SpikingResidual, SpikingStem, attentions
 from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import build_spiking_model, check_state_dict
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .untrusted import check_state_dict
 
 __all__ = ['SpikformerV2']
 

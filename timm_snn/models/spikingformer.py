@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 from ..layers import ConvBn, LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
 from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, match_pointwise_shapes, rename_keys
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, match_pointwise_shapes, rename_keys
 from .spikformer import AUTHORS_KEYS as SPIKFORMER_KEYS
+from .untrusted import check_state_dict
 
 __all__ = ['Spikingformer']
 

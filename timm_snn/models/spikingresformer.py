@@ -28,9 +28,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import CurrentStem, DualSpikeSelfAttention, GroupWiseMlp, LayerFn, LifConvBn, SpikingBlock
-from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, per_stage, rename_keys
+from .base import SpikingStage, SpikingTransformer, neuron_layer, per_stage
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
+from .untrusted import check_state_dict
 
 __all__ = ['SpikingResformer']
 
