@@ -24,6 +24,9 @@ from ..ops.backend import keep_switches
 
 __all__ = ['SpikingStage', 'SpikingTransformer', 'neuron_layer', 'per_stage']
 
+# For each convolution of a stem or a patch embedding: whether the map is pooled to half its size, or kept.
+POOL, KEEP = True, False
+
 
 def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any) -> LayerFn:
     """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None."""

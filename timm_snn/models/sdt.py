@@ -13,6 +13,16 @@ embedding is a membrane shortcut, u = m + BN(W SN(m)). A neuron stands between p
 * The two networks for events have weights of the same shapes: `sdt_2_256`, for CIFAR10-DVS, pools two maps of the
   tokenizer and its attention has `erode`; `sdt_2_256_gesture` pools three and has not.
 * The released config named 10_384 holds a 10-512. With `depth=10`, `sdt_8_512` is that model.
+
+Shapes of sdt_8_384:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 48, 224, 224]    a 3x3 convolution unit: spikes, as in the next two
+    stages.0    [T, B, 96, 56, 56]      pooling, a convolution unit, pooling
+    stages.1    [T, B, 192, 28, 28]     a convolution unit, pooling
+    stages.2    [T, B, 384, 14, 14]     a convolution, pooling and the position embedding, then 8 blocks with SDSA
+    head_lif    [T, B, 384]             mean over height and width, then a neuron
+    logits      [B, 1000]               a linear layer, mean over T
 """
 
 import warnings
@@ -26,15 +36,15 @@ from torch import Tensor, nn
 
 from ..layers import (
     ConvBn,
+    DropPath,
     LayerFn,
-    SpikingBlock,
     SpikingMlp,
     SpikingPatchSplitting,
     SpikingResidual,
     SpikingStem,
     attentions,
 )
-from .base import SpikingStage, SpikingTransformer, neuron_layer
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -42,6 +52,41 @@ from .spikformer import AUTHORS_KEYS as SPIKFORMER_KEYS
 from .untrusted import check_state_dict
 
 __all__ = ['SpikeDrivenTransformer']
+
+CITATION = 'arXiv:2307.01694'
+LIMITATIONS = (
+    'Attention treats every channel by itself: without `erode`, which only the model for CIFAR10-DVS has, the number of '
+    'heads changes nothing.'
+)
+
+
+class SpikeDrivenBlock(nn.Module):
+    """SDSA and MLP, which begin with a neuron and end in a batch norm: the stream u holds currents.
+
+    Shape: currents [T, B, dim, H, W] -> the same.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        attn_layer: LayerFn,
+        drop_path: float,
+        lif_layer: LayerFn,
+        device=None,
+        dtype=None,
+    ) -> None:
+        layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
+        super().__init__()
+        self.attn = attn_layer(dim, num_heads, **layer)
+        self.mlp = SpikingMlp(dim, int(dim * mlp_ratio), pre_activation=True, **layer)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, u: Tensor) -> Tensor:
+        u = u + self.drop_path(self.attn(u))  # u' = u + BN(W (Q * SN(sum_n K_n * V_n))), with Q, K, V of SN(u)
+        u = u + self.drop_path(self.mlp(u))  # u'' = u' + BN(W SN(BN(W SN(u'))))
+        return u
 
 
 class SpikeDrivenTransformer(SpikingTransformer):
@@ -81,7 +126,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
         num_steps: int = 4,
-        pools: Sequence[bool] = (True, True, True, True),
+        pools: Sequence[bool] = (POOL, POOL, POOL, POOL),
         attn: str | LayerFn = 'sdsa',
         attn_v_threshold: float = 0.5,
         erode: bool = False,
@@ -111,12 +156,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
         embeds.append(nn.Sequential(ConvBn(widths[2], embed_dim, 3, pool=pools[3], **dd), position))
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, depth)
         blocks = [
-            SpikingBlock(
-                attn_layer(embed_dim, num_heads, lif_layer=neuron, **dd),
-                SpikingMlp(embed_dim, int(embed_dim * mlp_ratio), pre_activation=True, lif_layer=neuron, **dd),
-                rate,
-            )
-            for rate in drop_paths
+            SpikeDrivenBlock(embed_dim, num_heads, mlp_ratio, attn_layer, rate, neuron, **dd) for rate in drop_paths
         ]
         super().__init__(
             stem,
@@ -161,7 +201,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 _FAMILY: dict[str, Any] = dict(
-    paper_ids='arXiv:2307.01694',
+    paper_ids=CITATION,
     paper_name='Spike-driven Transformer',
     origin_url='https://github.com/BICLab/Spike-Driven-Transformer',
 )
@@ -205,29 +245,27 @@ def sdt_8_768(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer
 @register_model
 def sdt_2_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
     """For CIFAR: tokens of 4 x 4 pixels; 10,233,418 parameters with 10 classes; released with 128 more, unused."""
-    model_args = dict(embed_dim=512, depth=2, pools=(False, False, True, True))
+    model_args = dict(embed_dim=512, depth=2, pools=(KEEP, KEEP, POOL, POOL))
     return _create_sdt('sdt_2_512', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def sdt_2_256(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
     """For CIFAR10-DVS, frames of 2 x 64 x 64: 2,566,666 parameters with 10 classes; released with 128 more, unused."""
-    cfg = kwargs.get('pretrained_cfg') or ''
-    if isinstance(cfg, dict):  # of a config.json
-        tag, renamed = cfg.get('tag'), {**cfg, 'architecture': 'sdt_2_256_gesture'}
-    else:
-        tag, renamed = cfg, cfg
-    if tag == 'dvs128_gesture':
+    cfg: Any = kwargs.get('pretrained_cfg')
+    if (cfg.get('tag') if isinstance(cfg, dict) else cfg) == 'dvs128_gesture':
         warnings.warn(
             'sdt_2_256.dvs128_gesture is now called sdt_2_256_gesture.dvs128_gesture: use that name', stacklevel=2
         )
-        return sdt_2_256_gesture(pretrained, **{**kwargs, 'pretrained_cfg': renamed})
-    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(False, False, True, True), erode=True)
+        if isinstance(cfg, dict):  # of a config.json
+            kwargs['pretrained_cfg'] = {**cfg, 'architecture': 'sdt_2_256_gesture'}
+        return sdt_2_256_gesture(pretrained, **kwargs)
+    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(KEEP, KEEP, POOL, POOL), erode=True)
     return _create_sdt('sdt_2_256', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def sdt_2_256_gesture(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
     """For DVS128 Gesture, frames of 2 x 128 x 128: 2,566,923 parameters with 11 classes; released with 128 more."""
-    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(False, True, True, True))
+    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(KEEP, POOL, POOL, POOL))
     return _create_sdt('sdt_2_256_gesture', pretrained=pretrained, **dict(model_args, **kwargs))

@@ -18,6 +18,15 @@ released CML file for CIFAR is this; none was released for ImageNet and events, 
 * Stochastic depth is an unused argument there and works here, off by default, as trained. Any size divisible by 16
   (CIFAR: 4) works.
 * Heads: 8 for ImageNet, as in the released 8-512, 12 for CIFAR, 16 for events.
+
+Shapes of spikformer_8_384:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 48, 224, 224]    a 3x3 convolution unit: convolution, batch norm, LIF
+    stages.0    [T, B, 96, 56, 56]      pooling, a convolution unit, pooling
+    stages.1    [T, B, 192, 28, 28]     a convolution unit, pooling
+    stages.2    [T, B, 384, 14, 14]     the same and the position embedding, then 8 blocks with SSA
+    logits      [B, 1000]               mean over T, height and width, then a linear layer
 """
 
 from collections.abc import Sequence
@@ -28,14 +37,47 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
-from .base import SpikingStage, SpikingTransformer, neuron_layer
+from ..layers import DropPath, LayerFn, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, match_pointwise_shapes, rename_keys
 from .untrusted import check_state_dict
 
 __all__ = ['Spikformer']
+
+CITATION = 'arXiv:2209.15425'
+LIMITATIONS = (
+    'The residual stream carries sums of spikes, whole numbers: layers that are fed by it multiply, and do not only '
+    'accumulate.'
+)
+
+
+class SpikformerBlock(nn.Module):
+    """SSA and MLP, each added after its last neuron. Shape: tokens as a map [T, B, dim, H, W] -> the same."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        attn_layer: LayerFn,
+        attn_v_threshold: float,
+        drop_path: float,
+        lif_layer: LayerFn,
+        device=None,
+        dtype=None,
+    ) -> None:
+        layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
+        super().__init__()
+        self.attn = attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, **layer)
+        self.mlp = SpikingMlp(dim, int(dim * mlp_ratio), **layer)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(x))  # X' = SSA(X) + X
+        x = x + self.drop_path(self.mlp(x))  # X'' = MLP(X') + X'
+        return x
 
 
 class Spikformer(SpikingTransformer):
@@ -77,7 +119,7 @@ class Spikformer(SpikingTransformer):
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
         num_steps: int = 4,
-        pools: Sequence[bool] = (True, True, True, True),
+        pools: Sequence[bool] = (POOL, POOL, POOL, POOL),
         downsample: Literal['spike', 'cml'] = 'spike',
         attn: str | LayerFn = 'ssa',
         attn_v_threshold: float = 0.5,
@@ -116,12 +158,8 @@ class Spikformer(SpikingTransformer):
                 **dd,
             )
             blocks = [
-                SpikingBlock(
-                    attn_layer(embed_dim, num_heads, attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd),
-                    SpikingMlp(embed_dim, int(embed_dim * mlp_ratio), lif_layer=neuron, **dd),
-                    drop_paths[j],
-                )
-                for j in range(depth if i == 3 else 0)
+                SpikformerBlock(embed_dim, num_heads, mlp_ratio, attn_layer, attn_v_threshold, rate, neuron, **dd)
+                for rate in (drop_paths if i == 3 else [])
             ]
             stages.append(SpikingStage(embed, blocks, widths[i], 2 ** sum(pools[: i + 1])))
         super().__init__(
@@ -177,7 +215,7 @@ default_cfgs = generate_default_cfgs(
             'spikformer_4_384': 'cifar10 cifar100',
             'spikformer_2_256': 'cifar10_dvs dvs128_gesture',
         },
-        paper_ids='arXiv:2209.15425',
+        paper_ids=CITATION,
         paper_name='Spikformer: When Spiking Neural Network Meets Transformer',
         origin_url='https://github.com/ZK-Zhou/spikformer',
     )
@@ -210,7 +248,7 @@ def spikformer_8_768(pretrained: bool = False, **kwargs: Any) -> Spikformer:
 @register_model
 def spikformer_4_384(pretrained: bool = False, **kwargs: Any) -> Spikformer:
     """For CIFAR: tokens of 4 x 4 pixels; 9,324,730 parameters with 10 classes; released with 6,144 more, unused."""
-    model_args = dict(embed_dim=384, depth=4, num_heads=12, pools=(False, False, True, True), qkv_bias=True)
+    model_args = dict(embed_dim=384, depth=4, num_heads=12, pools=(KEEP, KEEP, POOL, POOL), qkv_bias=True)
     return _create_spikformer('spikformer_4_384', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
