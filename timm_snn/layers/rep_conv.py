@@ -46,7 +46,8 @@ class RepConv(nn.Module):
             return self.pw1.bias  # type: ignore[return-value]
         if not isinstance(bn, nn.BatchNorm2d):  # frozen by a library, whose class need not have the attributes
             return bn(torch.zeros_like(x[:1, :, :1, :1])).flatten().detach()
-        mean, var = bn.running_mean, bn.running_var
+        mean: Any = bn.running_mean
+        var: Any = bn.running_var
         if bn.training:
             var, mean = torch.var_mean(x.detach().to(var.dtype), [0, 2, 3], correction=0)
         return (bn.bias - mean * bn.weight / torch.sqrt(var + bn.eps)).detach()

@@ -55,8 +55,8 @@ __all__ = ['SpikeDrivenTransformer']
 
 CITATION = 'arXiv:2307.01694'
 LIMITATIONS = (
-    'Attention treats every channel by itself: without `erode`, which only the model for CIFAR10-DVS has, the number of '
-    'heads changes nothing.'
+    'Attention treats every channel by itself: without `erode`, which only the model for CIFAR10-DVS has, the number '
+    'of heads changes nothing.'
 )
 
 
