@@ -1,4 +1,4 @@
-"""The registered families, found by their classes: what a family's tests get without naming it."""
+"""The registered families, found by their classes, so that tests of all families name none."""
 
 from collections.abc import Iterator
 from typing import Any

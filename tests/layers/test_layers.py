@@ -29,7 +29,7 @@ from timm_snn.layers import (
     to_time_first,
 )
 from timm_snn.layers.attention import split_heads
-from timm_snn.layers.temporal import hold, mean_over_time
+from timm_snn.layers.temporal import mean_over_time, repeat_for_steps
 
 X = torch.randint(0, 3, (4, 3, 12, 7, 5), generator=torch.Generator().manual_seed(0)).double()  # [T, B, C, H, W]
 
@@ -273,7 +273,7 @@ class TestRegistry:
 @pytest.mark.parametrize(
     ('ours', 'plain', 'steps'),
     [
-        (lambda x: hold(x, 4), lambda x: x.expand(4, -1, -1, -1, -1), 1),
+        (lambda x: repeat_for_steps(x, 4), lambda x: x.expand(4, -1, -1, -1, -1), 1),
         (lambda x: mean_over_time(x).mean((2, 3)), lambda x: x.mean((0, 3, 4)), 4),
         (lambda x: split_heads(x.flatten(3), 4).sum(3), lambda x: x.reshape(4, 3, 3, 4, 35).sum(3), 4),
     ],

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md promises to who adds a family: one file, and nothing else in the tree knows of it."""
+"""The promise to whoever adds a family: it is one file, and nothing else in the tree knows of it."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What every family promises, on its smallest member, two blocks a stage; `-m slow` has all members.
+"""The promises of every family, on its smallest member, two blocks a stage; `-m slow` has all members.
 
 A family's file is enough to be tested here: nothing below names one.
 """
@@ -42,7 +42,7 @@ def parts_of(model: SpikingTransformer) -> list[nn.Module]:
 
 
 class TestEveryModel:
-    """What the field gets wrong: state that leaks between images, steps and calls."""
+    """State that leaks between images, steps and calls, which much research code has."""
 
     def test_logits_do_not_depend_on_order_or_company(self, model):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is the Spike-driven Transformer's alone; `test_families.py` and `test_golden_models.py` have the rest."""
+"""Facts about the Spike-driven Transformer alone; `test_families.py` and `test_golden_models.py` have the rest."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""From pixels to spikes, and from one resolution to the next: MSViT's SPEMSF and the steps of Spikformer's SPS."""
+"""Stems and patch embeddings: MSViT's SPEMSF, the steps of Spikformer's SPS, and their order for currents."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .conv import ConvBn, ConvBnLif, pool_spikes
 from .neuron import LIF
 from .registry import LayerFn, patch_embeds
-from .temporal import hold
+from .temporal import repeat_for_steps
 
 __all__ = ['CurrentStem', 'MembranePatchEmbed', 'SpikingPatchEmbed', 'SpikingPatchSplitting', 'SpikingStem']
 
@@ -38,7 +38,7 @@ class SpikingStem(nn.Module):
 
     def forward(self, x: Tensor, num_steps: int) -> Tensor:
         for i, unit in enumerate(self.units):
-            x = unit.lif(hold(unit.current(x), num_steps)) if i == 0 else unit(x)  # type: ignore
+            x = unit.lif(repeat_for_steps(unit.current(x), num_steps)) if i == 0 else unit(x)  # type: ignore
         return x
 
 
@@ -56,7 +56,7 @@ class CurrentStem(nn.Module):
         self.unit = ConvBn(in_chs, out_chs, kernel_size, **kwargs)
 
     def forward(self, x: Tensor, num_steps: int) -> Tensor:
-        return hold(self.unit(x), num_steps)
+        return repeat_for_steps(self.unit(x), num_steps)
 
 
 @patch_embeds.register('spemsf')

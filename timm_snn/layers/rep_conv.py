@@ -14,10 +14,10 @@ __all__ = ['RepConv']
 class RepConv(nn.Module):
     """Re-parameterised convolution (arXiv 2404.03663): BN2(W2 D(BN1(W1 x))), linear, so it is one 3x3 convolution.
 
-    W1 and W2 are 1x1 convolutions, D a depthwise one of 3x3. Around the map D sees what BN1 makes of nothing, BN1(0),
-    and not zero: else there would be no such convolution at the border. As in the released code there is no gradient
-    through the border. In training it has the statistics of the batch, as the map has; released are the running ones,
-    which change while they are used.
+    W1 and W2 are 1x1 convolutions, D a depthwise one of 3x3. D pads the map with BN1(0), the value of a pixel without
+    spikes, and not with zeros: with zeros the border would not be the same 3x3 convolution. As in the released code
+    there is no gradient through the border. In training BN1(0) has the statistics of the batch, as the map has; the
+    released code takes the running ones, which change while they are used.
 
     Stands for the convolution of a `ConvBn`. Shape: [N, in_chs, H, W] -> [N, out_chs, H, W].
     """

@@ -1,4 +1,4 @@
-"""What every family shares: a stem, stages of blocks, a head, how time enters and leaves, and timm's contract."""
+"""The base of every family: a stem, stages of blocks, a head, how time enters and leaves, and timm's contract."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -71,7 +71,7 @@ class SpikingTransformer(nn.Module):
     Args:
         stem: Called as stem(x, num_steps) with x [1 or T, B, in_chans, H, W], where one step stands for all; returns
             [T, B, C, H, W], with T = num_steps.
-        stages: The feature levels. What comes out of the last is averaged over H and W, and over T, and classified.
+        stages: The feature levels. The output of the last is averaged over H and W, and over T, and classified.
         head_lif: A neuron between pooling and classifier; None for none.
         num_classes, in_chans, global_pool, num_steps, drop_rate: As documented by every family.
 
@@ -222,8 +222,8 @@ class SpikingTransformer(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of features averaged over time [B, C, H, W].
 
-        A neuron in the head takes them for the current of every step, which is less than `forward` gives it: there, the
-        features of every step.
+        A neuron in the head gets the same averaged features at every step. In `forward` it gets the features of each
+        step, so the logits of the two differ.
         """
         if self.head_lif is not None:
             return self._head_steps(x.unsqueeze(0).expand(self.num_steps, -1, -1, -1, -1), pre_logits).mean(0)
@@ -246,7 +246,7 @@ class SpikingTransformer(nn.Module):
 
 
 def take_indices(num_features: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """Which of `num_features` taps to return, and the deepest: None is all, an int the last n, negatives from the end.
+    """The indices of the taps to return, and the deepest: None is all, an int the last n, negatives from the end.
 
     Raises: ValueError for an index out of range.
     """
@@ -262,7 +262,7 @@ def take_indices(num_features: int, indices: int | Sequence[int] | None) -> tupl
 
 
 def named_layers(args: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's arguments as JSON can hold them: layers by the names they are registered by, others as they are."""
+    """A model's arguments for JSON: layers become the names that they are registered by, others stay as they are."""
     registries = {'lif_layer': neurons, 'attn': attentions, 'patch_embed': patch_embeds}
 
     def named(registry: Registry, value: Any) -> Any:

@@ -38,7 +38,7 @@ def build_spiking_model(
     """timm's `build_model_with_cfg` for models whose features carry time; features_only has `num_levels` by default.
 
     timm replaces the classifier and adapts the first convolution of weights for other classes and channels. It goes by
-    the pretrained config, we go by the weights, and only where the caller asked for a number of his own.
+    the pretrained config; this goes by the weights, and adapts them only where the caller asked for another number.
 
     Raises, in one line: RuntimeError if there are no weights, or they cannot be read or are for other classes or
     channels; huggingface_hub's own errors if the Hub does not have or give them; ValueError for a config.json whose
@@ -83,7 +83,7 @@ def build_spiking_model(
 
 
 def _sizes_asked_for(kwargs: dict[str, Any], saved_args: dict[str, Any]) -> set[str]:
-    """Which of num_classes and in_chans the caller chose, so that weights of other sizes are adapted."""
+    """Those of num_classes and in_chans that the caller chose: weights of other sizes are adapted to them."""
     asked = {name for name in ('num_classes', 'in_chans') if name in kwargs and kwargs[name] != saved_args.get(name)}
     return asked | ({'num_classes'} if kwargs.get('features_only') else set())  # which has no classifier
 

@@ -1,4 +1,4 @@
-"""Pretrained weights: which tags have any, where they come from, and what is said where they do not load."""
+"""Pretrained weights: the tags that have any, where they come from, and the messages where they do not load."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from torch import nn
 
 __all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
 
-# The organisation on the Hugging Face Hub. A laboratory serves its own weights by TIMM_SNN_HUB_ORG, read once.
+# The organisation on the Hugging Face Hub. TIMM_SNN_HUB_ORG, read once, is a laboratory that serves its own weights.
 _OUR_ORG = 'timm-snn'
 HUB_ORG = os.environ.get('TIMM_SNN_HUB_ORG') or _OUR_ORG
 
-# The tags whose repository in our organisation holds weights: all that is to be edited after an upload.
+# The tags whose repository in our organisation holds weights. After an upload, add the tag here and nowhere else.
 PUBLISHED: frozenset[str] = frozenset()
 
-# NAME.TAG.safetensors in here ships with the package: all that is to be done for it is to add the file.
+# A file NAME.TAG.safetensors in this folder ships with the package and is found without an entry anywhere.
 WEIGHTS = Path(__file__).parents[1] / 'weights'
 
 FILENAME = 'model.safetensors'
@@ -47,7 +47,7 @@ class UntrainedCfg(PretrainedCfg):
 
 
 def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Pretrained configs by NAME.TAG, completed with where the weights are.
+    """Pretrained configs by NAME.TAG, completed with the address of the weights.
 
     The key `recipe`, which timm does not have, names the config below recipes/configs that trains this tag.
     """
@@ -64,7 +64,7 @@ def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def weights_status(name: str) -> str:
-    """Of NAME.TAG: 'shipped' with the package, 'published' on the Hub by us, or 'not yet trained'."""
+    """'shipped' with the package, 'published' on the Hub by us, or 'not yet trained', for the weights of NAME.TAG."""
     if _shipped(name).is_file():
         return 'shipped'
     return 'published' if name in PUBLISHED else 'not yet trained'
@@ -77,8 +77,8 @@ def _shipped(name: str) -> Path:
 def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Iterable[str] = '') -> list[str]:
     """The models of this package whose weights can be loaded, by NAME.TAG; arguments as of `timm.list_pretrained`.
 
-    With TIMM_SNN_HUB_ORG set, of which timm's own lists every tag, this asks the Hub which of them that organisation
-    has, and raises what huggingface_hub does if it does not answer.
+    With TIMM_SNN_HUB_ORG set, timm's own list has every tag; this one asks the Hub for those that the organisation has,
+    and raises huggingface_hub's error if it does not answer.
     """
     models = timm.list_models(filter, exclude_filters=exclude_filters, include_tags=True)
     ours = [name for name in models if is_ours(name)]
@@ -89,7 +89,7 @@ def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Ite
 
 
 def is_ours(name: str) -> bool:
-    """Whether NAME.TAG is of this package."""
+    """True if NAME.TAG is a model of this package."""
     cfg = timm.get_pretrained_cfg(name)
     return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}')
 
@@ -140,7 +140,7 @@ def resolve_source(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any]
 
 
 def is_from_hub(cfg: Mapping[str, Any]) -> bool:
-    """Whether timm takes the weights of this pretrained config from the Hub."""
+    """True if timm takes the weights of this pretrained config from the Hub."""
     if cfg.get('source'):
         return cfg['source'] == 'hf-hub'
     return bool(cfg.get('hf_hub_id')) and not (cfg.get('state_dict') or cfg.get('file'))

@@ -93,7 +93,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def argument_names(model_cls: type[nn.Module]) -> set[str]:
-    """What its constructor takes, and those that its **kwargs go on to."""
+    """The names of its constructor's arguments, those of base classes included where it has **kwargs."""
     names: set[str] = set()
     for base in model_cls.__mro__:
         if '__init__' in vars(base):
