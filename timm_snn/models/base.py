@@ -42,6 +42,28 @@ def per_stage(value: Any, num_stages: int, name: str) -> tuple:
     return values
 
 
+def embedding_widths(
+    embed_dims: Sequence[int], pools: Sequence[Sequence[bool]], widths: Sequence[Sequence[int]] | None
+) -> tuple[Sequence[int], ...]:
+    """Per stage, the channels of the convolutions in its patch embedding: `widths`, or for None those of the stage.
+
+    Raises: ValueError for widths that do not end in the channels of their stages.
+    """
+    if widths is None:
+        widths = [(dim,) * len(stage_pools) for dim, stage_pools in zip(embed_dims, pools, strict=True)]
+    widths = per_stage(widths, len(embed_dims), 'tuple of embed_widths')
+    if any(stage_widths and stage_widths[-1] != dim for stage_widths, dim in zip(widths, embed_dims, strict=True)):
+        raise ValueError(f'embed_widths={widths} must end in the embed_dims={tuple(embed_dims)} of their stages')
+    return widths
+
+
+def tokenizer_widths(embed_dim: int, pools: Sequence[bool]) -> list[int]:
+    """Channels of the four convolutions that make tokens of pixels. Raises ValueError if there are not four pools."""
+    if len(pools) != 4 or embed_dim % 8:
+        raise ValueError(f'expected four pools and an embed_dim that 8 divides, got {pools} and {embed_dim}')
+    return [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
+
+
 class SpikingStage(nn.Module):
     """Patch embedding, then blocks: a feature level of `num_chs` channels at 1 / `reduction` of the input's size.
 

@@ -96,14 +96,14 @@ class ESpikeformer(MetaSpikformer):
 
     @staticmethod
     def _conv_block(dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any]) -> nn.Module:
-        mlp = SpikingMlp(dim, hidden_dim, 3, bias=False, pre_activation=True, **layer)
+        mlp = SpikingMlp(dim, hidden_dim, kernel_size=3, bias=False, pre_activation=True, **layer)
         return MetaSpikformerBlock(SepConv(dim, depthwise_lif=True, **layer), mlp, drop_path)
 
     @staticmethod
     def _attention_block(
         dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any], attention: LayerFn
     ) -> nn.Module:
-        conv = SepConv(dim, 3, depthwise_lif=True, **layer)
+        conv = SepConv(dim, kernel_size=3, depthwise_lif=True, **layer)
         mlp = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
         return ESpikeformerBlock(conv, attention(dim, **layer), mlp, drop_path)
 

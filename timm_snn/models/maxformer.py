@@ -44,7 +44,7 @@ from ..layers import (
     SpikingStem,
     attentions,
 )
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, per_stage
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, embedding_widths, neuron_layer, per_stage
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -160,13 +160,7 @@ class MaxFormer(SpikingTransformer):
         stage_heads = per_stage(num_heads, num_stages, 'num_heads')
         mixers = per_stage(mixers, num_stages, 'mixer')
         embed_pools = per_stage(embed_pools, num_stages, 'tuple of embed_pools')
-        if embed_widths is None:
-            embed_widths = [(dim,) * len(pools) for dim, pools in zip(embed_dims, embed_pools, strict=True)]
-        embed_widths = per_stage(embed_widths, num_stages, 'tuple of embed_widths')
-        if any(widths and widths[-1] != dim for widths, dim in zip(embed_widths, embed_dims, strict=True)):
-            raise ValueError(
-                f'embed_widths={embed_widths} must end in the embed_dims={tuple(embed_dims)} of their stages'
-            )
+        embed_widths = embedding_widths(embed_dims, embed_pools, embed_widths)
         neuron = neuron_layer(lif_layer, backend)
         layer = {'lif_layer': neuron, **dd}
 

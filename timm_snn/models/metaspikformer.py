@@ -152,7 +152,7 @@ class MetaSpikformer(SpikingTransformer):
 
     @staticmethod
     def _conv_block(dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any]) -> nn.Module:
-        mlp = SpikingMlp(dim, hidden_dim, 3, bias=False, pre_activation=True, **layer)
+        mlp = SpikingMlp(dim, hidden_dim, kernel_size=3, bias=False, pre_activation=True, **layer)
         return MetaSpikformerBlock(SepConv(dim, **layer), mlp, drop_path)
 
     @staticmethod

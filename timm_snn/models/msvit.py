@@ -34,7 +34,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import DropPath, LayerFn, SpikingMlp, SpikingStem, attentions, patch_embeds
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, per_stage
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, embedding_widths, neuron_layer, per_stage
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -145,13 +145,7 @@ class MSViT(SpikingTransformer):
                 layer if k is None else partial(layer, query_kernels=k)
                 for layer, k in zip(attn_layers, kernels, strict=True)
             ]
-        if embed_widths is None:
-            embed_widths = [(dim,) * len(pools) for dim, pools in zip(embed_dims, embed_pools, strict=True)]
-        embed_widths = per_stage(embed_widths, num_stages, 'tuple of embed_widths')
-        if any(widths and widths[-1] != dim for widths, dim in zip(embed_widths, embed_dims, strict=True)):
-            raise ValueError(
-                f'embed_widths={embed_widths} must end in the embed_dims={tuple(embed_dims)} of their stages'
-            )
+        embed_widths = embedding_widths(embed_dims, embed_pools, embed_widths)
         embed_layer = patch_embeds.get(patch_embed)
         neuron = neuron_layer(lif_layer, backend)
 

@@ -44,7 +44,7 @@ from ..layers import (
     SpikingStem,
     attentions,
 )
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -138,17 +138,20 @@ class SpikeDrivenTransformer(SpikingTransformer):
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        if len(pools) != 4 or embed_dim % 8:
-            raise ValueError(f'expected four pools and an embed_dim that 8 divides, got {pools} and {embed_dim}')
+        widths = tokenizer_widths(embed_dim, pools)
         neuron = neuron_layer(lif_layer, backend)
         options = {'erode': True} if erode else {}
         attn_layer = partial(attentions.get(attn), attn_v_threshold=attn_v_threshold, **options)
 
-        widths = [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
-        stem = SpikingStem(in_chans, widths[:1], (False,), lif_layer=neuron, **dd)
+        stem = SpikingStem(in_chans, widths[:1], (KEEP,), lif_layer=neuron, **dd)
         embeds: list[nn.Module] = [
             SpikingPatchSplitting(
-                widths[i - 1], widths[i : i + 1], pools[i : i + 1], i == 1 and pools[0], lif_layer=neuron, **dd
+                widths[i - 1],
+                widths[i : i + 1],
+                pools[i : i + 1],
+                pool_input=i == 1 and pools[0],
+                lif_layer=neuron,
+                **dd,
             )
             for i in (1, 2)
         ]

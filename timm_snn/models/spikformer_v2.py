@@ -32,7 +32,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import ConvBnLif, LayerFn, SpikingMlp, SpikingResidual, SpikingStem, attentions
-from .base import SpikingStage, SpikingTransformer, neuron_layer
+from .base import KEEP, SpikingStage, SpikingTransformer, neuron_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .spikformer import SpikformerBlock
@@ -100,7 +100,7 @@ class SpikformerV2(SpikingTransformer):
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, [1, 1, 1, 1 + depth], stagewise=True)
 
         widths = [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
-        stem = SpikingStem(in_chans, widths[:1], (False,), kernel_size=2, stride=2, lif_layer=neuron, **dd)
+        stem = SpikingStem(in_chans, widths[:1], (KEEP,), kernel_size=2, stride=2, lif_layer=neuron, **dd)
         stages = []
         for i, dim in enumerate(widths):
             embed = ConvBnLif(widths[i - 1], dim, 2, 2, lif_layer=neuron, **dd) if i else nn.Identity()

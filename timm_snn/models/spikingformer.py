@@ -35,7 +35,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import ConvBn, DropPath, LayerFn, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, match_pointwise_shapes, rename_keys
@@ -131,15 +131,13 @@ class Spikingformer(SpikingTransformer):
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        if len(pools) != 4 or embed_dim % 8:
-            raise ValueError(f'expected four pools and an embed_dim that 8 divides, got {pools} and {embed_dim}')
+        widths = tokenizer_widths(embed_dim, pools)
         if downsample not in ('spike', 'cml'):
             raise ValueError(f"downsample must be 'spike' or 'cml', got {downsample!r}")
         cml = downsample == 'cml'
         neuron = neuron_layer(lif_layer, backend, tau=tau)
         attn_layer = partial(attentions.get(attn), attn_v_threshold=attn_v_threshold)
 
-        widths = [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
         stem = SpikingStem(in_chans, widths[:1], (cml and pools[0],), lif_layer=neuron, **dd)
         embeds: list[nn.Module] = [
             SpikingPatchSplitting(
