@@ -84,6 +84,17 @@ def test_pruning_leaves_no_parameter_without_a_gradient(x):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize('global_pool', ['avg', ''])
+def test_the_neuron_of_the_head_stays_without_a_classifier_and_learns(x, global_pool):
+    """A model without a classifier returns its spikes, and a later classifier gets them."""
+    model = Tiny(ParametricLIF(v_threshold=0.5)).double()
+    model.reset_classifier(0, global_pool)
+    model(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.reset_classifier(5, 'avg')
+    assert model.head_lif is not None and model(x).shape == (2, 5)
+
+
 def test_torchscript(model, x):
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 

@@ -22,7 +22,16 @@ from ..layers import (
 )
 from ..ops.backend import keep_switches
 
-__all__ = ['SpikingStage', 'SpikingTransformer', 'neuron_layer', 'per_stage']
+__all__ = [
+    'KEEP',
+    'POOL',
+    'SpikingStage',
+    'SpikingTransformer',
+    'embedding_widths',
+    'neuron_layer',
+    'per_stage',
+    'tokenizer_widths',
+]
 
 # For each convolution of a stem or a patch embedding: whether the map is pooled to half its size, or kept.
 POOL, KEEP = True, False
