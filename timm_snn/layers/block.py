@@ -17,7 +17,7 @@ __all__ = ['SpikingBlock', 'SpikingResidual']
 class SpikingBlock(nn.Module):
     """X' = attn(X) + X, then mlp(X') + X', with stochastic depth per sample. Shape: [T, B, dim, H, W] -> the same.
 
-    It is for blocks of your own: each family writes these two lines in its file, with the equations of its paper.
+    A family writes these two lines again, with the equations of its paper, so that its file shows its block.
     """
 
     def __init__(self, attn: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:

@@ -38,7 +38,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvBn, CurrentStem, DropPath, LayerFn, SepConv, SpikingMlp, attentions
+from ..layers import ConvBn, CurrentStem, LayerFn, SepConv, SpikingBlock, SpikingMlp, attentions
 from .base import SpikingStage, SpikingTransformer, neuron_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
@@ -51,17 +51,13 @@ CITATION = 'arXiv:2404.03663'
 LIMITATIONS = 'T is 1 unless set. The published accuracies are of T = 4, fine-tuned with a teacher.'
 
 
-class MetaSpikformerBlock(nn.Module):
+class MetaSpikformerBlock(SpikingBlock):
     """Token mixer and channel mixer, which begin with a neuron and end in a batch norm: the stream u holds currents.
+
+    The token mixer, `attn`, is `SepConv` in the first three stages.
 
     Shape: currents [T, B, dim, H, W] -> the same.
     """
-
-    def __init__(self, token_mixer: nn.Module, channel_mixer: nn.Module, drop_path: float) -> None:
-        super().__init__()
-        self.attn = token_mixer  # `SepConv` in the first three stages
-        self.mlp = channel_mixer
-        self.drop_path = DropPath(drop_path)
 
     def forward(self, u: Tensor) -> Tensor:
         u = u + self.drop_path(self.attn(u))  # u' = u + TokenMixer(u)

@@ -33,7 +33,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import DropPath, LayerFn, SpikingMlp, SpikingStem, attentions, patch_embeds
+from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingStem, attentions, patch_embeds
 from .base import KEEP, POOL, SpikingStage, SpikingTransformer, embedding_widths, neuron_layer, per_stage
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
@@ -50,26 +50,8 @@ LIMITATIONS = (
 )
 
 
-class MSViTBlock(nn.Module):
+class MSViTBlock(SpikingBlock):
     """Attention, MSSA or SSA, and MLP, each added after its last neuron. Shape: [T, B, dim, H, W] -> the same."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        attn_layer: LayerFn,
-        attn_v_threshold: float,
-        drop_path: float,
-        lif_layer: LayerFn,
-        device=None,
-        dtype=None,
-    ) -> None:
-        layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
-        super().__init__()
-        self.attn = attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, **layer)
-        self.mlp = SpikingMlp(dim, int(dim * mlp_ratio), **layer)
-        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(x))  # Eq. 1
@@ -162,7 +144,11 @@ class MSViT(SpikingTransformer):
             else:
                 raise ValueError(f'stage {i} has no patch embedding and cannot change {chs} channels into {dim}')
             blocks = [
-                MSViTBlock(dim, stage_heads[i], mlp_ratio, attn_layers[i], attn_v_threshold, rate, neuron, **dd)
+                MSViTBlock(
+                    attn_layers[i](dim, stage_heads[i], attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd),
+                    SpikingMlp(dim, int(dim * mlp_ratio), lif_layer=neuron, **dd),
+                    rate,
+                )
                 for rate in drop_paths[i]
             ]
             chs, reduction = dim, reduction * 2 ** sum(pools)

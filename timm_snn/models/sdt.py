@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from ..layers import (
     ConvBn,
-    DropPath,
     LayerFn,
+    SpikingBlock,
     SpikingMlp,
     SpikingPatchSplitting,
     SpikingResidual,
@@ -60,28 +60,11 @@ LIMITATIONS = (
 )
 
 
-class SpikeDrivenBlock(nn.Module):
+class SpikeDrivenBlock(SpikingBlock):
     """SDSA and MLP, which begin with a neuron and end in a batch norm: the stream u holds currents.
 
     Shape: currents [T, B, dim, H, W] -> the same.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        attn_layer: LayerFn,
-        drop_path: float,
-        lif_layer: LayerFn,
-        device=None,
-        dtype=None,
-    ) -> None:
-        layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
-        super().__init__()
-        self.attn = attn_layer(dim, num_heads, **layer)
-        self.mlp = SpikingMlp(dim, int(dim * mlp_ratio), pre_activation=True, **layer)
-        self.drop_path = DropPath(drop_path)
 
     def forward(self, u: Tensor) -> Tensor:
         u = u + self.drop_path(self.attn(u))  # u' = u + BN(W (Q * SN(sum_n K_n * V_n))), with Q, K, V of SN(u)
@@ -159,7 +142,12 @@ class SpikeDrivenTransformer(SpikingTransformer):
         embeds.append(nn.Sequential(ConvBn(widths[2], embed_dim, 3, pool=pools[3], **dd), position))
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, depth)
         blocks = [
-            SpikeDrivenBlock(embed_dim, num_heads, mlp_ratio, attn_layer, rate, neuron, **dd) for rate in drop_paths
+            SpikeDrivenBlock(
+                attn_layer(embed_dim, num_heads, lif_layer=neuron, **dd),
+                SpikingMlp(embed_dim, int(embed_dim * mlp_ratio), pre_activation=True, lif_layer=neuron, **dd),
+                rate,
+            )
+            for rate in drop_paths
         ]
         super().__init__(
             stem,

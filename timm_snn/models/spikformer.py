@@ -37,7 +37,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import DropPath, LayerFn, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
+from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
 from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
@@ -53,26 +53,8 @@ LIMITATIONS = (
 )
 
 
-class SpikformerBlock(nn.Module):
+class SpikformerBlock(SpikingBlock):
     """SSA and MLP, each added after its last neuron. Shape: tokens as a map [T, B, dim, H, W] -> the same."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        attn_layer: LayerFn,
-        attn_v_threshold: float,
-        drop_path: float,
-        lif_layer: LayerFn,
-        device=None,
-        dtype=None,
-    ) -> None:
-        layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
-        super().__init__()
-        self.attn = attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, **layer)
-        self.mlp = SpikingMlp(dim, int(dim * mlp_ratio), **layer)
-        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(x))  # X' = SSA(X) + X
@@ -156,7 +138,11 @@ class Spikformer(SpikingTransformer):
                 **dd,
             )
             blocks = [
-                SpikformerBlock(embed_dim, num_heads, mlp_ratio, attn_layer, attn_v_threshold, rate, neuron, **dd)
+                SpikformerBlock(
+                    attn_layer(embed_dim, num_heads, attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd),
+                    SpikingMlp(embed_dim, int(embed_dim * mlp_ratio), lif_layer=neuron, **dd),
+                    rate,
+                )
                 for rate in (drop_paths if i == 3 else [])
             ]
             stages.append(SpikingStage(embed, blocks, widths[i], 2 ** sum(pools[: i + 1])))

@@ -107,7 +107,11 @@ class SpikformerV2(SpikingTransformer):
             convs = SpikingMlp(dim, int(dim * mlp_ratio), kernel_size=3, bias=False, lif_layer=neuron, **dd)
             blocks: list[nn.Module] = [SpikingResidual(convs, drop_paths[i][0])]
             blocks += [
-                SpikformerBlock(dim, num_heads, mlp_ratio, attn_layer, attn_v_threshold, rate, neuron, **dd)
+                SpikformerBlock(
+                    attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd),
+                    SpikingMlp(dim, int(dim * mlp_ratio), lif_layer=neuron, **dd),
+                    rate,
+                )
                 for rate in drop_paths[i][1:]
             ]
             stages.append(SpikingStage(embed, blocks, dim, 2 ** (i + 1)))

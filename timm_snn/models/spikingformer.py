@@ -34,7 +34,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvBn, DropPath, LayerFn, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
+from ..layers import ConvBn, LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
 from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
@@ -51,28 +51,11 @@ LIMITATIONS = (
 )
 
 
-class SpikingformerBlock(nn.Module):
+class SpikingformerBlock(SpikingBlock):
     """SSA and MLP, which begin with a neuron and end in a batch norm: the stream u holds currents.
 
     Shape: currents [T, B, dim, H, W] -> the same.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float,
-        attn_layer: LayerFn,
-        drop_path: float,
-        lif_layer: LayerFn,
-        device=None,
-        dtype=None,
-    ) -> None:
-        layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
-        super().__init__()
-        self.attn = attn_layer(dim, num_heads, pre_activation=True, **layer)
-        self.mlp = SpikingMlp(dim, int(dim * mlp_ratio), pre_activation=True, **layer)
-        self.drop_path = DropPath(drop_path)
 
     def forward(self, u: Tensor) -> Tensor:
         u = u + self.drop_path(self.attn(u))  # u' = u + BN(W SN(Q K^T V)), with Q, K, V of SN(u)
@@ -136,7 +119,7 @@ class Spikingformer(SpikingTransformer):
             raise ValueError(f"downsample must be 'spike' or 'cml', got {downsample!r}")
         cml = downsample == 'cml'
         neuron = neuron_layer(lif_layer, backend, tau=tau)
-        attn_layer = partial(attentions.get(attn), attn_v_threshold=attn_v_threshold)
+        attn_layer = partial(attentions.get(attn), attn_v_threshold=attn_v_threshold, pre_activation=True)
 
         stem = SpikingStem(in_chans, widths[:1], (cml and pools[0],), lif_layer=neuron, **dd)
         embeds: list[nn.Module] = [
@@ -154,7 +137,12 @@ class Spikingformer(SpikingTransformer):
         embeds[2] = nn.Sequential(embeds[2], ConvBn(embed_dim, embed_dim, 3, **dd))
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, depth)
         blocks = [
-            SpikingformerBlock(embed_dim, num_heads, mlp_ratio, attn_layer, rate, neuron, **dd) for rate in drop_paths
+            SpikingformerBlock(
+                attn_layer(embed_dim, num_heads, lif_layer=neuron, **dd),
+                SpikingMlp(embed_dim, int(embed_dim * mlp_ratio), pre_activation=True, lif_layer=neuron, **dd),
+                rate,
+            )
+            for rate in drop_paths
         ]
         super().__init__(
             stem,

@@ -36,7 +36,7 @@ from timm.layers import calculate_drop_path_rates, to_2tuple
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import CurrentStem, DropPath, DualSpikeSelfAttention, GroupWiseMlp, LayerFn, LifConvBn
+from ..layers import CurrentStem, DualSpikeSelfAttention, GroupWiseMlp, LayerFn, LifConvBn, SpikingBlock
 from .base import SpikingStage, SpikingTransformer, neuron_layer, per_stage
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
@@ -52,30 +52,11 @@ LIMITATIONS = (
 )
 
 
-class SpikingResformerBlock(nn.Module):
+class SpikingResformerBlock(SpikingBlock):
     """DSSA and GWSFFN, which begin with a neuron and end in a batch norm: the stream u holds currents.
 
     Shape: currents [T, B, dim, H, W] -> the same.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        patch_size: int,
-        num_patches: int,
-        mlp_ratio: float,
-        group_size: int,
-        drop_path: float,
-        lif_layer: LayerFn,
-        device=None,
-        dtype=None,
-    ) -> None:
-        layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
-        super().__init__()
-        self.attn = DualSpikeSelfAttention(dim, num_heads, patch_size, num_patches, **layer)
-        self.mlp = GroupWiseMlp(dim, int(dim * mlp_ratio), group_size, **layer)
-        self.drop_path = DropPath(drop_path)
 
     def forward(self, u: Tensor) -> Tensor:
         u = u + self.drop_path(self.attn(u))  # u' = u + DSSA(u)
@@ -156,7 +137,9 @@ class SpikingResformer(SpikingTransformer):
                 raise ValueError(f'img_size={img_size} has no patch of {patch_size} pixels at 1/{reduction} size')
             blocks = [
                 SpikingResformerBlock(
-                    dim, stage_heads[i], patch_size, num_patches, mlp_ratio, group_size, rate, **layer
+                    DualSpikeSelfAttention(dim, stage_heads[i], patch_size, num_patches, **layer),
+                    GroupWiseMlp(dim, int(dim * mlp_ratio), group_size, **layer),
+                    rate,
                 )
                 for rate in drop_paths[i]
             ]
