@@ -15,8 +15,8 @@ __all__ = ['CurrentStem', 'MembranePatchEmbed', 'SpikingPatchEmbed', 'SpikingPat
 class SpikingStem(nn.Module):
     """Convolution units that turn real-valued input into spikes: `widths[i]` channels, pooled if `pools[i]`.
 
-    The current of the first unit does not depend on the neurons, so for a static image it is computed for one step
-    and held for `num_steps`. In training the batch statistics of that one step are the mean and variance of all.
+    The current of the first unit does not depend on the neurons, so for a static image it is computed for one step and
+    repeated for the others. In training the batch statistics of that one step are the mean and variance of all.
 
     Shape: [1 or T, B, in_chs, H, W] -> spikes [T, B, widths[-1], H', W'], with T = num_steps.
     """
@@ -46,7 +46,7 @@ class CurrentStem(nn.Module):
     """A convolution unit without a neuron, for families whose stream holds membrane currents.
 
     Takes the arguments of `ConvBn`. As in `SpikingStem`, the current of a static image is computed for one step and
-    held for `num_steps`.
+    repeated for the others.
 
     Shape: [1 or T, B, in_chs, H, W] -> currents [T, B, out_chs, H', W'], with T = num_steps.
     """

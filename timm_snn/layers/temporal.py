@@ -43,8 +43,8 @@ def split_time(x: Tensor, num_steps: int) -> Tensor:
     return x.unflatten(0, [num_steps, -1])
 
 
-# Of a channels_last map the next two go through a view with channels last. Autograd's expanded gradients have no memory
-# order of their own: in the usual view they would come out contiguous, and every layer before would copy them back.
+# The next two functions take a channels_last map through a view with channels last. Autograd's expanded gradients have
+# no memory order of their own: in the usual view they come out contiguous, and every layer before copies them back.
 
 
 @register_notrace_function  # branches on strides
