@@ -31,31 +31,6 @@ __all__ = ['find_results', 'make_card']
 
 # Options that do not tell one recipe from another, besides those of the machine.
 REPEATS = ('seed', 'fold')
-# What a user of a family has to know, by the name of its file.
-LEAK = (
-    'The logits of an image do not depend on who shares its batch. In the code that the paper was written '
-    'with they do: the last neuron of its self-attention runs on from image to image. The published accuracies were '
-    'obtained with that leak and are not promised for these weights.'
-)
-LIMITATIONS = {
-    'msvit': LEAK,
-    'qkformer': LEAK,
-    'spikformer': 'The residual stream carries sums of spikes, whole numbers: layers that are fed by it multiply, and '
-    'do not only accumulate.',
-    'spikformer_v2': "A reconstruction: the authors' code was never released, and nothing here was compared with their "
-    'network. The accuracies of the paper are not promised.',
-    'spikingformer': 'The classifier sees real currents and not spikes. All neurons have tau 1.5 where the model was '
-    'made for events, and 2 otherwise; no weight shows which.',
-    'sdt': 'Weights for CIFAR10-DVS and for DVS128 Gesture have the same shapes and belong to different networks: load '
-    'them under the tag that they were trained with.',
-    'metaspikformer': 'T is 1 unless set. The published accuracies are of T = 4, fine-tuned with a teacher.',
-    'maxformer': 'Several of the published accuracies are those of the best epoch on the test data.',
-    'spikingresformer': 'Attention is scaled by running firing rates, and by the number of patches at the size that '
-    'the model is made for, also for images of another size. Before training there are no rates, and logits depend on '
-    'the batch.',
-    'espikeformer': 'Spikes are n / 4 in one step, which stand for four steps of binary spikes: reports count them as '
-    'multiply-accumulates. Frames are seen each by itself, without a memory between them.',
-}
 
 
 def find_results(source: Source) -> tuple[dict[str, str] | None, list[dict[str, str]]]:
@@ -277,9 +252,9 @@ def energy(source: Source, report: Report | None) -> str:
 
 
 def limitations(source: Source, report: Report | None, dtype: str) -> str:
-    family = type(source.model).__module__.rpartition('.')[2]
+    family = sys.modules[type(source.model).__module__]
     lines = [
-        *([LIMITATIONS[family]] if family in LIMITATIONS else []),
+        *([family.LIMITATIONS] if hasattr(family, 'LIMITATIONS') else []),
         'Spiking networks amplify rounding: on another machine, or with another number of threads, a spike can flip '
         'and move the logits visibly.',
     ]

@@ -1,22 +1,28 @@
-"""The registered families, found by their files: what a family's tests get without naming it."""
+"""The registered families, found by their classes, so that tests of all families name none."""
 
-import pkgutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import timm
 
-import timm_snn
+from timm_snn.models import SpikingTransformer
 
 
 def _parameters(name: str) -> int:
     return sum(p.numel() for p in timm.create_model(name, device='meta').parameters())
 
 
+def _files(family: type[SpikingTransformer] = SpikingTransformer) -> Iterator[str]:
+    for subclass in family.__subclasses__():
+        yield subclass.__module__.rpartition('.')[2]
+        yield from _files(subclass)
+
+
 FAMILIES = {
-    module.name: sorted(set(timm.list_models(module=module.name)), key=_parameters)
-    for module in pkgutil.iter_modules(timm_snn.models.__path__)
-    if timm.list_models(module=module.name)
+    file: sorted(set(timm.list_models(module=file)), key=_parameters)
+    for file in sorted(set(_files()))
+    if timm.list_models(module=file)
 }
 MODELS = [name for models in FAMILIES.values() for name in models]
 SMALLEST = [models[0] for models in FAMILIES.values()]

@@ -1,4 +1,4 @@
-"""What the research code was given, and what it answered (`tests/golden/README.md`)."""
+"""Inputs, weights and outputs of the research code (`tests/golden/README.md`)."""
 
 import json
 import zlib

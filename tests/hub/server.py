@@ -32,7 +32,7 @@ def git_oid(content: bytes) -> str:
 
 
 def oid_of(path: str, content: bytes) -> str:
-    """What the Hub calls a file by, and sends as its ETag."""
+    """The name that the Hub has for a file, and sends as its ETag."""
     return hashlib.sha256(content).hexdigest() if is_lfs(path) else git_oid(content)
 
 
@@ -59,7 +59,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What befalls requests whose path contains `path`, the first `times` of them."""
+    """A failure of the first `times` requests whose path contains `path`."""
 
     path: str
     times: float

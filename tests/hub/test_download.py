@@ -283,7 +283,7 @@ class TestHostileRepositories:
         ],
     )
     def test_settings_that_change_nothing(self, hub, trained, change):
-        """Where the weights are and which layers are which is not for a config.json to say."""
+        """A config.json says neither where the weights are nor which layers are which."""
         config = json.loads(trained[1]['config.json'])
         config['pretrained_cfg'].update(change)
         hub.add(REPO, {**trained[1], 'config.json': json.dumps(config).encode()})

@@ -1,4 +1,4 @@
-"""Which pretrained weights exist, and those that ship with the package."""
+"""The list of pretrained weights, and those that ship with the package."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 def run(code: str, site: Path, **environment: str) -> subprocess.CompletedProcess:
-    """Of a user who has the package there."""
+    """The output of code that a user runs who has the package there."""
     head = 'import timm, timm_snn, torch\n'
     variables = {**os.environ, 'PYTHONPATH': str(site), 'OMP_NUM_THREADS': '1', **environment}
     return subprocess.run(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import lively
-from timm_snn.layers import LIF, ConvBn, CurrentStem, SpikingMlp, SpikingResidual
+from timm_snn.layers import LIF, ConvBn, CurrentStem, ParametricLIF, SpikingMlp, SpikingResidual
 from timm_snn.models import SpikingStage, SpikingTransformer
 
 
@@ -62,6 +62,39 @@ def test_pre_logits_are_what_a_model_without_classifier_returns(model, x):
     assert model(x).shape == features.shape == (2, 4, 2, 3)
 
 
+@pytest.mark.parametrize(('global_pool', 'width'), [('avg', 4), ('catavgmax', 8)])
+def test_head_hidden_size_is_the_width_that_the_pooling_leaves(x, global_pool, width):
+    model = Tiny(LIF(), global_pool=global_pool).double()
+    pooled = [(model.head_hidden_size, model.forward_head(model.forward_features(x), pre_logits=True).shape[1])]
+    model = Tiny(LIF()).double()
+    model.reset_classifier(7, global_pool)
+    pooled.append((model.head_hidden_size, model.head.fc.in_features))
+    model.prune_intermediate_layers([0], prune_head=False)
+    model.reset_classifier(0, global_pool)
+    pooled.append((model.head_hidden_size, model(x).shape[1]))
+    assert pooled == [(width, width)] * 3 and model.num_features == 4
+
+
+def test_pruning_leaves_no_parameter_without_a_gradient(x):
+    model = Tiny(ParametricLIF(v_threshold=0.5)).double()
+    assert model.prune_intermediate_layers([0, 1]) == [0, 1] and model.head_lif is None
+    assert model(x).shape == (2, 4, 4, 6)
+    torch.jit.script(model.eval())
+    model.forward_intermediates(x, intermediates_only=True)[-1].square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize('global_pool', ['avg', ''])
+def test_the_neuron_of_the_head_stays_without_a_classifier_and_learns(x, global_pool):
+    """A model without a classifier returns its spikes, and a later classifier gets them."""
+    model = Tiny(ParametricLIF(v_threshold=0.5)).double()
+    model.reset_classifier(0, global_pool)
+    model(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.reset_classifier(5, 'avg')
+    assert model.head_lif is not None and model(x).shape == (2, 5)
+
+
 def test_torchscript(model, x):
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 
@@ -72,6 +105,21 @@ def test_a_stem_without_a_neuron_computes_an_image_once(x):
     stem.unit.conv.register_forward_hook(lambda module, args, output: calls.append(len(output)))
     held, repeated = stem(image[None], 3), stem(image.expand(3, -1, -1, -1, -1), 3)
     assert calls == [2, 6] and torch.equal(held, repeated)
+
+
+def test_gradients_of_features_keep_the_memory_order_of_the_stages(model, x):
+    model.to(memory_format=torch.channels_last)
+    orders = []
+
+    def watch(module, args, output):
+        output.register_hook(lambda gradient: orders.append((output.stride()[1:], gradient.stride()[1:])))
+
+    for stage in model.stages:
+        stage.register_forward_hook(watch)
+    x = x.movedim(2, -1).contiguous().movedim(-1, 2)  # channels_last
+    final, taps = model.forward_intermediates(x)
+    (final.sum() + sum(tap.square().sum() for tap in taps)).backward()
+    assert len(orders) == 3 and all(of_map[1] == 1 and of_map == of_gradient for of_map, of_gradient in orders)
 
 
 @pytest.mark.parametrize('num_steps', [0, 2.5, '4'])

@@ -1,4 +1,4 @@
-"""What is E-SpikeFormer's own: sizes, one step that stands for four, the neuron before the classifier."""
+"""Facts about E-SpikeFormer alone: sizes, one step that stands for four, the neuron before the classifier."""
 
 import pytest
 import timm

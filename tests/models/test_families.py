@@ -1,4 +1,4 @@
-"""What every family promises, on its smallest member, two blocks a stage; `-m slow` has all members.
+"""The promises of every family, on its smallest member, two blocks a stage; `-m slow` has all members.
 
 A family's file is enough to be tested here: nothing below names one.
 """
@@ -42,7 +42,7 @@ def parts_of(model: SpikingTransformer) -> list[nn.Module]:
 
 
 class TestEveryModel:
-    """What the field gets wrong: state that leaks between images, steps and calls."""
+    """State that leaks between images, steps and calls, which much research code has."""
 
     def test_logits_do_not_depend_on_order_or_company(self, model):
         with torch.no_grad():
@@ -111,6 +111,14 @@ class TestTraining:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in twin.parameters())
         for part in parts_of(twin):
             assert any(p.grad.any() for p in part.parameters())
+
+    @pytest.mark.parametrize('name', SMALLEST)
+    def test_every_parameter_of_a_feature_extractor_learns(self, name):
+        """DistributedDataParallel waits for the gradients of all."""
+        net = timm.create_model(name, num_steps=2, lif_layer='plif', features_only=True)
+        shallow(net.model)
+        sum(tap.square().sum() for tap in net(images(net.model).float())).backward()
+        assert not [key for key, parameter in net.named_parameters() if parameter.grad is None]
 
     def test_checkpointing_changes_neither_logits_nor_gradients(self, tiny):
         x = images(tiny)

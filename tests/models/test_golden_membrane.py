@@ -49,7 +49,7 @@ MIXER = ((r'^conv5?_bn\.', 'branch.unit.bn.'), (r'^conv5?\.', 'branch.unit.conv.
 
 
 def embed_keys(**names: str):
-    """Which of the research code's convolutions is which of ours."""
+    """Rules from the names of the research code's convolutions to ours."""
     rules = [(rf'^{name}\.embed_', f'{ours}.') for name, ours in names.items() if name != 'proj']
     return (*rules, (r'^proj_', f'{names.get("proj")}.'))
 

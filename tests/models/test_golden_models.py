@@ -59,7 +59,7 @@ EVERY_LAYOUT = {name: model[:2] for name, model in MODELS.items()} | LAYOUTS
 
 
 def read(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What the family of this model makes of a file."""
+    """A file's state dict with the names of our model."""
     return sys.modules[type(model).__module__].checkpoint_filter_fn(dict(state_dict), model)
 
 

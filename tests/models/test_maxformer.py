@@ -1,4 +1,4 @@
-"""What is MaxFormer's own: sizes, the key layout of ImageNet files, arguments."""
+"""Facts about MaxFormer alone: sizes, the key layout of ImageNet files, arguments."""
 
 import pytest
 import timm

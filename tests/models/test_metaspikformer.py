@@ -1,4 +1,4 @@
-"""What is Meta-SpikeFormer's alone; `test_families.py` and `test_golden_models.py` have the rest."""
+"""Facts about Meta-SpikeFormer alone; `test_families.py` and `test_golden_models.py` have the rest."""
 
 import numpy as np
 import pytest

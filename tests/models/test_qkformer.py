@@ -1,4 +1,4 @@
-"""What is QKFormer's alone; `test_families.py` and `test_golden_models.py` have the rest."""
+"""Facts about QKFormer alone; `test_families.py` and `test_golden_models.py` have the rest."""
 
 import pytest
 import timm

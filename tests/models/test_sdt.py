@@ -1,4 +1,4 @@
-"""What is the Spike-driven Transformer's alone; `test_families.py` and `test_golden_models.py` have the rest."""
+"""Facts about the Spike-driven Transformer alone; `test_families.py` and `test_golden_models.py` have the rest."""
 
 import json
 
@@ -23,7 +23,7 @@ from timm_snn.models.sdt import checkpoint_filter_fn
         ('sdt_2_512.cifar100', {}, 10_279_716, 128),
         ('sdt_2_512.cifar10', {'embed_dim': 256}, 2_567_082, 128),
         ('sdt_2_256.cifar10_dvs', {}, 2_566_794, 128),
-        ('sdt_2_256.dvs128_gesture', {}, 2_567_051, 128),
+        ('sdt_2_256_gesture', {}, 2_567_051, 128),
     ],
 )
 def test_parameters_are_the_released_ones_less_those_never_used(name, kwargs, released, unused):
@@ -36,22 +36,49 @@ def network_of(model: nn.Module) -> tuple[list[int], list[bool]]:
     return [info['reduction'] for info in model.feature_info], attention
 
 
+CIFAR10_DVS = [1, 2, 4], [True, True]
+GESTURE = [2, 4, 8], [False, False]
+
+
 @pytest.mark.parametrize(
-    ('tag', 'network'),
+    ('name', 'network'),
     [
-        ('', ([1, 2, 4], [True, True])),
-        ('.cifar10_dvs', ([1, 2, 4], [True, True])),
-        ('.dvs128_gesture', ([2, 4, 8], [False, False])),
+        ('sdt_2_256', CIFAR10_DVS),
+        ('sdt_2_256.cifar10_dvs', CIFAR10_DVS),
+        ('sdt_2_256_gesture', GESTURE),
+        ('sdt_2_256_gesture.dvs128_gesture', GESTURE),
     ],
 )
-def test_the_tag_chooses_the_event_model_also_after_saving(tag, network, tmp_path):
-    model = timm.create_model(f'sdt_2_256{tag}')
+def test_the_name_chooses_the_event_model_also_after_saving(name, network, tmp_path):
+    model = timm.create_model(name)
     assert network_of(model) == network
     save_for_hf(model, tmp_path, safe_serialization=True)
     assert network_of(timm.create_model(f'local-dir:{tmp_path}', pretrained=True)) == network
-    assert network_of(timm.create_model(f'sdt_2_256{tag}', erode=False)) == (network[0], [False, False])
-    args = json.loads((tmp_path / 'config.json').read_text())['model_args']
-    assert network_of(timm.create_model('sdt_2_256', **args)) == network  # as transformers makes it, without the tag
+    assert network_of(timm.create_model(name, erode=False)) == (network[0], [False, False])
+    config = json.loads((tmp_path / 'config.json').read_text())
+    made_by_transformers = timm.create_model(config['architecture'], **config['model_args'])  # without the tag
+    assert network_of(made_by_transformers) == network
+
+
+def test_the_old_name_of_the_gesture_model_loads_with_a_warning(tmp_path):
+    """Until it had an entrypoint of its own, the tag of sdt_2_256 chose it."""
+    with pytest.warns(UserWarning, match='is now called sdt_2_256_gesture.dvs128_gesture: use that name'):
+        model = timm.create_model('sdt_2_256.dvs128_gesture')
+    assert network_of(model) == GESTURE and model.num_classes == 11
+    assert model.pretrained_cfg['architecture'] == 'sdt_2_256_gesture'
+
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    old = {**config, 'architecture': 'sdt_2_256'}
+    network = {'pools': [False, True, True, True], 'erode': False}
+    for model_args in ({}, network):  # the network was written from some version on
+        old['model_args'] = {**config['model_args'], **model_args}
+        (tmp_path / 'config.json').write_text(json.dumps(old))
+        with pytest.warns(UserWarning, match='sdt_2_256_gesture'):
+            loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+        assert network_of(loaded) == GESTURE and loaded.pretrained_cfg['architecture'] == 'sdt_2_256_gesture'
+        assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
+    assert network_of(timm.create_model('sdt_2_256', **old['model_args'])) == GESTURE  # as transformers makes it
 
 
 def test_the_last_pooling_acts_on_currents_and_the_others_on_spikes():

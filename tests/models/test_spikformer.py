@@ -1,4 +1,4 @@
-"""What is Spikformer's alone, V2 included; `test_families.py` and `test_golden_models.py` have the rest."""
+"""Facts about Spikformer alone, V2 included; `test_families.py` and `test_golden_models.py` have the rest."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""What is Spikingformer's alone; `test_families.py` and `test_golden_models.py` have the rest."""
+"""Facts about Spikingformer alone; `test_families.py` and `test_golden_models.py` have the rest."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""What is SpikingResformer's own: sizes, firing rates that attention scales by, a classifier without bias."""
+"""Facts about SpikingResformer alone: sizes, firing rates that attention scales by, a classifier without bias."""
 
 import pytest
 import timm

@@ -1,11 +1,13 @@
 """Modules that models are built from; all of them take and return time-first tensors, [T, B, C, H, W]."""
 
+import warnings
+from typing import Any
+
 from .attention import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
 from .block import SpikingBlock, SpikingResidual
 from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
-from .fuse import fuse
 from .mlp import SpikingMlp
 from .neuron import LIF, IntegerNeuron, ParametricLIF
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
@@ -44,7 +46,6 @@ __all__ = [
     'SpikingSelfAttention',
     'SpikingStem',
     'attentions',
-    'fuse',
     'mean_over_time',
     'merge_time',
     'neurons',
@@ -53,3 +54,12 @@ __all__ = [
     'split_time',
     'to_time_first',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'fuse':
+        from .. import fuse  # of the models, which import this package
+
+        warnings.warn('timm_snn.layers.fuse is deprecated: use timm_snn.fuse', DeprecationWarning, stacklevel=2)
+        return fuse
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,6 +1,6 @@
 """Spiking attention: Spikformer's self-attention (SSA), QKFormer's token attention (QKTA), MSViT's multi-scale (MSSA).
 
-Both see the feature map as N = H * W tokens in raster order, [T, B, C, N], and split the channels into heads,
+All see the feature map as N = H * W tokens in raster order, [T, B, C, N], and split the channels into heads,
 [T, B, heads, D, N]. Every neuron runs along T alone, so a sample never sees its neighbours in the batch.
 """
 

@@ -1,6 +1,6 @@
 """Residual blocks.
 
-Spiking transformers add in one of two places, and the branches decide which; the sum is the same:
+Spiking transformers add a branch to the stream in one of two places. The branch decides which; the sum is the same:
 
 * SEW (arXiv 2102.04159): branches end in a neuron and the stream holds small integers, s' = s + SN(BN(W s)).
 * Membrane shortcut (MS, arXiv 2112.08954): branches begin with a neuron and end in a batch norm, and the stream holds
@@ -15,7 +15,10 @@ __all__ = ['SpikingBlock', 'SpikingResidual']
 
 
 class SpikingBlock(nn.Module):
-    """X' = attn(X) + X, then mlp(X') + X', with stochastic depth per sample. Shape: [T, B, dim, H, W] -> the same."""
+    """X' = attn(X) + X, then mlp(X') + X', with stochastic depth per sample. Shape: [T, B, dim, H, W] -> the same.
+
+    A family writes these two lines again, with the equations of its paper, so that its file shows its block.
+    """
 
     def __init__(self, attn: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:
         super().__init__()

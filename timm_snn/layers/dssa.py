@@ -27,7 +27,7 @@ class DualSpikeSelfAttention(nn.Module):
     operand is of spikes, the other real. `num_patches` is L; None is that of the input at hand, as the authors' models
     have it at the size that they were made for. Pixels beyond the last whole patch are attended by, not to.
 
-    It is not in `timm_snn.layers.attentions`: what it returns and needs is not what these do.
+    It is not in `timm_snn.layers.attentions`: it takes other arguments and has no threshold of its own.
 
     Shape: currents [T, B, dim, H, W], H and W at least patch_size -> currents of the same shape.
     Raises: ValueError if num_heads does not divide dim.
@@ -107,7 +107,7 @@ class RunningFiringRate(nn.Module):
 
 @torch.jit.ignore
 def _in_backward() -> bool:
-    """Whether activation checkpointing runs the forward pass again: this batch is in the running rate already."""
+    """True while activation checkpointing runs the forward pass again: this batch is in the running rate already."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 

@@ -1,4 +1,4 @@
-"""From pixels to spikes, and from one resolution to the next: MSViT's SPEMSF and the steps of Spikformer's SPS."""
+"""Stems and patch embeddings: MSViT's SPEMSF, the steps of Spikformer's SPS, and their order for currents."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .conv import ConvBn, ConvBnLif, pool_spikes
 from .neuron import LIF
 from .registry import LayerFn, patch_embeds
-from .temporal import hold
+from .temporal import repeat_for_steps
 
 __all__ = ['CurrentStem', 'MembranePatchEmbed', 'SpikingPatchEmbed', 'SpikingPatchSplitting', 'SpikingStem']
 
@@ -15,8 +15,8 @@ __all__ = ['CurrentStem', 'MembranePatchEmbed', 'SpikingPatchEmbed', 'SpikingPat
 class SpikingStem(nn.Module):
     """Convolution units that turn real-valued input into spikes: `widths[i]` channels, pooled if `pools[i]`.
 
-    The current of the first unit does not depend on the neurons, so for a static image it is computed for one step
-    and held for `num_steps`. In training the batch statistics of that one step are the mean and variance of all.
+    The current of the first unit does not depend on the neurons, so for a static image it is computed for one step and
+    repeated for the others. In training the batch statistics of that one step are the mean and variance of all.
 
     Shape: [1 or T, B, in_chs, H, W] -> spikes [T, B, widths[-1], H', W'], with T = num_steps.
     """
@@ -38,7 +38,7 @@ class SpikingStem(nn.Module):
 
     def forward(self, x: Tensor, num_steps: int) -> Tensor:
         for i, unit in enumerate(self.units):
-            x = unit.lif(hold(unit.current(x), num_steps)) if i == 0 else unit(x)  # type: ignore
+            x = unit.lif(repeat_for_steps(unit.current(x), num_steps)) if i == 0 else unit(x)  # type: ignore
         return x
 
 
@@ -46,7 +46,7 @@ class CurrentStem(nn.Module):
     """A convolution unit without a neuron, for families whose stream holds membrane currents.
 
     Takes the arguments of `ConvBn`. As in `SpikingStem`, the current of a static image is computed for one step and
-    held for `num_steps`.
+    repeated for the others.
 
     Shape: [1 or T, B, in_chs, H, W] -> currents [T, B, out_chs, H', W'], with T = num_steps.
     """
@@ -56,7 +56,7 @@ class CurrentStem(nn.Module):
         self.unit = ConvBn(in_chs, out_chs, kernel_size, **kwargs)
 
     def forward(self, x: Tensor, num_steps: int) -> Tensor:
-        return hold(self.unit(x), num_steps)
+        return repeat_for_steps(self.unit(x), num_steps)
 
 
 @patch_embeds.register('spemsf')

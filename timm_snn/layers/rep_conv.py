@@ -14,10 +14,10 @@ __all__ = ['RepConv']
 class RepConv(nn.Module):
     """Re-parameterised convolution (arXiv 2404.03663): BN2(W2 D(BN1(W1 x))), linear, so it is one 3x3 convolution.
 
-    W1 and W2 are 1x1 convolutions, D a depthwise one of 3x3. Around the map D sees what BN1 makes of nothing, BN1(0),
-    and not zero: else there would be no such convolution at the border. As in the released code there is no gradient
-    through the border. In training it has the statistics of the batch, as the map has; released are the running ones,
-    which change while they are used.
+    W1 and W2 are 1x1 convolutions, D a depthwise one of 3x3. D pads the map with BN1(0), the value of a pixel without
+    spikes, and not with zeros: with zeros the border would not be the same 3x3 convolution. As in the released code
+    there is no gradient through the border. In training BN1(0) has the statistics of the batch, as the map has; the
+    released code takes the running ones, which change while they are used.
 
     Stands for the convolution of a `ConvBn`. Shape: [N, in_chs, H, W] -> [N, out_chs, H, W].
     """
@@ -46,7 +46,8 @@ class RepConv(nn.Module):
             return self.pw1.bias  # type: ignore[return-value]
         if not isinstance(bn, nn.BatchNorm2d):  # frozen by a library, whose class need not have the attributes
             return bn(torch.zeros_like(x[:1, :, :1, :1])).flatten().detach()
-        mean, var = bn.running_mean, bn.running_var
+        mean: Any = bn.running_mean
+        var: Any = bn.running_var
         if bn.training:
             var, mean = torch.var_mean(x.detach().to(var.dtype), [0, 2, 3], correction=0)
         return (bn.bias - mean * bn.weight / torch.sqrt(var + bn.eps)).detach()

@@ -7,7 +7,7 @@ loader's collate stacks samples, Mixup flips axis 0 and Accelerate slices it, an
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-__all__ = ['DropPath', 'hold', 'mean_over_time', 'merge_time', 'split_time', 'to_time_first']
+__all__ = ['DropPath', 'mean_over_time', 'merge_time', 'repeat_for_steps', 'split_time', 'to_time_first']
 
 
 @register_notrace_function  # branches on the rank, which torch.fx cannot trace
@@ -43,12 +43,12 @@ def split_time(x: Tensor, num_steps: int) -> Tensor:
     return x.unflatten(0, [num_steps, -1])
 
 
-# Of a channels_last map the next two go through a view with channels last. Autograd's expanded gradients have no memory
-# order of their own: in the usual view they would come out contiguous, and every layer before would copy them back.
+# The next two functions take a channels_last map through a view with channels last. Autograd's expanded gradients have
+# no memory order of their own: in the usual view they come out contiguous, and every layer before copies them back.
 
 
 @register_notrace_function  # branches on strides
-def hold(x: Tensor, num_steps: int) -> Tensor:
+def repeat_for_steps(x: Tensor, num_steps: int) -> Tensor:
     """One step for all: [1, B, C, H, W] -> [T, B, C, H, W] without a copy; all T steps are left as they are."""
     if x.stride(2) == 1:
         y = x.movedim(2, 4)

@@ -1,6 +1,6 @@
-"""What every family shares: a stem, stages of blocks, a head, how time enters and leaves, and timm's contract."""
+"""The base of every family: a stem, stages of blocks, a head, how time enters and leaves, and timm's contract."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -9,17 +9,68 @@ from timm.layers import ClassifierHead, get_device_dtype
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from ..layers import LayerFn, mean_over_time, merge_time, neurons, split_time, to_time_first
+from ..layers import (
+    LayerFn,
+    Registry,
+    attentions,
+    mean_over_time,
+    merge_time,
+    neurons,
+    patch_embeds,
+    split_time,
+    to_time_first,
+)
 from ..ops.backend import keep_switches
-from .builder import named_layers, take_indices
 
-__all__ = ['SpikingStage', 'SpikingTransformer', 'neuron_layer']
+__all__ = [
+    'KEEP',
+    'POOL',
+    'SpikingStage',
+    'SpikingTransformer',
+    'embedding_widths',
+    'neuron_layer',
+    'per_stage',
+    'tokenizer_widths',
+]
+
+# For each convolution of a stem or a patch embedding: whether the map is pooled to half its size, or kept.
+POOL, KEEP = True, False
 
 
 def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any) -> LayerFn:
     """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None."""
     settings = {name: value for name, value in dict(settings, backend=backend).items() if value is not None}
     return partial(neurons.get(lif_layer), **settings) if settings else neurons.get(lif_layer)
+
+
+def per_stage(value: Any, num_stages: int, name: str) -> tuple:
+    """One value for every stage, or a sequence with one per stage. Raises ValueError for another length."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * num_stages
+    if len(values) != num_stages:
+        raise ValueError(f'expected one {name} for each of {num_stages} stages, got {len(values)}: {values}')
+    return values
+
+
+def embedding_widths(
+    embed_dims: Sequence[int], pools: Sequence[Sequence[bool]], widths: Sequence[Sequence[int]] | None
+) -> tuple[Sequence[int], ...]:
+    """Per stage, the channels of the convolutions in its patch embedding: `widths`, or for None those of the stage.
+
+    Raises: ValueError for widths that do not end in the channels of their stages.
+    """
+    if widths is None:
+        widths = [(dim,) * len(stage_pools) for dim, stage_pools in zip(embed_dims, pools, strict=True)]
+    widths = per_stage(widths, len(embed_dims), 'tuple of embed_widths')
+    if any(stage_widths and stage_widths[-1] != dim for stage_widths, dim in zip(widths, embed_dims, strict=True)):
+        raise ValueError(f'embed_widths={widths} must end in the embed_dims={tuple(embed_dims)} of their stages')
+    return widths
+
+
+def tokenizer_widths(embed_dim: int, pools: Sequence[bool]) -> list[int]:
+    """Channels of the four convolutions that make tokens of pixels. Raises ValueError if there are not four pools."""
+    if len(pools) != 4 or embed_dim % 8:
+        raise ValueError(f'expected four pools and an embed_dim that 8 divides, got {pools} and {embed_dim}')
+    return [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
 
 
 class SpikingStage(nn.Module):
@@ -51,7 +102,7 @@ class SpikingTransformer(nn.Module):
     Args:
         stem: Called as stem(x, num_steps) with x [1 or T, B, in_chans, H, W], where one step stands for all; returns
             [T, B, C, H, W], with T = num_steps.
-        stages: The feature levels. What comes out of the last is averaged over H and W, and over T, and classified.
+        stages: The feature levels. The output of the last is averaged over H and W, and over T, and classified.
         head_lif: A neuron between pooling and classifier; None for none.
         num_classes, in_chans, global_pool, num_steps, drop_rate: As documented by every family.
 
@@ -87,9 +138,10 @@ class SpikingTransformer(nn.Module):
             dict(num_chs=stage.num_chs, reduction=stage.reduction, module=f'stages.{i}')
             for i, stage in enumerate(stages)
         ]
-        self.num_features = self.head_hidden_size = stages[-1].num_chs
+        self.num_features = stages[-1].num_chs
         self.head_lif = head_lif
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head_hidden_size = self.head.num_features  # twice num_features with the pooling 'catavgmax'
         self._init_head()
 
     def _init_head(self) -> None:
@@ -134,6 +186,7 @@ class SpikingTransformer(nn.Module):
         self.num_classes = num_classes
         # in_features: pruning may have left fewer than the head was made for
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
         self._init_head()
 
     def forward_intermediates(
@@ -164,20 +217,21 @@ class SpikingTransformer(nn.Module):
         for i, stage in enumerate(stages):
             x = stage(x)
             if i in taken:
-                intermediates.append(x.mean(0))
-        return intermediates if intermediates_only else (x.mean(0), intermediates)
+                intermediates.append(mean_over_time(x))
+        return intermediates if intermediates_only else (mean_over_time(x), intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove stages after the last one wanted, and the classifier with them. `prune_norm`: there is no norm."""
+        """Remove stages after the last one wanted, and the head with them. `prune_norm`: there is no norm."""
         taken, deepest = take_indices(len(self.stages), indices)
         prune_end = deepest < len(self.stages) - 1
         self.stages = self.stages[: deepest + 1]
         if prune_end:
-            self.num_features = self.head_hidden_size = self.feature_info[deepest]['num_chs']
+            self.num_features = self.feature_info[deepest]['num_chs']
         if prune_head or prune_end:
             self.reset_classifier(0, '')
+            self.head_lif = None  # a learned time constant without a gradient would stop DistributedDataParallel
         return taken
 
     def _forward_stem(self, x: Tensor) -> Tensor:
@@ -199,8 +253,8 @@ class SpikingTransformer(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of features averaged over time [B, C, H, W].
 
-        A neuron in the head takes them for the current of every step, which is less than `forward` gives it: there, the
-        features of every step.
+        A neuron in the head gets the same averaged features at every step. In `forward` it gets the features of each
+        step, so the logits of the two differ.
         """
         if self.head_lif is not None:
             return self._head_steps(x.unsqueeze(0).expand(self.num_steps, -1, -1, -1, -1), pre_logits).mean(0)
@@ -220,3 +274,31 @@ class SpikingTransformer(nn.Module):
         x = self.forward_features(x)
         x = self.forward_head(x)
         return x
+
+
+def take_indices(num_features: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """The indices of the taps to return, and the deepest: None is all, an int the last n, negatives from the end.
+
+    Raises: ValueError for an index out of range.
+    """
+    if indices is None:
+        indices = num_features
+    if isinstance(indices, int):
+        taken = list(range(num_features - indices, num_features))
+    else:
+        taken = [i + num_features if i < 0 else i for i in indices]
+    if not taken or min(taken) < 0 or max(taken) >= num_features:
+        raise ValueError(f'indices={indices} is out of range, the model has {num_features} feature levels')
+    return taken, max(taken)
+
+
+def named_layers(args: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's arguments for JSON: layers become the names that they are registered by, others stay as they are."""
+    registries = {'lif_layer': neurons, 'attn': attentions, 'patch_embed': patch_embeds}
+
+    def named(registry: Registry, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [named(registry, layer) for layer in value]
+        return registry.name_of(value) or value
+
+    return {key: named(registries[key], value) if key in registries else value for key, value in args.items()}

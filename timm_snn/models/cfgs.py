@@ -1,4 +1,4 @@
-"""Pretrained configs for the data sets of the field; a family adds where its paper and code are."""
+"""Pretrained configs for the data sets of the field; a family adds the addresses of its paper and code."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -77,7 +77,7 @@ def tagged_cfgs(models: Mapping[str, str], recipes: Mapping[str, str] | None = N
 
     Args:
         recipes: By name.tag, the config below recipes/configs that trains it; default: that of the data set.
-        family: What all entries have besides, with the keys of timm's pretrained configs.
+        family: Further keys of timm's pretrained configs, the same for all entries.
     """
     cfgs = {f'{name}.{tag}': _MAKERS[tag](**family) for name, tags in models.items() for tag in tags.split()}
     for name, cfg in cfgs.items():

@@ -15,21 +15,56 @@ convolution of 3x3 before attention, whose values are four times as wide as its 
   `timm_snn.profile` takes n / 4 for a real number and counts MACs, not n accumulates.
 * Depths are fixed and stochastic depth is unused in the released code; both are arguments here.
 * The models of 83 M and 173 M have other neurons and files, and are not here, nor is masked pre-training.
+
+Shapes of espikeformer_5m, with T = 1:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 16, 112, 112]    a 7x7 convolution with stride 2, batch norm
+    stages.0    [T, B, 16, 112, 112]    1 block of convolutions
+    stages.1    [T, B, 32, 56, 56]      downsampling, then 1 block of convolutions
+    stages.2    [T, B, 64, 28, 28]      downsampling, then 2 blocks of convolutions
+    stages.3    [T, B, 128, 14, 14]     downsampling, then 6 blocks with attention
+    stages.4    [T, B, 192, 14, 14]     wider, then 2 blocks with attention
+    head_lif    [T, B, 192]             mean over height and width, then a neuron
+    logits      [B, 1000]               a linear layer, mean over T
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import IntegerNeuron, LayerFn, SepConv, SpikingBlock, SpikingMlp, SpikingResidual
-from .builder import KeyRules, build_spiking_model, check_state_dict, match_pointwise_shapes, rename_keys
+from ..layers import IntegerNeuron, LayerFn, SepConv, SpikingMlp, SpikingResidual
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
-from .metaspikformer import MetaSpikformer
+from .keys import KeyRules, match_pointwise_shapes, rename_keys
+from .metaspikformer import MetaSpikformer, MetaSpikformerBlock
+from .untrusted import check_state_dict
 
 __all__ = ['ESpikeformer']
+
+CITATION = 'arXiv:2411.16061'
+LIMITATIONS = (
+    'Spikes are n / 4 in one step, which stand for four steps of binary spikes: reports count them as '
+    'multiply-accumulates. Frames are seen each by itself, without a memory between them.'
+)
+
+
+class ESpikeformerBlock(nn.Module):
+    """A separable convolution in front of attention and MLP, all with membrane shortcuts.
+
+    Shape: currents [T, B, dim, H, W] -> the same.
+    """
+
+    def __init__(self, conv: nn.Module, attention: nn.Module, mlp: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.conv = SpikingResidual(conv, drop_path)
+        self.block = MetaSpikformerBlock(attention, mlp, drop_path)
+
+    def forward(self, u: Tensor) -> Tensor:
+        u = self.conv(u)  # u' = u + SepConv(u)
+        return self.block(u)  # u'' = u' + E-SDSA(u'), then u'' + MLP(u'')
 
 
 class ESpikeformer(MetaSpikformer):
@@ -61,16 +96,16 @@ class ESpikeformer(MetaSpikformer):
 
     @staticmethod
     def _conv_block(dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any]) -> nn.Module:
-        mlp = SpikingMlp(dim, hidden_dim, 3, bias=False, pre_activation=True, **layer)
-        return SpikingBlock(SepConv(dim, depthwise_lif=True, **layer), mlp, drop_path)
+        mlp = SpikingMlp(dim, hidden_dim, kernel_size=3, bias=False, pre_activation=True, **layer)
+        return MetaSpikformerBlock(SepConv(dim, depthwise_lif=True, **layer), mlp, drop_path)
 
     @staticmethod
     def _attention_block(
         dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any], attention: LayerFn
     ) -> nn.Module:
-        conv = SpikingResidual(SepConv(dim, 3, depthwise_lif=True, **layer), drop_path)
+        conv = SepConv(dim, kernel_size=3, depthwise_lif=True, **layer)
         mlp = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
-        return nn.Sequential(OrderedDict(conv=conv, block=SpikingBlock(attention(dim, **layer), mlp, drop_path)))
+        return ESpikeformerBlock(conv, attention(dim, **layer), mlp, drop_path)
 
 
 AUTHORS_KEYS: KeyRules = (
@@ -105,7 +140,7 @@ default_cfgs = generate_default_cfgs(
     tagged_cfgs(
         {'espikeformer_5m': 'in1k', 'espikeformer_10m': 'in1k', 'espikeformer_19m': 'in1k'},
         first_conv='stem.unit.conv',
-        paper_ids='arXiv:2411.16061',
+        paper_ids=CITATION,
         paper_name='Scaling Spike-driven Transformer with Efficient Spike Firing Approximation Training',
         origin_url='https://github.com/BICLab/Spike-Driven-Transformer-V3',
     )

@@ -15,11 +15,20 @@ before the classifier.
 * Initialisation is that of the CIFAR and event files: truncated normal for the classifier, PyTorch's for convolutions.
   The ImageNet file draws its 2-D convolutions from a truncated normal of 0.02 and leaves the classifier to PyTorch.
 * The names in the released ImageNet files after the stem are known from a description alone, not from a file.
+
+Shapes of maxformer_10_384:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 48, 112, 112]    a 3x3 convolution unit with stride 2: spikes
+    stages.0    [T, B, 96, 56, 56]      patch embedding, then 1 block with a depthwise 7x7 convolution: currents
+    stages.1    [T, B, 192, 28, 28]     Embed-Max, then 2 blocks with a depthwise 5x5 convolution
+    stages.2    [T, B, 384, 14, 14]     Embed-Max, then 7 blocks with SSA
+    head_lif    [T, B, 384]             mean over height and width, then a neuron
+    logits      [B, 1000]               a linear layer, mean over T
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from timm.layers import calculate_drop_path_rates
@@ -35,11 +44,60 @@ from ..layers import (
     SpikingStem,
     attentions,
 )
-from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, per_stage, rename_keys
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, embedding_widths, neuron_layer, per_stage
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
+from .untrusted import check_state_dict
 
 __all__ = ['MaxFormer']
+
+CITATION = 'arXiv:2505.18608'
+LIMITATIONS = 'Several of the published accuracies are those of the best epoch on the test data.'
+
+
+class MaxFormerBlock(nn.Sequential):
+    """Token mixer and MLP, which begin with a neuron and end in a batch norm: the stream u holds currents.
+
+    The token mixer is a depthwise convolution if `mixer` is its kernel size, the attention of that name, or None. An
+    MLP as wide as the stage has a residual around each of its two convolutions.
+
+    Shape: currents [T, B, dim, H, W] -> the same.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: int | str | None,
+        num_heads: int,
+        attn_v_threshold: float,
+        mlp_ratio: float,
+        drop_path: float,
+        lif_layer: LayerFn,
+        device=None,
+        dtype=None,
+    ) -> None:
+        layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
+        branches: dict[str, nn.Module] = {}
+        if isinstance(mixer, str):
+            attn_layer = attentions.get(mixer)
+            branches['mixer'] = attn_layer(
+                dim, num_heads, attn_v_threshold=attn_v_threshold, pre_activation=True, **layer
+            )
+        elif mixer is not None:
+            branches['mixer'] = LifConvBn(dim, dim, mixer, bias=True, groups=dim, **layer)
+        hidden_dim = int(dim * mlp_ratio)
+        if hidden_dim == dim:
+            branches['fc1'] = LifConvBn(dim, dim, bias=True, **layer)
+            branches['fc2'] = LifConvBn(dim, dim, bias=True, **layer)
+        else:
+            branches['mlp'] = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
+        super().__init__(OrderedDict((name, SpikingResidual(b, drop_path)) for name, b in branches.items()))
+
+    def forward(self, u: Tensor) -> Tensor:
+        for residual in self:
+            u = residual(u)  # u' = u + Mixer(u), u'' = u' + MLP(u')
+        return u
 
 
 class MaxFormer(SpikingTransformer):
@@ -85,8 +143,8 @@ class MaxFormer(SpikingTransformer):
         mlp_ratio: float = 4.0,
         num_steps: int = 4,
         stem_stride: int = 2,
-        stem_pools: Sequence[bool] = (False,),
-        embed_pools: Sequence[Sequence[bool]] = ((False, False), (True, False), (True, False)),
+        stem_pools: Sequence[bool] = (KEEP,),
+        embed_pools: Sequence[Sequence[bool]] = ((KEEP, KEEP), (POOL, KEEP), (POOL, KEEP)),
         embed_widths: Sequence[Sequence[int]] | None = None,
         attn_v_threshold: float = 0.5,
         lif_layer: str | LayerFn = 'lif',
@@ -102,13 +160,7 @@ class MaxFormer(SpikingTransformer):
         stage_heads = per_stage(num_heads, num_stages, 'num_heads')
         mixers = per_stage(mixers, num_stages, 'mixer')
         embed_pools = per_stage(embed_pools, num_stages, 'tuple of embed_pools')
-        if embed_widths is None:
-            embed_widths = [(dim,) * len(pools) for dim, pools in zip(embed_dims, embed_pools, strict=True)]
-        embed_widths = per_stage(embed_widths, num_stages, 'tuple of embed_widths')
-        if any(widths and widths[-1] != dim for widths, dim in zip(embed_widths, embed_dims, strict=True)):
-            raise ValueError(
-                f'embed_widths={embed_widths} must end in the embed_dims={tuple(embed_dims)} of their stages'
-            )
+        embed_widths = embedding_widths(embed_dims, embed_pools, embed_widths)
         neuron = neuron_layer(lif_layer, backend)
         layer = {'lif_layer': neuron, **dd}
 
@@ -137,9 +189,8 @@ class MaxFormer(SpikingTransformer):
                 raise ValueError(
                     f'stage {i} needs a patch embedding, to have blocks or to make {dim} channels of {chs}'
                 )
-            hidden_dim = int(dim * mlp_ratio)
             blocks = [
-                _block(dim, mixers[i], stage_heads[i], attn_v_threshold, hidden_dim, rate, layer)
+                MaxFormerBlock(dim, mixers[i], stage_heads[i], attn_v_threshold, mlp_ratio, rate, **layer)
                 for rate in drop_paths[i]
             ]
             stages.append(SpikingStage(embed, blocks, chs, reduction))
@@ -154,30 +205,6 @@ class MaxFormer(SpikingTransformer):
             head_lif=neuron().to(**dd),
             **dd,
         )
-
-
-def _block(
-    dim: int,
-    mixer: int | str | None,
-    num_heads: int,
-    attn_v_threshold: float,
-    hidden_dim: int,
-    drop_path: float,
-    layer: dict[str, Any],
-) -> nn.Sequential:
-    """Membrane shortcuts around the token mixer and the MLP."""
-    branches: dict[str, nn.Module] = {}
-    if isinstance(mixer, str):
-        attn: Any = partial(attentions.get(mixer), pre_activation=True)
-        branches['mixer'] = attn(dim, num_heads, attn_v_threshold=attn_v_threshold, **layer)
-    elif mixer is not None:
-        branches['mixer'] = LifConvBn(dim, dim, mixer, bias=True, groups=dim, **layer)
-    if hidden_dim == dim:
-        branches['fc1'] = LifConvBn(dim, dim, bias=True, **layer)
-        branches['fc2'] = LifConvBn(dim, dim, bias=True, **layer)
-    else:
-        branches['mlp'] = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
-    return nn.Sequential(OrderedDict((name, SpikingResidual(b, drop_path)) for name, b in branches.items()))
 
 
 # Keys of the authors' files, which number their stems differently and count stages from 1.
@@ -241,7 +268,7 @@ default_cfgs = generate_default_cfgs(
             'maxformer_4_384': 'cifar10 cifar100',
             'maxformer_2_256': 'cifar10_dvs dvs128_gesture',
         },
-        paper_ids='arXiv:2505.18608',
+        paper_ids=CITATION,
         paper_name='Spiking Neural Networks Need High-Frequency Information',
         origin_url='https://github.com/bic-L/MaxFormer',
     )
@@ -283,7 +310,7 @@ def maxformer_4_384(pretrained: bool = False, **kwargs: Any) -> MaxFormer:
         mixers=(None, 3, 'ssa'),
         num_heads=8,
         stem_stride=1,
-        embed_pools=((False,), (True, False), (True, False)),
+        embed_pools=((KEEP,), (POOL, KEEP), (POOL, KEEP)),
     )
     return _create_maxformer('maxformer_4_384', pretrained=pretrained, **dict(model_args, **kwargs))
 
@@ -302,8 +329,8 @@ def maxformer_2_256(pretrained: bool = False, **kwargs: Any) -> MaxFormer:
         mlp_ratio=1.0,
         num_steps=16,
         stem_stride=1,
-        stem_pools=(False, True),
-        embed_pools=((), (True, True), (True, False)),
+        stem_pools=(KEEP, POOL),
+        embed_pools=((), (POOL, POOL), (POOL, KEEP)),
         embed_widths=((), (64, 128), (256, 256)),
     )
     return _create_maxformer('maxformer_2_256', pretrained=pretrained, **dict(model_args, **kwargs))

@@ -16,6 +16,18 @@ those of Spikformer with a constant scale of 0.125, not the masks of the first S
   before March 2024 the classifier saw currents; released weights are younger.
 * Depths are fixed and stochastic depth is unused there; both are arguments here. Sizes divisible by 16 lose nothing.
 * In training, the border of `RepConv` has other statistics than in the released code, see there.
+
+Shapes of metaspikformer_8_256, with T = 1:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 32, 112, 112]    a 7x7 convolution with stride 2, batch norm
+    stages.0    [T, B, 32, 112, 112]    1 block of convolutions
+    stages.1    [T, B, 64, 56, 56]      downsampling, then 1 block of convolutions
+    stages.2    [T, B, 128, 28, 28]     downsampling, then 2 blocks of convolutions
+    stages.3    [T, B, 256, 14, 14]     downsampling, then 6 blocks with attention
+    stages.4    [T, B, 360, 14, 14]     wider, then 2 blocks with attention
+    head_lif    [T, B, 360]             mean over height and width, then a neuron
+    logits      [B, 1000]               a linear layer, mean over T
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +40,29 @@ from torch import Tensor, nn
 
 from ..layers import ConvBn, CurrentStem, LayerFn, SepConv, SpikingBlock, SpikingMlp, attentions
 from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, match_pointwise_shapes, rename_keys
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, match_pointwise_shapes, rename_keys
+from .untrusted import check_state_dict
 
 __all__ = ['MetaSpikformer']
+
+CITATION = 'arXiv:2404.03663'
+LIMITATIONS = 'T is 1 unless set. The published accuracies are of T = 4, fine-tuned with a teacher.'
+
+
+class MetaSpikformerBlock(SpikingBlock):
+    """Token mixer and channel mixer, which begin with a neuron and end in a batch norm: the stream u holds currents.
+
+    The token mixer, `attn`, is `SepConv` in the first three stages.
+
+    Shape: currents [T, B, dim, H, W] -> the same.
+    """
+
+    def forward(self, u: Tensor) -> Tensor:
+        u = u + self.drop_path(self.attn(u))  # u' = u + TokenMixer(u)
+        u = u + self.drop_path(self.mlp(u))  # u'' = u' + ChannelMixer(u')
+        return u
 
 
 class MetaSpikformer(SpikingTransformer):
@@ -117,15 +148,15 @@ class MetaSpikformer(SpikingTransformer):
 
     @staticmethod
     def _conv_block(dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any]) -> nn.Module:
-        mlp = SpikingMlp(dim, hidden_dim, 3, bias=False, pre_activation=True, **layer)
-        return SpikingBlock(SepConv(dim, **layer), mlp, drop_path)
+        mlp = SpikingMlp(dim, hidden_dim, kernel_size=3, bias=False, pre_activation=True, **layer)
+        return MetaSpikformerBlock(SepConv(dim, **layer), mlp, drop_path)
 
     @staticmethod
     def _attention_block(
         dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any], attention: LayerFn
     ) -> nn.Module:
         mlp = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
-        return SpikingBlock(attention(dim, pre_activation=True, **layer), mlp, drop_path)
+        return MetaSpikformerBlock(attention(dim, pre_activation=True, **layer), mlp, drop_path)
 
 
 AUTHORS_KEYS: KeyRules = (
@@ -168,7 +199,7 @@ default_cfgs = generate_default_cfgs(
     tagged_cfgs(
         {'metaspikformer_8_256': 'in1k', 'metaspikformer_8_384': 'in1k', 'metaspikformer_8_512': 'in1k'},
         first_conv='stem.unit.conv',
-        paper_ids='arXiv:2404.03663',
+        paper_ids=CITATION,
         paper_name='Spike-driven Transformer V2: Meta Spiking Neural Network Architecture Inspiring the Design of '
         'Next-generation Neuromorphic Chips',
         origin_url='https://github.com/BICLab/Spike-Driven-Transformer-V2',

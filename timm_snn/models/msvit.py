@@ -14,6 +14,15 @@ over time. Where the released code differs from the paper, or is wrong, we decid
 * `attn_v_threshold` is 1.0 for images, as trained (the release asks for 0.5 and drops the argument), 0.5 for events.
 * P is a convolution with kernel 3, summed like Q. In the released CIFAR-100 file it has kernel 1 and is not summed.
 * Stochastic depth, an unused argument there, works here, per sample. Non-square input works.
+
+Shapes of msvit_10_384:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 96, 112, 112]    a 3x3 convolution unit, pooled: convolution, batch norm, LIF
+    stages.0    [T, B, 192, 56, 56]     patch embedding, then 1 block with MSSA
+    stages.1    [T, B, 192, 28, 28]     patch embedding, then 2 blocks with MSSA
+    stages.2    [T, B, 384, 14, 14]     patch embedding, then 7 blocks with SSA
+    logits      [B, 1000]               mean over T, height and width, then a linear layer
 """
 
 from collections.abc import Sequence
@@ -25,11 +34,29 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingStem, attentions, patch_embeds
-from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, per_stage, rename_keys
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, embedding_widths, neuron_layer, per_stage
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
+from .untrusted import check_state_dict
 
 __all__ = ['MSViT']
+
+CITATION = 'arXiv:2505.14719'
+LIMITATIONS = (
+    'The logits of an image do not depend on who shares its batch. In the code that the paper was written with they '
+    'do: the last neuron of its self-attention runs on from image to image. The published accuracies were obtained '
+    'with that leak and are not promised for these weights.'
+)
+
+
+class MSViTBlock(SpikingBlock):
+    """Attention, MSSA or SSA, and MLP, each added after its last neuron. Shape: [T, B, dim, H, W] -> the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(x))  # Eq. 1
+        x = x + self.drop_path(self.mlp(x))  # Eq. 2
+        return x
 
 
 class MSViT(SpikingTransformer):
@@ -74,8 +101,8 @@ class MSViT(SpikingTransformer):
         num_heads: int | Sequence[int] = 6,
         mlp_ratio: float = 4.0,
         num_steps: int = 4,
-        stem_pools: Sequence[bool] = (True,),
-        embed_pools: Sequence[Sequence[bool]] = ((True, False), (True, False), (True, False)),
+        stem_pools: Sequence[bool] = (POOL,),
+        embed_pools: Sequence[Sequence[bool]] = ((POOL, KEEP), (POOL, KEEP), (POOL, KEEP)),
         embed_widths: Sequence[Sequence[int]] | None = None,
         attn: str | LayerFn | Sequence[str | LayerFn] = ('mssa', 'mssa', 'ssa'),
         query_kernels: Sequence[Sequence[int] | None] | None = None,
@@ -100,13 +127,7 @@ class MSViT(SpikingTransformer):
                 layer if k is None else partial(layer, query_kernels=k)
                 for layer, k in zip(attn_layers, kernels, strict=True)
             ]
-        if embed_widths is None:
-            embed_widths = [(dim,) * len(pools) for dim, pools in zip(embed_dims, embed_pools, strict=True)]
-        embed_widths = per_stage(embed_widths, num_stages, 'tuple of embed_widths')
-        if any(widths and widths[-1] != dim for widths, dim in zip(embed_widths, embed_dims, strict=True)):
-            raise ValueError(
-                f'embed_widths={embed_widths} must end in the embed_dims={tuple(embed_dims)} of their stages'
-            )
+        embed_widths = embedding_widths(embed_dims, embed_pools, embed_widths)
         embed_layer = patch_embeds.get(patch_embed)
         neuron = neuron_layer(lif_layer, backend)
 
@@ -115,20 +136,21 @@ class MSViT(SpikingTransformer):
         chs, reduction = stem_widths[-1], 2 ** sum(stem_pools)
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        for i, (dim, depth, pools) in enumerate(zip(embed_dims, depths, embed_pools, strict=True)):
+        for i, (dim, pools) in enumerate(zip(embed_dims, embed_pools, strict=True)):
             if pools:
                 embed = embed_layer(chs, embed_widths[i], pools, lif_layer=neuron, **dd)
             elif chs == dim:
                 embed = nn.Identity()
             else:
                 raise ValueError(f'stage {i} has no patch embedding and cannot change {chs} channels into {dim}')
-            blocks = []
-            for j in range(depth):
-                attn_block = attn_layers[i](
-                    dim, stage_heads[i], attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd
+            blocks = [
+                MSViTBlock(
+                    attn_layers[i](dim, stage_heads[i], attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd),
+                    SpikingMlp(dim, int(dim * mlp_ratio), lif_layer=neuron, **dd),
+                    rate,
                 )
-                mlp = SpikingMlp(dim, int(dim * mlp_ratio), lif_layer=neuron, **dd)
-                blocks.append(SpikingBlock(attn_block, mlp, drop_paths[i][j]))  # Eq. 1 and 2
+                for rate in drop_paths[i]
+            ]
             chs, reduction = dim, reduction * 2 ** sum(pools)
             stages.append(SpikingStage(embed, blocks, chs, reduction))
         super().__init__(
@@ -172,7 +194,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 _PAPER: dict[str, Any] = dict(
-    paper_ids='arXiv:2505.14719',
+    paper_ids=CITATION,
     paper_name='MSViT: Improving Spiking Vision Transformer Using Multi-scale Attention Fusion',
 )
 
@@ -232,8 +254,8 @@ def msvit_4_384(pretrained: bool = False, **kwargs: Any) -> MSViT:
         embed_dims=(192, 192, 384),
         depths=(1, 1, 2),
         num_heads=8,
-        stem_pools=(False,),
-        embed_pools=((False,), (False, True), (False, True)),
+        stem_pools=(KEEP,),
+        embed_pools=((KEEP,), (KEEP, POOL), (KEEP, POOL)),
     )
     return _create_msvit('msvit_4_384', pretrained=pretrained, **dict(model_args, **kwargs))
 
@@ -252,8 +274,8 @@ def msvit_2_256(pretrained: bool = False, **kwargs: Any) -> MSViT:
         num_heads=16,
         mlp_ratio=1.0,
         num_steps=16,
-        stem_pools=(False, True),
-        embed_pools=((), (True, True), (False, True)),
+        stem_pools=(KEEP, POOL),
+        embed_pools=((), (POOL, POOL), (KEEP, POOL)),
         attn_v_threshold=0.5,
     )
     return _create_msvit('msvit_2_256', pretrained=pretrained, **dict(model_args, **kwargs))

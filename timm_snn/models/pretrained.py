@@ -1,15 +1,13 @@
-"""Pretrained weights: which tags have any, where they come from, and what is said where they do not load."""
+"""Pretrained weights: the tags that have any, where they come from, and the messages where they do not load."""
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,20 +17,20 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from timm.models import PretrainedCfg, get_model_args
+from timm.models import PretrainedCfg, get_model_args, resolve_pretrained_cfg
 from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
 __all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
 
-# The organisation on the Hugging Face Hub. A laboratory serves its own weights by TIMM_SNN_HUB_ORG, read once.
+# The organisation on the Hugging Face Hub. TIMM_SNN_HUB_ORG, read once, is a laboratory that serves its own weights.
 _OUR_ORG = 'timm-snn'
 HUB_ORG = os.environ.get('TIMM_SNN_HUB_ORG') or _OUR_ORG
 
-# The tags whose repository in our organisation holds weights: all that is to be edited after an upload.
+# The tags whose repository in our organisation holds weights. After an upload, add the tag here and nowhere else.
 PUBLISHED: frozenset[str] = frozenset()
 
-# NAME.TAG.safetensors in here ships with the package: all that is to be done for it is to add the file.
+# A file NAME.TAG.safetensors in this folder ships with the package and is found without an entry anywhere.
 WEIGHTS = Path(__file__).parents[1] / 'weights'
 
 FILENAME = 'model.safetensors'
@@ -49,7 +47,7 @@ class UntrainedCfg(PretrainedCfg):
 
 
 def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Pretrained configs by NAME.TAG, completed with where the weights are.
+    """Pretrained configs by NAME.TAG, completed with the address of the weights.
 
     The key `recipe`, which timm does not have, names the config below recipes/configs that trains this tag.
     """
@@ -66,7 +64,7 @@ def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def weights_status(name: str) -> str:
-    """Of NAME.TAG: 'shipped' with the package, 'published' on the Hub by us, or 'not yet trained'."""
+    """'shipped' with the package, 'published' on the Hub by us, or 'not yet trained', for the weights of NAME.TAG."""
     if _shipped(name).is_file():
         return 'shipped'
     return 'published' if name in PUBLISHED else 'not yet trained'
@@ -79,8 +77,8 @@ def _shipped(name: str) -> Path:
 def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Iterable[str] = '') -> list[str]:
     """The models of this package whose weights can be loaded, by NAME.TAG; arguments as of `timm.list_pretrained`.
 
-    With TIMM_SNN_HUB_ORG set, of which timm's own lists every tag, this asks the Hub which of them that organisation
-    has, and raises what huggingface_hub does if it does not answer.
+    With TIMM_SNN_HUB_ORG set, timm's own list has every tag; this one asks the Hub for those that the organisation has,
+    and raises huggingface_hub's error if it does not answer.
     """
     models = timm.list_models(filter, exclude_filters=exclude_filters, include_tags=True)
     ours = [name for name in models if is_ours(name)]
@@ -91,7 +89,7 @@ def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Ite
 
 
 def is_ours(name: str) -> bool:
-    """Whether NAME.TAG is of this package."""
+    """True if NAME.TAG is a model of this package."""
     cfg = timm.get_pretrained_cfg(name)
     return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}')
 
@@ -124,22 +122,25 @@ def save_for_hf(
     path.write_text(json.dumps(config, indent=2) + '\n')
 
 
-def name_source(overlay: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A pretrained_cfg_overlay whose source of weights, if it names one, is the only one; timm has an order of its own.
+def resolve_source(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> dict[str, Any]:
+    """timm's `resolve_pretrained_cfg`, where a source of weights that the overlay names is the only one.
 
-    From a repository that it names comes model.safetensors and no pickle in its place, unless it names a file too.
+    timm has an order of its own. From a repository comes model.safetensors and no pickle in its place, unless the
+    overlay names a file too; a repository's own config cannot name one.
     """
     overlay = dict(overlay or {})
     sources = ('state_dict', 'file', 'hf_hub_id', 'url')
     if any(overlay.get(key) for key in sources):
         overlay = {**dict.fromkeys((*sources, 'source')), **overlay}
-    if overlay.get('hf_hub_id'):
-        overlay.setdefault('hf_hub_filename', FILENAME)
-    return overlay
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
+    if is_from_hub(cfg) and not overlay.get('hf_hub_filename'):
+        named_by_file = cfg.get('source') or overlay.get('hf_hub_id')
+        cfg['hf_hub_filename'] = FILENAME if named_by_file else cfg.get('hf_hub_filename') or FILENAME
+    return cfg
 
 
 def is_from_hub(cfg: Mapping[str, Any]) -> bool:
-    """Whether timm takes the weights of this pretrained config from the Hub."""
+    """True if timm takes the weights of this pretrained config from the Hub."""
     if cfg.get('source'):
         return cfg['source'] == 'hf-hub'
     return bool(cfg.get('hf_hub_id')) and not (cfg.get('state_dict') or cfg.get('file'))
@@ -196,22 +197,3 @@ def _reworded(error: Exception, message: str) -> Exception:
     copy.__dict__.update(error.__dict__)
     copy.args = (message,)
     return copy
-
-
-def check_hash(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> None:
-    """Raises OSError if the downloaded weights are not those that the Hub has, which huggingface_hub does not check.
-
-    It names a file in its cache by its SHA-256. Without links there, as on Windows, it cannot be told.
-    """
-    repo_id, _, revision = cfg['hf_hub_id'].partition('@')
-    cached = try_to_load_from_cache(repo_id, cfg['hf_hub_filename'], cache_dir=cache_dir, revision=revision or None)
-    if not isinstance(cached, str):
-        return
-    blob = Path(cached).resolve()
-    if re.fullmatch('[0-9a-f]{64}', blob.name):
-        with open(blob, 'rb') as file:
-            digest = sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        if digest.hexdigest() != blob.name:
-            raise OSError(f'its SHA-256 is not that of the Hub: delete {blob} to download it again')

@@ -15,6 +15,17 @@ Where else the release differs:
 * It swaps H and W at the end of SSA; here non-square input works. Stochastic depth, an unused argument there, works.
 * The MLP ratio of `qkformer_2_256` is 1, as in the release's CIFAR10-DVS file and the paper's 1.50 M. The release's
   DVS128 Gesture file has 4, which is `mlp_ratio=4.0`, with 1,999,371 parameters.
+
+The block is `MSViTBlock`: X' = QKTA(X) + X, or SSA in the last stage, then X'' = SMLP(X') + X'.
+
+Shapes of qkformer_10_384:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 48, 112, 112]    a 3x3 convolution unit, pooled
+    stages.0    [T, B, 96, 56, 56]      patch embedding, then 1 block with QKTA
+    stages.1    [T, B, 192, 28, 28]     patch embedding, then 2 blocks with QKTA
+    stages.2    [T, B, 384, 14, 14]     patch embedding, then 7 blocks with SSA
+    logits      [B, 1000]               mean over T, height and width, then a linear layer
 """
 
 from collections.abc import Sequence
@@ -24,11 +35,18 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import LayerFn
-from .builder import KeyRules, build_spiking_model, check_state_dict, rename_keys
+from .base import KEEP, POOL
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
 from .msvit import AUTHORS_KEYS, MSViT
+from .msvit import LIMITATIONS as MSVIT_LIMITATIONS
+from .untrusted import check_state_dict
 
 __all__ = ['QKFormer']
+
+CITATION = 'arXiv:2403.16552'
+LIMITATIONS = MSVIT_LIMITATIONS  # the released code leaks in the same place
 
 
 class QKFormer(MSViT):
@@ -81,7 +99,7 @@ default_cfgs = generate_default_cfgs(
             'qkformer_4_384': 'cifar10 cifar100',
             'qkformer_2_256': 'cifar10_dvs dvs128_gesture',
         },
-        paper_ids='arXiv:2403.16552',
+        paper_ids=CITATION,
         paper_name='QKFormer: Hierarchical Spiking Transformer using Q-K Attention',
         origin_url='https://github.com/zhouchenlin2096/QKFormer',
     )
@@ -121,8 +139,8 @@ def qkformer_4_384(pretrained: bool = False, **kwargs: Any) -> QKFormer:
         embed_dims=(96, 192, 384),
         depths=(1, 1, 2),
         num_heads=8,
-        stem_pools=(False,),
-        embed_pools=((False,), (False, True), (False, True)),
+        stem_pools=(KEEP,),
+        embed_pools=((KEEP,), (KEEP, POOL), (KEEP, POOL)),
     )
     return _create_qkformer('qkformer_4_384', pretrained=pretrained, **dict(model_args, **kwargs))
 
@@ -139,8 +157,8 @@ def qkformer_2_256(pretrained: bool = False, **kwargs: Any) -> QKFormer:
         num_heads=16,
         mlp_ratio=1.0,
         num_steps=16,
-        stem_pools=(False, True),
-        embed_pools=((), (True, True), (False, True)),
+        stem_pools=(KEEP, POOL),
+        embed_pools=((), (POOL, POOL), (KEEP, POOL)),
         embed_widths=((), (64, 128), (256, 256)),
     )
     return _create_qkformer('qkformer_2_256', pretrained=pretrained, **dict(model_args, **kwargs))

@@ -10,17 +10,28 @@ embedding is a membrane shortcut, u = m + BN(W SN(m)). A neuron stands between p
   skipped in files: counts are the released ones less those.
 * Stochastic depth is an unused argument there and works here, off by default, as trained. Any size divisible by 16
   (CIFAR: 4) works.
-* CIFAR10-DVS and DVS128 Gesture have weights of the same shapes in different networks: for the first, two maps of the
-  tokenizer are pooled and attention has `erode`, for the second three are and it has not. The tag of `sdt_2_256` tells.
+* The two networks for events have weights of the same shapes: `sdt_2_256`, for CIFAR10-DVS, pools two maps of the
+  tokenizer and its attention has `erode`; `sdt_2_256_gesture` pools three and has not.
 * The released config named 10_384 holds a 10-512. With `depth=10`, `sdt_8_512` is that model.
+
+Shapes of sdt_8_384:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 48, 224, 224]    a 3x3 convolution unit: spikes, as in the next two
+    stages.0    [T, B, 96, 56, 56]      pooling, a convolution unit, pooling
+    stages.1    [T, B, 192, 28, 28]     a convolution unit, pooling
+    stages.2    [T, B, 384, 14, 14]     a convolution, pooling and the position embedding, then 8 blocks with SDSA
+    head_lif    [T, B, 384]             mean over height and width, then a neuron
+    logits      [B, 1000]               a linear layer, mean over T
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from timm.layers import calculate_drop_path_rates
-from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import (
@@ -33,12 +44,32 @@ from ..layers import (
     SpikingStem,
     attentions,
 )
-from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, rename_keys
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
 from .spikformer import AUTHORS_KEYS as SPIKFORMER_KEYS
+from .untrusted import check_state_dict
 
 __all__ = ['SpikeDrivenTransformer']
+
+CITATION = 'arXiv:2307.01694'
+LIMITATIONS = (
+    'Attention treats every channel by itself: without `erode`, which only the model for CIFAR10-DVS has, the number '
+    'of heads changes nothing.'
+)
+
+
+class SpikeDrivenBlock(SpikingBlock):
+    """SDSA and MLP, which begin with a neuron and end in a batch norm: the stream u holds currents.
+
+    Shape: currents [T, B, dim, H, W] -> the same.
+    """
+
+    def forward(self, u: Tensor) -> Tensor:
+        u = u + self.drop_path(self.attn(u))  # u' = u + BN(W (Q * SN(sum_n K_n * V_n))), with Q, K, V of SN(u)
+        u = u + self.drop_path(self.mlp(u))  # u'' = u' + BN(W SN(BN(W SN(u'))))
+        return u
 
 
 class SpikeDrivenTransformer(SpikingTransformer):
@@ -78,7 +109,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
         num_steps: int = 4,
-        pools: Sequence[bool] = (True, True, True, True),
+        pools: Sequence[bool] = (POOL, POOL, POOL, POOL),
         attn: str | LayerFn = 'sdsa',
         attn_v_threshold: float = 0.5,
         erode: bool = False,
@@ -90,17 +121,20 @@ class SpikeDrivenTransformer(SpikingTransformer):
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        if len(pools) != 4 or embed_dim % 8:
-            raise ValueError(f'expected four pools and an embed_dim that 8 divides, got {pools} and {embed_dim}')
+        widths = tokenizer_widths(embed_dim, pools)
         neuron = neuron_layer(lif_layer, backend)
         options = {'erode': True} if erode else {}
         attn_layer = partial(attentions.get(attn), attn_v_threshold=attn_v_threshold, **options)
 
-        widths = [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
-        stem = SpikingStem(in_chans, widths[:1], (False,), lif_layer=neuron, **dd)
+        stem = SpikingStem(in_chans, widths[:1], (KEEP,), lif_layer=neuron, **dd)
         embeds: list[nn.Module] = [
             SpikingPatchSplitting(
-                widths[i - 1], widths[i : i + 1], pools[i : i + 1], i == 1 and pools[0], lif_layer=neuron, **dd
+                widths[i - 1],
+                widths[i : i + 1],
+                pools[i : i + 1],
+                pool_input=i == 1 and pools[0],
+                lif_layer=neuron,
+                **dd,
             )
             for i in (1, 2)
         ]
@@ -108,7 +142,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
         embeds.append(nn.Sequential(ConvBn(widths[2], embed_dim, 3, pool=pools[3], **dd), position))
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, depth)
         blocks = [
-            SpikingBlock(
+            SpikeDrivenBlock(
                 attn_layer(embed_dim, num_heads, lif_layer=neuron, **dd),
                 SpikingMlp(embed_dim, int(embed_dim * mlp_ratio), pre_activation=True, lif_layer=neuron, **dd),
                 rate,
@@ -158,7 +192,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 _FAMILY: dict[str, Any] = dict(
-    paper_ids='arXiv:2307.01694',
+    paper_ids=CITATION,
     paper_name='Spike-driven Transformer',
     origin_url='https://github.com/BICLab/Spike-Driven-Transformer',
 )
@@ -169,7 +203,7 @@ default_cfgs = generate_default_cfgs(
             {'sdt_8_384': 'in1k', 'sdt_8_512': 'in1k', 'sdt_8_768': 'in1k', 'sdt_2_512': 'cifar10 cifar100'}, **_FAMILY
         ),
         **tagged_cfgs({'sdt_2_256': 'cifar10_dvs'}, input_size=(2, 64, 64), pool_size=(16, 16), **_FAMILY),
-        **tagged_cfgs({'sdt_2_256': 'dvs128_gesture'}, pool_size=(16, 16), **_FAMILY),
+        **tagged_cfgs({'sdt_2_256_gesture': 'dvs128_gesture'}, pool_size=(16, 16), **_FAMILY),
     }
 )
 
@@ -202,19 +236,27 @@ def sdt_8_768(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer
 @register_model
 def sdt_2_512(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
     """For CIFAR: tokens of 4 x 4 pixels; 10,233,418 parameters with 10 classes; released with 128 more, unused."""
-    model_args = dict(embed_dim=512, depth=2, pools=(False, False, True, True))
+    model_args = dict(embed_dim=512, depth=2, pools=(KEEP, KEEP, POOL, POOL))
     return _create_sdt('sdt_2_512', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def sdt_2_256(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
-    """For event frames: 2,566,666 parameters with 10 classes; released with 128 more, unused.
+    """For CIFAR10-DVS, frames of 2 x 64 x 64: 2,566,666 parameters with 10 classes; released with 128 more, unused."""
+    cfg: Any = kwargs.get('pretrained_cfg')
+    if (cfg.get('tag') if isinstance(cfg, dict) else cfg) == 'dvs128_gesture':
+        warnings.warn(
+            'sdt_2_256.dvs128_gesture is now called sdt_2_256_gesture.dvs128_gesture: use that name', stacklevel=2
+        )
+        if isinstance(cfg, dict):  # of a config.json
+            kwargs['pretrained_cfg'] = {**cfg, 'architecture': 'sdt_2_256_gesture'}
+        return sdt_2_256_gesture(pretrained, **kwargs)
+    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(KEEP, KEEP, POOL, POOL), erode=True)
+    return _create_sdt('sdt_2_256', pretrained=pretrained, **dict(model_args, **kwargs))
 
-    For CIFAR10-DVS, 2 x 64 x 64, by default; with the tag dvs128_gesture for 2 x 128 x 128, see above.
-    """
-    gesture = resolve_pretrained_cfg('sdt_2_256', kwargs.get('pretrained_cfg')).tag == 'dvs128_gesture'
-    network = dict(pools=(False, gesture, True, True), erode=not gesture)
-    model_args = dict(embed_dim=256, depth=2, num_steps=16, **network)
-    model = _create_sdt('sdt_2_256', pretrained=pretrained, **dict(model_args, **kwargs))
-    model._model_args = network  # timm adds the caller's and saves them: the tag is lost in a model that is trained on
-    return model
+
+@register_model
+def sdt_2_256_gesture(pretrained: bool = False, **kwargs: Any) -> SpikeDrivenTransformer:
+    """For DVS128 Gesture, frames of 2 x 128 x 128: 2,566,923 parameters with 11 classes; released with 128 more."""
+    model_args = dict(embed_dim=256, depth=2, num_steps=16, pools=(KEEP, POOL, POOL, POOL))
+    return _create_sdt('sdt_2_256_gesture', pretrained=pretrained, **dict(model_args, **kwargs))

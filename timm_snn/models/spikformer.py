@@ -18,6 +18,15 @@ released CML file for CIFAR is this; none was released for ImageNet and events, 
 * Stochastic depth is an unused argument there and works here, off by default, as trained. Any size divisible by 16
   (CIFAR: 4) works.
 * Heads: 8 for ImageNet, as in the released 8-512, 12 for CIFAR, 16 for events.
+
+Shapes of spikformer_8_384:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 48, 224, 224]    a 3x3 convolution unit: convolution, batch norm, LIF
+    stages.0    [T, B, 96, 56, 56]      pooling, a convolution unit, pooling
+    stages.1    [T, B, 192, 28, 28]     a convolution unit, pooling
+    stages.2    [T, B, 384, 14, 14]     the same and the position embedding, then 8 blocks with SSA
+    logits      [B, 1000]               mean over T, height and width, then a linear layer
 """
 
 from collections.abc import Sequence
@@ -29,11 +38,28 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
-from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, match_pointwise_shapes, rename_keys
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, match_pointwise_shapes, rename_keys
+from .untrusted import check_state_dict
 
 __all__ = ['Spikformer']
+
+CITATION = 'arXiv:2209.15425'
+LIMITATIONS = (
+    'The residual stream carries sums of spikes, whole numbers: layers that are fed by it multiply, and do not only '
+    'accumulate.'
+)
+
+
+class SpikformerBlock(SpikingBlock):
+    """SSA and MLP, each added after its last neuron. Shape: tokens as a map [T, B, dim, H, W] -> the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(x))  # X' = SSA(X) + X
+        x = x + self.drop_path(self.mlp(x))  # X'' = MLP(X') + X'
+        return x
 
 
 class Spikformer(SpikingTransformer):
@@ -75,7 +101,7 @@ class Spikformer(SpikingTransformer):
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
         num_steps: int = 4,
-        pools: Sequence[bool] = (True, True, True, True),
+        pools: Sequence[bool] = (POOL, POOL, POOL, POOL),
         downsample: Literal['spike', 'cml'] = 'spike',
         attn: str | LayerFn = 'ssa',
         attn_v_threshold: float = 0.5,
@@ -89,8 +115,7 @@ class Spikformer(SpikingTransformer):
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        if len(pools) != 4 or embed_dim % 8:
-            raise ValueError(f'expected four pools and an embed_dim that 8 divides, got {pools} and {embed_dim}')
+        widths = tokenizer_widths(embed_dim, pools)
         if downsample not in ('spike', 'cml'):
             raise ValueError(f"downsample must be 'spike' or 'cml', got {downsample!r}")
         cml = downsample == 'cml'
@@ -98,7 +123,6 @@ class Spikformer(SpikingTransformer):
         options = {k: v for k, v in dict(scale=attn_scale, qkv_bias=qkv_bias).items() if v is not None}
         attn_layer = partial(attentions.get(attn), **options)
 
-        widths = [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
         stem = SpikingStem(in_chans, widths[:1], (cml and pools[0],), lif_layer=neuron, **dd)
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, depth)
         stages = []
@@ -114,12 +138,12 @@ class Spikformer(SpikingTransformer):
                 **dd,
             )
             blocks = [
-                SpikingBlock(
+                SpikformerBlock(
                     attn_layer(embed_dim, num_heads, attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd),
                     SpikingMlp(embed_dim, int(embed_dim * mlp_ratio), lif_layer=neuron, **dd),
-                    drop_paths[j],
+                    rate,
                 )
-                for j in range(depth if i == 3 else 0)
+                for rate in (drop_paths if i == 3 else [])
             ]
             stages.append(SpikingStage(embed, blocks, widths[i], 2 ** sum(pools[: i + 1])))
         super().__init__(
@@ -175,7 +199,7 @@ default_cfgs = generate_default_cfgs(
             'spikformer_4_384': 'cifar10 cifar100',
             'spikformer_2_256': 'cifar10_dvs dvs128_gesture',
         },
-        paper_ids='arXiv:2209.15425',
+        paper_ids=CITATION,
         paper_name='Spikformer: When Spiking Neural Network Meets Transformer',
         origin_url='https://github.com/ZK-Zhou/spikformer',
     )
@@ -208,7 +232,7 @@ def spikformer_8_768(pretrained: bool = False, **kwargs: Any) -> Spikformer:
 @register_model
 def spikformer_4_384(pretrained: bool = False, **kwargs: Any) -> Spikformer:
     """For CIFAR: tokens of 4 x 4 pixels; 9,324,730 parameters with 10 classes; released with 6,144 more, unused."""
-    model_args = dict(embed_dim=384, depth=4, num_heads=12, pools=(False, False, True, True), qkv_bias=True)
+    model_args = dict(embed_dim=384, depth=4, num_heads=12, pools=(KEEP, KEEP, POOL, POOL), qkv_bias=True)
     return _create_spikformer('spikformer_4_384', pretrained=pretrained, **dict(model_args, **kwargs))
 
 

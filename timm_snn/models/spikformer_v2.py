@@ -11,6 +11,18 @@ embedding, no biases. Of some eleven million layouts that were counted, those wi
 these sums are this one, with a first kernel of 2 to 5, and one with two blocks of expansion 2 in its place. It also has
 the 172 M of the paper's 16-768. Additions after the neurons, 8 heads, scale 0.125 and attention threshold 0.5 are
 Spikformer's values. Masked pre-training is not part of the model.
+
+The blocks of the last stage are `SpikformerBlock`s: X' = SSA(X) + X, then X'' = MLP(X') + X'.
+
+Shapes of spikformer_v2_8_384:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 48, 112, 112]    a 2x2 convolution unit with stride 2: convolution, batch norm, LIF
+    stages.0    [T, B, 48, 112, 112]    a block of two 3x3 convolution units
+    stages.1    [T, B, 96, 56, 56]      a 2x2 convolution unit with stride 2 and such a block
+    stages.2    [T, B, 192, 28, 28]     the same
+    stages.3    [T, B, 384, 14, 14]     the same, then 8 blocks with SSA
+    logits      [B, 1000]               mean over T, height and width, then a linear layer
 """
 
 from typing import Any
@@ -19,12 +31,20 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvBnLif, LayerFn, SpikingBlock, SpikingMlp, SpikingResidual, SpikingStem, attentions
-from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import build_spiking_model, check_state_dict
+from ..layers import ConvBnLif, LayerFn, SpikingMlp, SpikingResidual, SpikingStem, attentions
+from .base import KEEP, SpikingStage, SpikingTransformer, neuron_layer
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .spikformer import SpikformerBlock
+from .untrusted import check_state_dict
 
 __all__ = ['SpikformerV2']
+
+CITATION = 'arXiv:2401.02020'
+LIMITATIONS = (
+    "A reconstruction: the authors' code was never released, and nothing here was compared with their network. The "
+    'accuracies of the paper are not promised.'
+)
 
 
 class SpikformerV2(SpikingTransformer):
@@ -80,16 +100,20 @@ class SpikformerV2(SpikingTransformer):
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, [1, 1, 1, 1 + depth], stagewise=True)
 
         widths = [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
-        stem = SpikingStem(in_chans, widths[:1], (False,), kernel_size=2, stride=2, lif_layer=neuron, **dd)
+        stem = SpikingStem(in_chans, widths[:1], (KEEP,), kernel_size=2, stride=2, lif_layer=neuron, **dd)
         stages = []
         for i, dim in enumerate(widths):
             embed = ConvBnLif(widths[i - 1], dim, 2, 2, lif_layer=neuron, **dd) if i else nn.Identity()
             convs = SpikingMlp(dim, int(dim * mlp_ratio), kernel_size=3, bias=False, lif_layer=neuron, **dd)
             blocks: list[nn.Module] = [SpikingResidual(convs, drop_paths[i][0])]
-            for rate in drop_paths[i][1:]:
-                attention = attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd)
-                mlp = SpikingMlp(dim, int(dim * mlp_ratio), lif_layer=neuron, **dd)
-                blocks.append(SpikingBlock(attention, mlp, rate))
+            blocks += [
+                SpikformerBlock(
+                    attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, lif_layer=neuron, **dd),
+                    SpikingMlp(dim, int(dim * mlp_ratio), lif_layer=neuron, **dd),
+                    rate,
+                )
+                for rate in drop_paths[i][1:]
+            ]
             stages.append(SpikingStage(embed, blocks, dim, 2 ** (i + 1)))
         super().__init__(
             stem,
@@ -112,7 +136,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 default_cfgs = generate_default_cfgs(
     tagged_cfgs(
         {'spikformer_v2_8_384': 'in1k', 'spikformer_v2_8_512': 'in1k'},
-        paper_ids='arXiv:2401.02020',
+        paper_ids=CITATION,
         paper_name='Spikformer V2: Join the High Accuracy Club on ImageNet with an SNN Ticket',
     )
 )

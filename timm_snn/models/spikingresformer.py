@@ -18,6 +18,15 @@ DSSA scales its products by running firing rates, which are buffers: they are sa
 * The paper counts 11.14, 17.76 and 35.52 M parameters for Ti, S and M; the released code has 11.18, 17.81 and 35.60.
 * The released code returns logits of every step; here their mean, and `forward_steps` returns them.
 * Stochastic depth is ours, off by default.
+
+Shapes of spikingresformer_ti:
+
+    input       [B, 3, 224, 224]
+    stem        [T, B, 64, 56, 56]      a 7x7 convolution with stride 2, batch norm, max pooling: currents
+    stages.0    [T, B, 64, 56, 56]      1 block, patches of 4 x 4 pixels
+    stages.1    [T, B, 192, 28, 28]     downsampling, then 2 blocks, patches of 2 x 2 pixels
+    stages.2    [T, B, 384, 14, 14]     downsampling, then 3 blocks, every pixel a patch
+    logits      [B, 1000]               mean over T, height and width, then a linear layer
 """
 
 from collections.abc import Sequence
@@ -28,11 +37,31 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import CurrentStem, DualSpikeSelfAttention, GroupWiseMlp, LayerFn, LifConvBn, SpikingBlock
-from .base import SpikingStage, SpikingTransformer, neuron_layer
-from .builder import KeyRules, build_spiking_model, check_state_dict, per_stage, rename_keys
+from .base import SpikingStage, SpikingTransformer, neuron_layer, per_stage
+from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
+from .keys import KeyRules, rename_keys
+from .untrusted import check_state_dict
 
 __all__ = ['SpikingResformer']
+
+CITATION = 'arXiv:2403.14302'
+LIMITATIONS = (
+    'Attention is scaled by running firing rates, and by the number of patches at the size that the model is made for, '
+    'also for images of another size. Before training there are no rates, and logits depend on the batch.'
+)
+
+
+class SpikingResformerBlock(SpikingBlock):
+    """DSSA and GWSFFN, which begin with a neuron and end in a batch norm: the stream u holds currents.
+
+    Shape: currents [T, B, dim, H, W] -> the same.
+    """
+
+    def forward(self, u: Tensor) -> Tensor:
+        u = u + self.drop_path(self.attn(u))  # u' = u + DSSA(u)
+        u = u + self.drop_path(self.mlp(u))  # u'' = u' + GWSFFN(u')
+        return u
 
 
 class SpikingResformer(SpikingTransformer):
@@ -107,7 +136,7 @@ class SpikingResformer(SpikingTransformer):
             if num_patches == 0:
                 raise ValueError(f'img_size={img_size} has no patch of {patch_size} pixels at 1/{reduction} size')
             blocks = [
-                SpikingBlock(
+                SpikingResformerBlock(
                     DualSpikeSelfAttention(dim, stage_heads[i], patch_size, num_patches, **layer),
                     GroupWiseMlp(dim, int(dim * mlp_ratio), group_size, **layer),
                     rate,
@@ -181,7 +210,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 _PAPER: dict[str, Any] = dict(
     first_conv='stem.unit.conv',
-    paper_ids='arXiv:2403.14302',
+    paper_ids=CITATION,
     paper_name='SpikingResformer: Bridging ResNet and Vision Transformer in Spiking Neural Networks',
     origin_url='https://github.com/xyshi2000/SpikingResformer',
 )

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .conv import ConvBn
-from .rep_conv import RepConv
+from ..layers import ConvBn, RepConv
 
 __all__ = ['fuse']
 
