@@ -167,7 +167,7 @@ default_cfgs = generate_default_cfgs(
             'spikingformer_2_256': 'cifar10_dvs dvs128_gesture',
         },
         paper_ids='arXiv:2304.11954',
-        paper_name='Spikingformer: Spike-driven Residual Learning for Transformer-based Spiking Neural Network',
+        paper_name='Spikingformer: A Key Foundation Model for Spiking Neural Networks',
         origin_url='https://github.com/zhouchenlin2096/Spikingformer',
     )
 )
