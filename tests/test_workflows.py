@@ -8,6 +8,8 @@ import pytest
 import yaml
 from packaging.version import Version
 
+import timm_snn
+
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / '.github'
 PYPROJECT = (ROOT / 'pyproject.toml').read_text()
@@ -45,6 +47,11 @@ def test_commands_are_targets_of_make(path):
     commands = re.findall(r'^(?:\s*- run: )?make (.*)', path.read_text(), re.MULTILINE)
     words = [word for command in commands for word in command.split() if '=' not in word]
     assert words and set(words) <= TARGETS
+
+
+def test_a_release_is_named_after_the_version_of_the_package():
+    (command, file) = re.search(r'VERSION := \$\(shell (sed .*) (\S+)\)', (ROOT / 'Makefile').read_text()).groups()
+    assert f"__version__ = '{timm_snn.__version__}'\n" in (ROOT / file).read_text() and '__version__' in command
 
 
 def test_continuous_integration_runs_what_github_does():
