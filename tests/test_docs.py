@@ -16,8 +16,7 @@ from tests.families import FAMILIES, MODELS, SMALLEST
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
-
-
+PAGES = [*ROOT.glob('*.md'), *(path for folder in ('docs', 'hub', 'recipes') for path in (ROOT / folder).glob('*.md'))]
 MODELS_PAGE = (ROOT / 'docs' / 'models.md').read_text()
 
 
@@ -140,9 +139,15 @@ def test_the_readme_begins_with_commands_that_run(capsys):
     assert len(README.splitlines()) <= 130
 
 
-@pytest.mark.parametrize('target', re.findall(r'\]\(([^)#]+?)(?:#\w+)?\)', README))
-def test_links_lead_somewhere(target):
-    assert target.startswith('https://') or (ROOT / target).exists()
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """To a file, and to a heading of a page."""
+    for target, heading in re.findall(r'\]\(([^)#]*)(#[\w-]+)?\)', page.read_text()):
+        file = page.parent / target if target else page
+        assert target.startswith('https://') or file.exists(), target
+        if heading:
+            headings = re.findall(r'^#+ (.*)', file.read_text(), re.MULTILINE)
+            assert heading in {'#' + title.lower().replace(' ', '-') for title in headings}, target + heading
 
 
 def test_the_changelog_knows_this_version():
