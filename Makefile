@@ -6,7 +6,9 @@ ifneq ($(words $(VENV)),1)
 $(error VENV must be one path without spaces, got '$(VENV)')
 endif
 
-.PHONY: quickstart test test-slow test-gpu format lint type clean
+VERSION := $(shell sed -n "s/^__version__ = '\(.*\)'/\1/p" timm_snn/version.py)
+
+.PHONY: quickstart test test-slow test-gpu format lint type build test-package release-notes clean
 
 quickstart: $(VENV)/.train  ## train on scikit-learn's digits, save the model, predict with it
 	$(BIN)/accelerate launch recipes/train.py --config recipes/configs/msvit/digits.yaml
@@ -31,11 +33,38 @@ lint: $(VENV)/.dev
 type: $(VENV)/.dev
 	$(BIN)/mypy
 
+build: $(VENV)/.build  ## the wheel and the source distribution, in dist/
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+test-package:  ## both of them, each in an environment that has never seen this folder
+	for file in dist/*.whl dist/*.tar.gz; do \
+	    $(PYTHON) -m venv --clear $(VENV)-package && \
+	    $(VENV)-package/bin/python -m pip install -q $$file && \
+	    $(VENV)-package/bin/python -I -c "import timm, timm_snn; print(timm_snn.backend_report()); \
+	        timm.create_model('msvit_4_96.fashion_mnist', pretrained=True)" || exit 1; \
+	done
+	rm -r $(VENV)-package
+
+release-notes:  ## release-notes.md, the section of CHANGELOG.md for TAG=vX.Y.Z
+	test '$(TAG)' = 'v$(VERSION)' || { echo "error: version $(VERSION) needs TAG=v$(VERSION), got '$(TAG)'"; exit 1; }
+	! grep '^## $(VERSION), not released yet' CHANGELOG.md
+	awk '/^## / { section = $$2 } section ~ /^$(VERSION),?$$/' CHANGELOG.md >release-notes.md
+	test -s release-notes.md
+
 clean:
-	rm -rf $(VENV) .cache output *.egg-info
+	rm -rf $(VENV) $(VENV)-package .cache build dist output release-notes.md *.egg-info
 
 # Stamps: one per set of extras, renewed when the dependencies may have changed.
+make_venv := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+
 $(VENV)/.train $(VENV)/.dev: pyproject.toml
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(make_venv)
 	$(BIN)/python -m pip install -q -e '.[$(patsubst .%,%,$(notdir $@))]'
+	touch $@
+
+$(VENV)/.build:
+	$(make_venv)
+	$(BIN)/python -m pip install -q build twine
 	touch $@

@@ -155,7 +155,7 @@ def render_equal_terms() -> str:
         macs = count_macs(model, (config['in_chans'], config['img_size'], config['img_size']))
         top1 = [row['top1'] for row in results if f'{SMALL_MEMBERS}/{path.name} ' in row['command']]
         median = statistics.median(map(float, top1))
-        where = f'[`{path.stem}`]({SMALL_MEMBERS}/{path.name})'
+        where = f'[`{path.stem}`](../{SMALL_MEMBERS}/{path.name})'
         facts = [title_of(type(model).__module__), where, f'{parameters:,}', f'{macs / 1e6:.1f}', str(steps)]
         rows.append((-median, [*facts, f'**{median:.2f}** ({", ".join(top1)})']))
     return markdown('family | config | parameters | MMACs per step | T | top-1', [row for _, row in sorted(rows)])
@@ -212,8 +212,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 # By page, its tables in their order; each stands between two marks.
 PAGES = {
-    'README.md': [render_families, render_equal_terms],
-    'docs/models.md': [render_models, render_measured],
+    'README.md': [render_families],
+    'docs/models.md': [render_models, render_equal_terms, render_measured],
     'docs/hub.md': [render_weights],
 }
 

@@ -16,8 +16,7 @@ from tests.families import FAMILIES, MODELS, SMALLEST
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
-
-
+PAGES = [*ROOT.glob('*.md'), *(path for folder in ('docs', 'hub', 'recipes') for path in (ROOT / folder).glob('*.md'))]
 MODELS_PAGE = (ROOT / 'docs' / 'models.md').read_text()
 
 
@@ -27,8 +26,8 @@ def first_table(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:]]
 
 
-def table(heading: str) -> list[list[str]]:
-    return first_table(README.split(f'\n## {heading}\n')[1].split('\n## ')[0])
+def table(heading: str, page: str = README) -> list[list[str]]:
+    return first_table(page.split(f'\n## {heading}\n')[1].split('\n## ')[0])
 
 
 @pytest.fixture(scope='module')
@@ -94,7 +93,7 @@ def test_the_results_tables_show_the_measured_results(tables):
         top1 = f'{shown} ({each})' if len(same) > 1 else shown
         rows.append([f'`{model}`', f'{dataset}, {split}', top1, seeds, epochs, time, f'`{config}`'])
     assert table('Results') == rows
-    assert f'\n{tables["render_equal_terms"]()}\n' in README and len(equal) == len(FAMILIES)
+    assert f'\n{tables["render_equal_terms"]()}\n' in MODELS_PAGE and len(equal) == len(FAMILIES)
     (terms,) = {tuple(runs) for runs in equal.values()}
     assert [seed for seed, _, _ in terms] == ['0', '1', '2']
 
@@ -125,12 +124,30 @@ def test_the_speed_table_shows_the_measured_times():
             for row in (dense, sparse):
                 cells += [f'{float(row["ms"]):.0f} ms', f'{float(row["speedup"]):.2f}'] if row else ['', '']
             rows.append([*cells, f'{memory} MB' if memory else ''])
-    assert rows and table('Speed') == rows
+    assert rows and table('Compared with SpikingJelly', (ROOT / 'docs' / 'backends.md').read_text()) == rows
 
 
-@pytest.mark.parametrize('target', re.findall(r'\]\(([^)#]+?)(?:#\w+)?\)', README))
-def test_links_lead_somewhere(target):
-    assert target.startswith('https://') or (ROOT / target).exists()
+def test_the_readme_begins_with_commands_that_run(capsys):
+    """Two commands of make, and four lines of Python."""
+    commands, example = re.findall(r'\n```(?:bash|python)\n(.*?)```', README, re.DOTALL)[:2]
+    targets = re.findall(r'^make (\w+)', commands, re.MULTILINE)
+    assert targets == ['quickstart', 'test'] and len([line for line in example.splitlines() if line]) == 4
+    makefile = (ROOT / 'Makefile').read_text()
+    assert all(f'\n{target}:' in makefile for target in targets)
+    exec(example, {})
+    assert re.fullmatch(r'tensor\(\[\d\]\) 0\.00\d+ mJ\n', capsys.readouterr().out)
+    assert len(README.splitlines()) <= 130
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """To a file, and to a heading of a page."""
+    for target, heading in re.findall(r'\]\(([^)#]*)(#[\w-]+)?\)', page.read_text()):
+        file = page.parent / target if target else page
+        assert target.startswith('https://') or file.exists(), target
+        if heading:
+            headings = re.findall(r'^#+ (.*)', file.read_text(), re.MULTILINE)
+            assert heading in {'#' + title.lower().replace(' ', '-') for title in headings}, target + heading
 
 
 def test_the_changelog_knows_this_version():

@@ -2,11 +2,12 @@
 
 import csv
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import run_script
 from timm_snn.ops.native.build import why_no_compiler
 
 pytest.importorskip('rich')
@@ -16,9 +17,9 @@ pytest.importorskip('sklearn')
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 
 
-def run(script: str, *args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, BENCHMARKS / script, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    return lambda script, *arguments: run_script([BENCHMARKS / script, *arguments], tmp_path)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -27,7 +28,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if not line.startswith('#')))
 
 
-def test_the_neurons_are_timed_and_saved(tmp_path):
+def test_the_neurons_are_timed_and_saved(run, tmp_path):
     args = ['--device', 'cpu', '--quick', '--sweep', '--skip', 'compile', '--dtype', 'float32', '--out', tmp_path]
     result = run('lif.py', *args)
     assert result.returncode == 0, result.stderr
@@ -42,13 +43,28 @@ def test_the_neurons_are_timed_and_saved(tmp_path):
         assert (tmp_path / f'lif-sweep-{axis}.png').stat().st_size > 0
 
 
-def test_a_folder_without_the_old_spikingjelly_is_refused(tmp_path):
+def test_a_folder_without_the_old_spikingjelly_is_refused(run, tmp_path):
     result = run('lif.py', '--device', 'cpu', '--quick', '--skip', 'compile', '--spikingjelly-14', tmp_path)
     assert result.returncode == 1 and 'spikingjelly' in result.stderr and str(tmp_path) in result.stderr
 
 
-def test_models_are_timed_and_saved(tmp_path):
-    size = ['--model', 'msvit_4_96', '--size', 28, '--batch', 2, '--steps', 2, '--rounds', 1, '--dtype', 'float32']
+def test_models_are_timed_and_saved(run, tmp_path):
+    size = [
+        '--model',
+        'msvit_4_96',
+        '--size',
+        28,
+        '--batch',
+        2,
+        '--steps',
+        2,
+        '--rounds',
+        1,
+        '--dtype',
+        'float32',
+        '--threads',
+        1,
+    ]
     result = run('model.py', '--device', 'cpu', *size, '--skip', 'compile', '--out', tmp_path)
     assert result.returncode == 0, result.stderr
     table = rows(tmp_path / 'model-msvit_4_96.csv')
@@ -73,7 +89,7 @@ def test_models_are_timed_and_saved(tmp_path):
     assert (tmp_path / 'model-msvit_4_96.png').stat().st_size > 0
 
 
-def test_families_are_measured_and_saved(tmp_path):
+def test_families_are_measured_and_saved(run, tmp_path):
     result = run('family.py', '--model', 'maxformer_4_384.cifar10', '--rounds', 1, '--out', tmp_path)
     assert result.returncode == 0, result.stderr
     (row,) = rows(tmp_path / 'family.csv')
@@ -82,13 +98,13 @@ def test_families_are_measured_and_saved(tmp_path):
     assert float(row['images/s']) > 0 and float(row['peak MB'] or 1) > 0
 
 
-def test_what_takes_no_photographs_is_refused(tmp_path):
+def test_what_takes_no_photographs_is_refused(run, tmp_path):
     others = ['msvit_4_96', 'spikingresformer_gesture', 'resnet18', 'msvit_5']
     result = run('family.py', '--model', 'qkformer_4_384', *others, '--out', tmp_path)
     assert result.returncode == 2 and f'got {" ".join(others)}\n' in result.stderr
 
 
-def test_readers_are_timed_and_saved(tmp_path):
+def test_readers_are_timed_and_saved(run, tmp_path):
     result = run('events.py', '--events', 3000, '--files', 3, '--file-events', 100, '--rounds', 1, '--out', tmp_path)
     assert result.returncode == 0, result.stderr
     table = rows(tmp_path / 'events.csv')

@@ -71,7 +71,8 @@ def test_every_family_has_a_limitation_and_its_paper_is_cited(name):
     (arxiv,) = card.arxiv_ids(cfg.to_dict())
     (paper,) = [paper for paper in REFERENCES if paper['notes'].partition(',')[0] == f'arXiv {arxiv}']
     assert paper['title'] == cfg.paper_name and paper['title'] in card.citation(cfg.to_dict())
-    assert 'author = {{The ' in card.citation(cfg.to_dict())
+    names = [f'{author["family-names"]}, {author["given-names"]}' for author in paper['authors']]
+    assert f'author = {{{" and ".join(names)}}}' in card.citation(cfg.to_dict())
     family = sys.modules[timm.models.model_entrypoint(name).__module__]
     assert family.LIMITATIONS and cfg.paper_ids == family.CITATION
 

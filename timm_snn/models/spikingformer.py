@@ -1,6 +1,7 @@
 """Spikingformer: Spikformer with membrane shortcuts, so that every convolution but the first sees binary spikes.
 
-Paper: "Spikingformer: Spike-driven Residual Learning for Transformer-based Spiking Neural Network", arXiv 2304.11954.
+Paper: "Spikingformer: A Key Foundation Model for Spiking Neural Networks", arXiv 2304.11954, whose first versions are called
+"Spike-driven Residual Learning for Transformer-based Spiking Neural Network".
 CML downsampling: arXiv 2305.05954.
 
 The residual stream holds currents, u' = u + BN(W SN(u)), where Spikformer adds spikes after their neurons; pooling and
@@ -194,7 +195,7 @@ default_cfgs = generate_default_cfgs(
             'spikingformer_2_256': 'cifar10_dvs dvs128_gesture',
         },
         paper_ids=CITATION,
-        paper_name='Spikingformer: Spike-driven Residual Learning for Transformer-based Spiking Neural Network',
+        paper_name='Spikingformer: A Key Foundation Model for Spiking Neural Networks',
         origin_url='https://github.com/zhouchenlin2096/Spikingformer',
     )
 )
