@@ -1,7 +1,7 @@
 """Spikingformer: Spikformer with membrane shortcuts, so that every convolution but the first sees binary spikes.
 
-Paper: "Spikingformer: A Key Foundation Model for Spiking Neural Networks", arXiv 2304.11954, whose first versions are called
-"Spike-driven Residual Learning for Transformer-based Spiking Neural Network".
+Paper: "Spikingformer: A Key Foundation Model for Spiking Neural Networks", arXiv 2304.11954, at first
+"Spikingformer: Spike-driven Residual Learning for Transformer-based Spiking Neural Network".
 CML downsampling: arXiv 2305.05954.
 
 The residual stream holds currents, u' = u + BN(W SN(u)), where Spikformer adds spikes after their neurons; pooling and

@@ -54,11 +54,20 @@ def bn_lif(
     sizes, rounded up. Raises: as `lif`; ValueError in training on one value per channel.
     """
     check_input(x)
-    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
     implementation = choose_implementation(x, neuron, backend, pool=pool, training=training)
     norm = (weight, bias, running_mean, running_var)
     return fire_normalised(
-        implementation, x, norm, training, momentum, eps, pool=pool, offset=offset, tau=on_device(tau, x), neuron=neuron
+        implementation,
+        x,
+        norm,
+        training,
+        momentum,
+        eps,
+        pool=pool,
+        offset=offset,
+        tau=on_device(learned, x),
+        neuron=neuron,
     )
 
 
@@ -77,9 +86,9 @@ def pool_lif(
 ) -> Tensor:
     """`bn_lif` without the batch norm, for a convolution that it has been folded into (`timm_snn.fuse`)."""
     check_input(x)
-    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
     implementation = choose_implementation(x, neuron, backend, pool=pool, training=False)
-    return fire_pooled(implementation, x, pool=pool, offset=offset, tau=on_device(tau, x), neuron=neuron)
+    return fire_pooled(implementation, x, pool=pool, offset=offset, tau=on_device(learned, x), neuron=neuron)
 
 
 class Implementation(NamedTuple):

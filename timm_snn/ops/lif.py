@@ -46,8 +46,8 @@ def lif(
     Source: MSViT, arXiv 2505.14719, Eq. 13-16; semantics of SpikingJelly's LIFNode.
     Raises: ValueError for arguments out of range; BackendUnavailable if a named backend cannot run.
     """
-    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
-    return fire(x, tau, neuron, backend)
+    neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    return fire(x, learned, neuron, backend)
 
 
 def lif_stream(
@@ -71,13 +71,13 @@ def lif_stream(
     membrane's dtype, see `lif`.
     """
     check_input(x)
-    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
     if v is not None and (v.shape != x.shape[1:] or v.dtype != membrane_dtype(x.dtype)):
         raise ValueError(
             f'lif_stream needs v {tuple(x.shape[1:])} of {membrane_dtype(x.dtype)}, got {tuple(v.shape)} of {v.dtype}: '
             'pass the v that the last call returned'
         )
-    return resolve_backend(backend, x, neuron.surrogate).lif(x, v, on_device(tau, x), neuron, True)
+    return resolve_backend(backend, x, neuron.surrogate).lif(x, v, on_device(learned, x), neuron, True)
 
 
 def fire(x: Tensor, tau: Tensor | None, neuron: Neuron, backend: str | None) -> Tensor:

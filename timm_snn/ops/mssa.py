@@ -29,8 +29,8 @@ def mssa(
     The neuron's settings are those of `lif`. Shape: queries and k [T, B, heads, D, N] -> [T, B, heads, D, N].
     Source: MSViT, arXiv 2505.14719, Eq. 5-7: A = SN(sum_d Q + sum_d P), A * K.
     """
-    neuron, tau = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
-    return mask_keys(queries, k, tau, neuron, backend)
+    neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    return mask_keys(queries, k, learned, neuron, backend)
 
 
 def mask_keys(queries: Sequence[Tensor], k: Tensor, tau: Tensor | None, neuron: Neuron, backend: str | None) -> Tensor:

@@ -98,12 +98,11 @@ def describe_neuron(
     detach_reset: bool,
 ) -> tuple[Neuron, Tensor | None]:
     """The neuron of these settings, and its tau if that is learned. Raises ValueError for settings out of range."""
-    learned = isinstance(tau, Tensor)
-    if learned and tau.numel() != 1:
+    if not isinstance(tau, Tensor):
+        return Neuron(tau, v_threshold, v_reset, decay_input, get_surrogate(surrogate), detach_reset), None
+    if tau.numel() != 1:
         raise ValueError(f'lif needs one tau for all neurons, got a tensor of shape {tuple(tau.shape)}')
-    number = None if learned else tau
-    neuron = Neuron(number, v_threshold, v_reset, decay_input, get_surrogate(surrogate), detach_reset)
-    return neuron, tau if learned else None  # type: ignore[return-value]
+    return Neuron(None, v_threshold, v_reset, decay_input, get_surrogate(surrogate), detach_reset), tau
 
 
 def membrane_dtype(dtype: torch.dtype) -> torch.dtype:

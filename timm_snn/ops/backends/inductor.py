@@ -170,7 +170,7 @@ def _over_tau(x: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     """A division, which a multiplication may replace only where the inverse is exact: a spike hangs on the last bit."""
     if tau is not None:
         return x / tau
-    return x * (1 / neuron.tau) if neuron.inverse_is_exact else x / neuron.tau  # type: ignore[arg-type, operator]
+    return x * (1 / neuron.tau) if neuron.inverse_is_exact else x / neuron.tau  # type: ignore[operator]
 
 
 def run_compiled(body: Callable, num_outputs: int, neuron: Neuron, *args: Tensor | None) -> tuple[Tensor, ...]:

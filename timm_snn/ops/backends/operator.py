@@ -143,9 +143,9 @@ def lif_operator(backend: str, forward: Callable, backward: Callable) -> Operato
     return lif
 
 
-def like_tau(grad_tau: Tensor, tau: Tensor | None) -> Tensor | None:
+def like_tau(grad_tau: Tensor | None, tau: Tensor | None) -> Tensor | None:
     """The gradient of a learned tau in its shape and dtype; None if it is not learned."""
-    return None if tau is None else grad_tau.reshape(tau.shape).to(tau.dtype)
+    return None if tau is None or grad_tau is None else grad_tau.reshape(tau.shape).to(tau.dtype)
 
 
 def one_step(x: Tensor) -> Tensor:

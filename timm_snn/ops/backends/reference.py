@@ -1,5 +1,7 @@
 """The LIF neuron in plain, differentiable torch: the definition that every other backend is tested against."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def lif(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v
     current = x.to(membrane_dtype(x.dtype))
     if v is None:
         v = torch.full_like(current[0], v_rest)
-    divisor = neuron.tau if tau is None else tau.reshape(()).to(current)
+    divisor: Any = neuron.tau if tau is None else tau.reshape(()).to(current)
     spikes = []
     for x_t in current.unbind(0):
         leak = v - v_rest
