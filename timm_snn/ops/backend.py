@@ -54,12 +54,15 @@ class Backend:
     fuses_when_compiling: bool = True  # inside torch.compile its fused ops are faster than what Inductor makes
     adds_bias: bool = False  # its fused ops add a convolution's bias at no cost, where the convolution itself does not
 
-    def why_not(self, x: Tensor | None = None) -> str | None:
+    def why_not(self) -> str | None:
+        """Why it cannot run at all, or None."""
         _import(self.name)
-        return _modules[self.name].why_not(x)
+        return _modules[self.name].why_not()
 
-    def lif(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return _modules[self.name].lif(*args, **kwargs)
+    @property
+    def lif(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`reference.lif` by this backend."""
+        return _modules[self.name].lif
 
     def fused(self, op: str) -> Callable[..., Any] | None:
         """Its fused op of this name, if it has one that is faster here than plain torch around the neuron."""
@@ -151,7 +154,7 @@ def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Ba
     check_backend(name, asked_by)
     if name != 'auto':
         backend = _BACKENDS[name]
-        if reason := backend.why_not(x) or _why_not_surrogate(backend, surrogate):
+        if reason := _modules[name].why_not(x) or _why_not_surrogate(backend, surrogate):
             raise BackendUnavailable(f'LIF backend {name!r}, asked for by {asked_by}, cannot run: {reason}')
         return backend
     is_compiling = torch.compiler.is_compiling()
@@ -161,7 +164,8 @@ def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Ba
     for name, backend in _BACKENDS.items():
         if backend.auto == 'never' or (backend.auto == 'compiling' and not is_compiling):
             continue
-        if backend.why_not(x) is None and _why_not_surrogate(backend, surrogate) is None:
+        _import(name)
+        if _modules[name].why_not(x) is None and _why_not_surrogate(backend, surrogate) is None:
             # in this order, so that torch.compile does not guard on the set and compile anew when a name is added
             if not is_compiling and name not in _logged:
                 _logged.add(name)
