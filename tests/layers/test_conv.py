@@ -42,7 +42,7 @@ def test_even_kernels_are_refused():
 def calls(monkeypatch):
     """The fused ops that a ConvBnLif called."""
     names = []
-    for name in ('bn_lif', 'pool_lif'):
+    for name in ('fire_normalised', 'fire_pooled'):
         op = getattr(conv, name)
         monkeypatch.setattr(
             conv, name, lambda *args, op=op, name=name, **kwargs: names.append(name) or op(*args, **kwargs)
@@ -55,13 +55,13 @@ def test_hooks_and_other_modules_are_not_passed_by(calls):
     x = torch.rand(2, 3, 4, 9, 7)
     unit = ConvBnLif(4, 5, 3, pool=True)
     unit(x)
-    assert calls == ['bn_lif']
+    assert calls == ['fire_normalised']
     seen = []
     for child in ('bn', 'pool', 'lif'):
         handle = getattr(unit, child).register_forward_hook(lambda *args, child=child: seen.append(child))
         unit(x)
         handle.remove()
-    assert seen == ['bn', 'pool', 'lif'] and calls == ['bn_lif']
+    assert seen == ['bn', 'pool', 'lif'] and calls == ['fire_normalised']
 
     class Quiet(timm_snn.LIF):
         def forward(self, x):
@@ -72,7 +72,7 @@ def test_hooks_and_other_modules_are_not_passed_by(calls):
     unit.eval()(x)
     unit.bn = nn.BatchNorm2d(5, momentum=None)  # a cumulative average
     unit.train()(x)
-    assert calls == ['bn_lif'] and unit.bn.num_batches_tracked == 1
+    assert calls == ['fire_normalised'] and unit.bn.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -89,7 +89,7 @@ def test_the_op_equals_the_layers(calls, training):
         spikes = unit(x)
         results.append([spikes, *unit.state_dict().values(), *torch.autograd.grad(spikes.sum(), unit.parameters())])
     torch.testing.assert_close(*results, rtol=0, atol=1e-12)
-    assert calls == ['bn_lif'] and unit.bn.num_batches_tracked == state['bn.num_batches_tracked'] + training
+    assert calls == ['fire_normalised'] and unit.bn.num_batches_tracked == state['bn.num_batches_tracked'] + training
 
 
 def test_token_convolutions_keep_channels_last():

@@ -16,7 +16,7 @@ def test_checkpointing_recomputes_with_the_backend_of_the_forward_pass(monkeypat
     model.set_grad_checkpointing()
     used = []
     monkeypatch.setattr(inductor, '_CPP_COMPILERS', ['not needed'])
-    monkeypatch.setattr(inductor, 'lif', lambda x, v, **kwargs: used.append(1) or (torch.ones_like(x) * x, v))
+    monkeypatch.setattr(inductor, 'lif', lambda x, v, *args: used.append(1) or (torch.ones_like(x) * x, v))
     monkeypatch.delattr(inductor, 'bn_lif')
     with timm_snn.use_backend('compile'):
         loss = model(torch.rand(2, 1, 28, 28)).sum()
