@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .surrogate import SURROGATES, Sigmoid, Surrogate, as_constant, constant, get_surrogate, is_known
+from .surrogate import SURROGATES, Sigmoid, Surrogate, as_constant, constant, get_surrogate
 
 __all__ = ['Neuron', 'describe_neuron', 'membrane_dtype']
 
@@ -33,8 +33,6 @@ class Neuron:
     decay_input: bool = True
     surrogate: Surrogate = field(default_factory=Sigmoid)
     detach_reset: bool = True
-    # All of it as one string, which the schema of an operator can hold; empty with a surrogate of the user's own.
-    key: str = field(init=False, repr=False, compare=False, default='')
 
     def __post_init__(self) -> None:
         if self.tau is not None and not 1 <= self.tau < math.inf:
@@ -44,11 +42,13 @@ class Neuron:
                 'lif needs a finite v_threshold above the resting potential, which is v_reset, or 0 for a soft reset: '
                 f'got v_threshold={self.v_threshold}, v_reset={self.v_reset}'
             )
-        if is_known(self.surrogate):
-            numbers = (self.tau, self.v_threshold, self.v_reset, self.surrogate.alpha)
-            words = ['' if number is None else float(number).hex() for number in numbers]
-            flags = (int(self.decay_input), int(self.detach_reset))
-            object.__setattr__(self, 'key', ' '.join([*words, self.surrogate.name, *map(str, flags)]))
+
+    @property
+    def key(self) -> str:
+        """All of it as one string, which the schema of an operator can hold; for a surrogate of the table."""
+        numbers = (self.tau, self.v_threshold, self.v_reset, self.surrogate.alpha)
+        words = ['' if number is None else float(number).hex() for number in numbers]
+        return ' '.join([*words, self.surrogate.name, str(int(self.decay_input)), str(int(self.detach_reset))])
 
     @staticmethod
     @functools.cache
