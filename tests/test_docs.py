@@ -152,3 +152,9 @@ def test_links_lead_somewhere(page):
 
 def test_the_changelog_knows_this_version():
     assert f'\n## {timm_snn.__version__}' in (ROOT / 'CHANGELOG.md').read_text()
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / 'CONTRIBUTING.md').read_text()
+    paths = re.findall(r'`((?:timm_snn|tests|recipes|hub|docs|benchmarks|\.github)/[\w./]*)', text)
+    assert paths and [path for path in paths if 'NAME' not in path and not (ROOT / path).exists()] == []
