@@ -12,8 +12,17 @@ from timm_snn.layers import ConvBn, ConvBnLif, RunningFiringRate
 from timm_snn.ops import backend
 
 
-def pytest_configure():
-    """Workers of pytest-xdist share the cores, and so do the processes that their tests start."""
+def pytest_addoption(parser):
+    parser.addoption('--backend', metavar='NAME', help='the one backend that tests/ops/test_conformance.py runs')
+
+
+def pytest_configure(config):
+    """Triton is interpreted where there is no GPU, which it wants to know before it is imported.
+
+    Workers of pytest-xdist share the cores, and so do the processes that their tests start.
+    """
+    if config.getoption('--backend') == 'triton' and not torch.cuda.is_available():
+        os.environ['TRITON_INTERPRET'] = '1'
     workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
     if workers > 1:
         threads = max(1, torch.get_num_threads() // workers)

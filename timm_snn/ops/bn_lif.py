@@ -179,7 +179,7 @@ def fire_pooled(
 
 
 def _shifted(x: Tensor, offset: Tensor | None) -> Tensor:
-    return x if offset is None else x + offset.view(-1, *[1] * (x.ndim - 3))
+    return x if offset is None else (x + offset.view(-1, *[1] * (x.ndim - 3))).to(x.dtype)
 
 
 def _pooled(x: Tensor, pool: bool) -> Tensor:

@@ -10,25 +10,25 @@ import pytest
 import torch
 
 import timm_snn
+from timm_snn.ops import Neuron
 from timm_snn.ops.surrogate import Sigmoid
 
 triton = pytest.importorskip('triton', reason='triton is not installed; it is for Linux only')
 
 from timm_snn.ops.backends import triton as kernels  # noqa: E402
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[4]
+FILES = ['tests/ops/test_conformance.py', 'tests/ops/backends/triton/interpreted.py']
 VERSION = tuple(int(part) for part in triton.__version__.split('.')[:2])
-NEURON = dict(tau=2.0, v_threshold=1.0, v_reset=0.0, decay_input=True)
-TRAINING = dict(surrogate=Sigmoid(), detach_reset=True)
 
 
 @pytest.mark.skipif(VERSION < (3, 8), reason='the interpreter of older versions cannot loop with new numpy')
 def test_in_the_interpreter():
     """The interpreter must be chosen before triton is imported, and excludes compiling in the same process."""
     result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *sorted(HERE.glob('interpreted_*.py'))],
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--backend', 'triton', *FILES],
         env={**os.environ, 'TRITON_INTERPRET': '1'},
-        cwd=HERE.parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -83,7 +83,7 @@ def check(kernels: list, expected: list[str], fused_in_float64: bool = False) ->
 )
 def test_the_neuron_compiles(compiled, dtype, num_steps):
     x = torch.zeros(num_steps, 2, 512, dtype=dtype, requires_grad=True)
-    spikes, _ = kernels.lif(x, None, **NEURON, **TRAINING, needs_v=False)
+    spikes, _ = kernels.lif(x, None, None, Neuron(), False)
     spikes.sum().backward()
     check(compiled, ['_forward_kernel', '_backward_kernel'], dtype == torch.float64)
     for kernel in compiled:  # 16 bytes at a time
@@ -93,10 +93,10 @@ def test_the_neuron_compiles(compiled, dtype, num_steps):
 
 def test_the_neuron_compiles_with_all_options(compiled):
     x, v = torch.zeros(3, 5, requires_grad=True), torch.zeros(5, requires_grad=True)
-    settings = dict(v_threshold=1.0, v_reset=None, decay_input=False, detach_reset=False)
     tau = torch.tensor(2.0, requires_grad=True)
     for surrogate in (timm_snn.ops.ATan(), timm_snn.ops.PiecewiseQuadratic(), timm_snn.ops.Erf()):
-        spikes, v_last = kernels.lif(x, v, tau=tau, surrogate=surrogate, needs_v=True, **settings)
+        neuron = Neuron(None, v_reset=None, decay_input=False, surrogate=surrogate, detach_reset=False)
+        spikes, v_last = kernels.lif(x, v, tau, neuron, True)
         (spikes.sum() + v_last.sum()).backward()
     check(compiled, ['_forward_kernel', '_backward_kernel'] * 3)
     assert 'div.rn.' in compiled[0].asm['ptx']  # Triton 3.5 flushes subnormal numbers as well, div.rn.ftz
@@ -108,8 +108,8 @@ def test_batch_norm_compiles(compiled, channels_last, pool, dtype):
     x = torch.zeros(4, 2, 64, 8, 8, dtype=dtype)
     x = (x.movedim(2, -1).contiguous().movedim(-1, 2) if channels_last else x).requires_grad_()
     weight, bias = torch.ones(64, requires_grad=True), torch.zeros(64, requires_grad=True)
-    kernels.bn_lif(x, weight, bias, eps=1e-5, pool=pool, **NEURON, **TRAINING)[0].sum().backward()
-    kernels.affine_lif(x.detach(), weight.detach(), bias.detach(), pool=pool, **NEURON)
+    kernels.bn_lif(x, weight, bias, None, Neuron(), 1e-5, pool)[0].sum().backward()
+    kernels.affine_lif(x.detach(), weight.detach(), bias.detach(), None, Neuron(), pool)
     last = 'unpool_kernel' if pool else 'grad_x_kernel'
     check(
         compiled,
@@ -119,14 +119,14 @@ def test_batch_norm_compiles(compiled, channels_last, pool, dtype):
 
 def test_batch_norm_of_long_sequences_compiles(compiled):
     x, weight = torch.zeros(20, 2, 4, 8, 8, requires_grad=True), torch.ones(4)
-    kernels.bn_lif(x, weight, weight, eps=1e-5, pool=False, **NEURON, **TRAINING)[0].sum().backward()
+    kernels.bn_lif(x, weight, weight, None, Neuron(), 1e-5)[0].sum().backward()
     check(compiled, ['statistics_kernel', 'combine_kernel', 'fire_kernel', 'gradient_sums_kernel', 'grad_x_kernel'])
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_mssa_compiles(compiled, dtype):
     x = torch.zeros(4, 2, 3, 64, 49, dtype=dtype, requires_grad=True)
-    kernels.mssa([x, x], x, **NEURON, **TRAINING).sum().backward()
+    kernels.mssa([x, x], x, None, Neuron()).sum().backward()
     check(compiled, ['_mssa_kernel', '_forward_kernel', '_mask_backward_kernel', '_backward_kernel'])
 
 
@@ -139,9 +139,11 @@ def test_what_triton_cannot_run_is_refused_with_a_reason():
         assert 'triton   it needs a CUDA device' in timm_snn.backend_report()
 
 
-def test_a_surrogate_of_ones_own_is_for_torch():
+def test_a_surrogate_of_ones_own_is_for_torch(monkeypatch):
+    monkeypatch.setattr(kernels, 'why_not', lambda x=None: None)  # as on a GPU
+
     class Mine(Sigmoid):
         pass
 
     with pytest.raises(timm_snn.BackendUnavailable, match=r"knows the surrogates .* got Mine: use backend='torch'"):
-        kernels.lif(torch.ones(2, 3), None, **NEURON, surrogate=Mine(), detach_reset=True, needs_v=False)
+        timm_snn.lif(torch.ones(2, 3), surrogate=Mine(), backend='triton')

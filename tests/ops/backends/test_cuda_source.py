@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from timm_snn.ops import Neuron
 from timm_snn.ops.backends.cuda_source import (
     OPTIONS,
     SOURCE,
@@ -18,8 +19,6 @@ from timm_snn.ops.backends.cuda_source import (
 )
 from timm_snn.ops.surrogate import SURROGATES
 
-LEARNT = torch.tensor(2.0)
-
 
 def kernels() -> list[str]:
     """Each type with all its neurons in 16 bytes, each number of steps that is a kernel of its own, each formula."""
@@ -27,15 +26,12 @@ def kernels() -> list[str]:
     for dtype, num_steps in product(STORED, (1, 4, 8, 9)):
         steps = torch.empty(num_steps, 64, dtype=dtype)
         width = neurons_per_thread(steps, strides=(64,))
-        neuron = dict(tau=2.0, v_reset=0.0, decay_input=True)
-        names.append(forward_kernel(steps, width, **neuron))
-        names.append(backward_kernel(steps, width, **neuron, surrogate='sigmoid', detach_reset=True))
+        names += [forward_kernel(steps, width, Neuron()), backward_kernel(steps, width, Neuron())]
     steps = torch.empty(4, 4)
-    for tau, v_reset, decay_input in product((2.0, 1.7, LEARNT), (0.0, None), (True, False)):
-        neuron = dict(tau=tau, v_reset=v_reset, decay_input=decay_input)
-        names.append(forward_kernel(steps, 1, **neuron))
-        for surrogate, detach_reset in zip(SURROGATES, (True, False, True, False), strict=True):
-            names.append(backward_kernel(steps, 1, **neuron, surrogate=surrogate, detach_reset=detach_reset))
+    for tau, v_reset, decay_input in product((2.0, 1.7, None), (0.0, None), (True, False)):
+        names.append(forward_kernel(steps, 1, Neuron(tau, 1.0, v_reset, decay_input)))
+        for surrogate, detach_reset in zip(SURROGATES.values(), (True, False, True, False), strict=True):
+            names.append(backward_kernel(steps, 1, Neuron(tau, 1.0, v_reset, decay_input, surrogate(), detach_reset)))
     return list(dict.fromkeys(names))
 
 
@@ -138,12 +134,12 @@ def test_the_width_follows_the_odd_one_out():
 
 def test_only_an_exact_reciprocal_replaces_a_division():
     steps = torch.empty(4, 4)
-    for tau, exact in ((2.0, True), (1.0, True), (3.0, False), (1.7, False), (LEARNT, False)):
-        name = forward_kernel(steps, 1, tau=tau, v_reset=0.0, decay_input=True)
+    for tau, exact in ((2.0, True), (1.0, True), (3.0, False), (1.7, False), (None, False)):
+        name = forward_kernel(steps, 1, Neuron(tau))
         assert name.endswith('true>' if exact else 'false>')
 
 
 def test_eight_steps_are_unrolled_and_more_are_not():
     for num_steps, expected in ((1, 1), (8, 8), (9, 0), (32, 0)):
-        name = forward_kernel(torch.empty(num_steps, 4), 1, tau=2.0, v_reset=0.0, decay_input=True)
+        name = forward_kernel(torch.empty(num_steps, 4), 1, Neuron())
         assert name.startswith(f'lif_forward<float, {expected}, 1,')
