@@ -27,7 +27,7 @@ from timing import Clock, Table
 from timm_snn.data import Events, iter_events, read_events
 
 # The tests' writers of recordings, which no installation has.
-WRITERS = runpy.run_path(str(Path(__file__).parents[1] / 'tests' / 'data' / 'writers.py'))
+WRITERS = runpy.run_path(str(Path(__file__).parents[1] / 'tests' / 'support' / 'writers.py'))
 Reader = Callable[[Path], object]  # gives t, x, y, p by name, or by key
 COLUMNS = ['format', 'variant', 'M events/s', 'spread', 'times spikingjelly', 'peak MB']
 

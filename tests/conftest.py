@@ -7,7 +7,7 @@ import timm
 import torch
 
 import timm_snn
-from tests.hub.server import LoopbackHub
+from tests.support.hub_server import LoopbackHub
 from timm_snn.layers import ConvBn, ConvBnLif, RunningFiringRate
 from timm_snn.ops import backend
 

@@ -12,7 +12,7 @@ import pytest
 import timm
 
 import timm_snn
-from tests.families import FAMILIES, MODELS, SMALLEST
+from tests.support.families import FAMILIES, MODELS, SMALLEST
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()

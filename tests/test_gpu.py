@@ -77,7 +77,9 @@ def test_auto_chooses_triton_and_autocast_changes_nothing(monkeypatch):
 
 
 def agree(ours, theirs, rtol=1e-5):
+    """Tensor by tensor, relative to the largest value."""
     for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * max(1.0, b.abs().max().item()))
 
 

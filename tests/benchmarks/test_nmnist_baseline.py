@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data import writers
+from tests.support import writers
 from timm_snn.data import Events
 
 pytest.importorskip('sklearn')

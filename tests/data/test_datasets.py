@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import timm_snn.data.datasets
-from tests.data import writers
+from tests.support import writers
 from timm_snn.data import CIFAR10DVS, NMNIST, DVS128Gesture, EventFileError, Events, to_frames
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*results on it are not comparable')

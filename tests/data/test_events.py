@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data import writers
+from tests.support import writers
 from timm_snn.data import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 
 REAL = sorted((Path(__file__).parent / 'nmnist').glob('*/*/*.bin'))

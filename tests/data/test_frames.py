@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.data.writers import random_events
+from tests.support.writers import random_events
 from timm_snn.data import Events, to_frames
 
 SENSOR = (5, 7)

@@ -17,7 +17,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from tests.data import writers
+from tests.support import writers
 from timm_snn.data import EventFileError, iter_events, read_events, read_gesture_labels
 
 pytest.importorskip('hypothesis')

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.data import writers
+from tests.support import writers
 from timm_snn.data import NMNIST, EventRows, rows, write_rows
 
 datasets = pytest.importorskip('datasets')

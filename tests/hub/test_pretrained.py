@@ -18,7 +18,7 @@ from torchvision.datasets import FashionMNIST
 
 import timm_snn
 from tests.conftest import lively
-from tests.families import SMALLEST
+from tests.support.families import SMALLEST
 from timm_snn import labels
 from timm_snn.data import CIFAR10DVS, DVS128Gesture
 from timm_snn.models import pretrained, save_for_hf

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import timm_snn
-from tests.families import SMALLEST
+from tests.support.families import SMALLEST
 from tests.support.scripts import load
 
 card = load('hub/card.py')

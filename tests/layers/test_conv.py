@@ -9,7 +9,7 @@ from transformers.models.detr.modeling_detr import replace_batch_norm
 
 import timm_snn
 from tests.conftest import lively
-from tests.families import SMALLEST, shallow
+from tests.support.families import SMALLEST, shallow
 from timm_snn.layers import ConvBnLif, conv
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_snn
 from tests.conftest import lively
-from tests.families import MEMBERS, SMALLEST, shallow
+from tests.support.families import MEMBERS, SMALLEST, shallow
 from timm_snn.models import SpikingTransformer
 
 

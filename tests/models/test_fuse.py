@@ -7,7 +7,7 @@ from torch import nn
 
 import timm_snn
 from tests.conftest import lively
-from tests.families import SMALLEST, shallow
+from tests.support.families import SMALLEST, shallow
 from timm_snn import fuse
 from timm_snn.layers import ConvBnLif
 from timm_snn.ops.backends import inductor

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.reference import GOLDEN, fill, input_of, outputs_of, weights_of
+from tests.support.reference import GOLDEN, fill, input_of, outputs_of, weights_of
 from timm_snn.layers import (
     MultiScaleSpikingAttention,
     QKTokenAttention,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import timm_snn
-from tests.reference import GOLDEN, fill
+from tests.support.reference import GOLDEN, fill
 from timm_snn.layers import (
     LIF,
     DualSpikeSelfAttention,

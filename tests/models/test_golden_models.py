@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import timm_snn
-from tests.reference import GOLDEN, input_of, outputs_of, shapes_of, weights_of
+from tests.support.reference import GOLDEN, input_of, outputs_of, shapes_of, weights_of
 from timm_snn.layers import IntegerNeuron
 
 IMAGES = (2, 3, 32, 32)

@@ -7,7 +7,7 @@ import torch
 
 import timm_snn
 from tests.conftest import lively
-from tests.reference import input_of, outputs_of, weights_of
+from tests.support.reference import input_of, outputs_of, weights_of
 from timm_snn.models.metaspikformer import checkpoint_filter_fn
 
 SMALL = dict(embed_dims=(24, 48, 96, 120), num_classes=10)

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from tests.families import FAMILIES
+from tests.support.families import FAMILIES
 
 ROW = re.compile(r'^ {4}([\w.]+) +\[(.+?)\]', re.MULTILINE)
 

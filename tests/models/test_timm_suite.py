@@ -1,4 +1,4 @@
-"""timm's own model tests, all that apply, on our models (`tests/timm_suite.py`).
+"""timm's own model tests, all that apply, on our models (`tests/support/timm_suite.py`).
 
 They take minutes on most, so that one model has them every time: what they test is in the base that all families share.
 """
@@ -11,8 +11,8 @@ import pytest
 import timm
 
 import timm_snn
-from tests.families import MODELS
-from tests.timm_suite import fetch_sdist
+from tests.support.families import MODELS
+from tests.support.timm_suite import fetch_sdist
 
 ALWAYS = 'msvit_4_96'
 
@@ -25,7 +25,7 @@ def test_timms_own_tests_pass(name):
         fetch_sdist()
     except subprocess.CalledProcessError as error:
         pytest.skip(f"pip cannot fetch timm's source distribution: {error.stderr.splitlines()[-1]}")
-    suite = Path(__file__).parents[1] / 'timm_suite.py'
+    suite = Path(__file__).parents[1] / 'support' / 'timm_suite.py'
     result = subprocess.run([sys.executable, suite, name], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]
     last = result.stdout.splitlines()[-1]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import timm_snn
 from tests.conftest import lively
-from tests.families import SMALLEST, shallow
+from tests.support.families import SMALLEST, shallow
 from timm_snn import BackendUnavailable
 from timm_snn.ops import packed_spikes, sparse_conv, sparse_spikes
 from timm_snn.ops.native import build

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from timm.models import save_for_hf
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.data import writers
+from tests.support import writers
 from tests.support.scripts import ROOT
 from tests.support.training import weights
 from timm_snn.data import CIFAR10DVS

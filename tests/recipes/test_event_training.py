@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from tests.data import writers
+from tests.support import writers
 from tests.support.scripts import run
 from tests.support.training import weights
 from timm_snn.data import NMNIST, EventAugment, EventMixup, write_rows

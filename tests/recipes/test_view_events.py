@@ -9,8 +9,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from tests.conftest import lively
-from tests.data import writers
-from tests.support import scripts
+from tests.support import scripts, writers
 from timm_snn.data import Events
 
 pytest.importorskip('matplotlib')

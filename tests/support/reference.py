@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GOLDEN = Path(__file__).parent / 'golden'
+GOLDEN = Path(__file__).parents[1] / 'golden'
 
 
 def fill(shapes: Mapping[str, list[int]], bn_table: Mapping[str, list[float]]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Run timm's own tests/test_models.py, unmodified, on our models.
 
-    python tests/timm_suite.py msvit_4_96 [MODEL ...] [-- pytest arguments]
+    python tests/support/timm_suite.py msvit_4_96 [MODEL ...] [-- pytest arguments]
 
 The tests come from the source distribution of the installed timm version, which pip fetches once into .cache/. They
 are parametrised on what timm.list_models returns while they are collected; here that is the models named. The exit
@@ -18,7 +18,7 @@ import timm
 
 import timm_snn  # noqa: F401  registers the models
 
-CACHE = Path(__file__).parents[1] / '.cache'
+CACHE = Path(__file__).parents[2] / '.cache'
 
 
 def fetch_sdist() -> Path:
