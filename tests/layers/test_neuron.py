@@ -66,3 +66,13 @@ class TestNeurons:
 
     def test_settings_are_shown(self):
         assert 'tau=2.0, v_threshold=0.5, v_reset=0.0' in repr(LIF(v_threshold=0.5))
+
+
+@pytest.mark.parametrize('layer', [LIF, ParametricLIF])
+def test_a_setting_that_is_assigned_takes_effect_and_is_checked(layer):
+    x, neuron = torch.full((1, 2, 3), 1.5), layer()
+    assert not neuron(x).any()  # half of the current reaches the membrane
+    neuron.v_threshold = 0.5
+    assert neuron(x).all() and neuron.neuron.v_threshold == 0.5
+    with pytest.raises(ValueError, match='v_threshold above the resting potential'):
+        neuron.v_threshold = -1.0
