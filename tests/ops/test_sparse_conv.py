@@ -1,6 +1,7 @@
 """Convolutions that skip zeros against torch's: forward, every gradient, what runs where, and whole models."""
 
 import copy
+import math
 import re
 
 import pytest
@@ -107,6 +108,55 @@ def test_real_values_negative_ones_and_nan_are_summed_as_they_are():
     with sparse_spikes(max_density=1):
         y = sparse_conv.conv2d(x, weight, bias, (1, 1), (0, 0), 1)
     torch.testing.assert_close(y, F.conv2d(x, weight, bias), equal_nan=True)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('trained', [False, True])
+def test_a_weight_that_is_not_finite_meets_zeros_too(value, trained):
+    x = spikes(2, 20, 6, 6)
+    x[:, 3] = 0
+    weight, bias = parameters(16, 20, (3, 3))
+    weight = weight.detach().clone().requires_grad_(trained)
+    weight.data[5, 3, 1, 1] = value
+    with sparse_spikes(max_density=1):
+        for _ in range(2):
+            y = sparse_conv.conv2d(x, weight, bias, (1, 1), (1, 1), 1)
+            torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=1), equal_nan=True)
+
+
+CHANGES = {
+    'averaged': lambda w: w.data.mul_(0.5).add_(0.1),
+    'negated': lambda w: w.data.neg_(),
+    'two_signs': lambda w: w.data.view(-1)[1:18:16].neg_(),
+    'swapped': lambda w: w.data.copy_(w.data.flip(0)),
+    'last_bit': lambda w: w.data.view(torch.int32).view(-1)[-1:].bitwise_xor_(1),
+    'from_numpy': lambda w: w.detach().numpy().__setitem__((0, 0), 7.0),
+    'moved': lambda w: setattr(w, 'data', w.data.clone(memory_format=torch.channels_last) + 1),
+    'set': lambda w: setattr(w, 'data', torch.randn_like(w)),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+@torch.no_grad()
+def test_frozen_weights_that_are_changed_behind_the_version_counter_count_at_once(change):
+    x, (weight, _) = spikes(2, 20, 6, 6), parameters(16, 20, (3, 3))
+    weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
+    with sparse_spikes(max_density=1):
+        sparse_conv.conv2d(x, weight, None, (1, 1), (1, 1), 1)
+        CHANGES[change](weight)
+        after = sparse_conv.conv2d(x, weight, None, (1, 1), (1, 1), 1)
+    torch.testing.assert_close(after, F.conv2d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize('size', [1, 7, 63, 64, 65, 2**14 + 3])
+def test_a_changed_bit_anywhere_changes_the_fingerprint(size):
+    weight = torch.randn(size, 1, 1, 1)
+    seen = {sparse_conv._fingerprint(weight)}
+    for at in {0, size // 2, size - 1}:
+        for bit in (0, 15, 31):
+            weight.view(-1).view(torch.int32)[at] ^= 1 << bit if bit < 31 else -(2**31)
+            seen.add(sparse_conv._fingerprint(weight))
+    assert len(seen) == 1 + 3 * len({0, size // 2, size - 1})
 
 
 @pytest.mark.parametrize('threads', [1, 2])

@@ -32,7 +32,9 @@ _SAMPLE = 61  # every so many numbers are looked at for the density; a prime, so
 # torch's bfloat16 convolutions take many times as long as float32 ones on a CPU without AVX-512.
 _SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'DEFAULT')
 
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # frozen weight -> (made from, what kernels read)
+# frozen weight -> what it was made from, and what kernels read, None if that is not finite. Laying weights out takes
+# as long as a small model's forward pass. A version counter misses changes through `.data`, so their bits are compared.
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @contextmanager
@@ -105,13 +107,13 @@ def _run_forward(
 ) -> Tensor:
     """Weights of another dtype are rounded to that of x, as under autocast."""
     x = x.contiguous(memory_format=torch.channels_last)
-    if not _is_sparse(x, weight, 'forward', max_density):
+    rows = _packed_weight(weight, x) if _is_sparse(x, weight, 'forward', max_density) else None
+    if rows is None:
         dtype = _dense_dtype(x)
         bias = None if bias is None else bias.to(x.dtype).to(dtype)
         y = F.conv2d(x.to(dtype), weight.to(x.dtype).to(dtype), bias, padding=(pad_h, pad_w))
         return y.to(x.dtype, memory_format=torch.channels_last)
     y = _empty_output(x, weight, pad_h, pad_w)
-    rows = _packed_weight(weight, x)
     offset = rows.new_zeros(rows.shape[0] * rows.shape[-1])
     if bias is not None:
         offset[: len(bias)] = bias.to(x.dtype)
@@ -202,13 +204,17 @@ def _dense_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if _SLOW_BFLOAT16 and x.dtype == torch.bfloat16 else x.dtype
 
 
-def _call(name: str, x: Tensor, weight: Tensor, padding: tuple[int, int], *tensors: Tensor) -> None:
-    """Run a function of sparse_conv.cpp on these tensors, for x and a weight of these shapes and strides."""
+def _call(name: str, x: Tensor, weight: Tensor, padding: tuple[int, int], *tensors: Tensor) -> Any:
+    """What a function of sparse_conv.cpp returns for these tensors, and x and a weight of these shapes and strides."""
     n, c, h, w = x.shape
     o, _, *kernel = weight.shape
     shape = (ctypes.c_int64 * 13)(n, h, w, c, o, *kernel, *padding, *weight.stride())
-    function = getattr(load_cpp(_SOURCE, '-ffp-contract=fast'), f'{name}_{_NAMES[x.dtype]}_{_block(o)}')
-    function(shape, *(ctypes.c_void_p(t.data_ptr()) for t in tensors), torch.get_num_threads())
+    function = getattr(_library(), f'{name}_{_NAMES[x.dtype]}_{_block(o)}')
+    return function(shape, *(ctypes.c_void_p(t.data_ptr()) for t in tensors), torch.get_num_threads())
+
+
+def _library() -> ctypes.CDLL:
+    return load_cpp(_SOURCE, '-ffp-contract=fast')
 
 
 def _empty_output(x: Tensor, weight: Tensor, pad_h: int, pad_w: int) -> Tensor:
@@ -226,18 +232,30 @@ def _block(out_chs: int) -> int:
     return 32 if 0 < out_chs % 64 <= 32 else 64
 
 
-def _packed_weight(weight: Tensor, x: Tensor) -> Tensor:
-    """[O, C, KH, KW] -> [blocks, KH, KW, C, block], rounded to the dtype of x; frozen ones are kept."""
-    parameter: Tensor | None = weight._base if weight._is_view() else weight  # tokens' weights come as a view
-    if weight.requires_grad or weight.is_inference():  # changes with every update, perhaps without a new version
-        parameter = None
-    made_from = None if parameter is None else (weight._version, x.dtype, weight.data_ptr(), weight.shape)
-    if parameter is not None and parameter in _packed and _packed[parameter][0] == made_from:
+def _packed_weight(weight: Tensor, x: Tensor) -> Tensor | None:
+    """[O, C, KH, KW] -> [blocks, KH, KW, C, block], rounded to the dtype of x; frozen ones are kept.
+
+    None if the weight is not finite: to skip a zero is to say that its product is zero, which is NaN then.
+    """
+    made_from = None if weight.requires_grad else _fingerprint(weight)  # one that is trained changes with every update
+    parameter = weight._base if weight._is_view() else weight  # tokens' weights come as a view
+    key = (made_from, x.dtype, weight.shape, weight.stride())
+    if made_from is not None and parameter in _packed and _packed[parameter][0] == key:
         return _packed[parameter][1]
     o, c, *kernel = weight.shape
     rows = torch.empty(ceil_div(o, _block(o)), *kernel, c, _block(o), dtype=_sum_dtype(x.dtype))
     weight = weight.detach().to(x.dtype)
-    _call('pack', x, weight, (0, 0), weight, rows)
-    if parameter is not None:
-        _packed[parameter] = made_from, rows
-    return rows
+    finite_rows = rows if _call('pack', x, weight, (0, 0), weight, rows) else None
+    if made_from is not None:
+        _packed[parameter] = key, finite_rows
+    return finite_rows
+
+
+def _fingerprint(weight: Tensor) -> int | None:
+    """A hash of its bits, in the order of memory; None if others lie between them."""
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+        return None
+    result = ctypes.c_uint64()
+    size = ctypes.c_int64(weight.numel() * weight.element_size())
+    _library().fingerprint(ctypes.c_void_p(weight.data_ptr()), size, ctypes.byref(result), torch.get_num_threads())
+    return result.value

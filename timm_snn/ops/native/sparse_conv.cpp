@@ -11,6 +11,7 @@
 // nonzeros.hpp finds what is not zero, sparse_tiles.hpp lists it for a tile, and the passes are here.
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "sparse_tiles.hpp"
@@ -151,24 +152,61 @@ void weight_gradient(const Shape& s, const void* x, const void* gy, void* gweigh
     }
 }
 
-// The weight as the forward pass reads it
+// The weight as the forward pass reads it. Returns whether all of it is finite.
 template <typename X, typename A, int B>
-void pack(const Shape& s, const void* weight, void* packed, int threads) {
+bool pack(const Shape& s, const void* weight, void* packed, int threads) {
     constexpr int64_t COLUMNS = 16;  // transposed at a time: as many as a line of the cache holds
     int64_t blocks = (s.O + B - 1) / B, taps = s.KH * s.KW;
-#pragma omp parallel for num_threads(threads)
+    bool finite = true;
+#pragma omp parallel for num_threads(threads) reduction(&& : finite)
     for (int64_t i = 0; i < blocks * taps; i++) {
         int64_t o = i / taps * B, tap = i % taps;
         const X* from = (const X*)weight + o * s.strides[0] + tap / s.KW * s.strides[2] + tap % s.KW * s.strides[3];
         A* to = (A*)packed + i * s.C * B;
+        A zeros = 0;  // infinity and NaN times 0 are NaN
         for (int64_t c0 = 0; c0 < s.C; c0 += COLUMNS)
             for (int64_t j = 0; j < B; j++)
-                for (int64_t c = c0; c < std::min(c0 + COLUMNS, s.C); c++)
-                    to[c * B + j] = o + j < s.O ? value(from[j * s.strides[0] + c * s.strides[1]]) : A(0);
+                for (int64_t c = c0; c < std::min(c0 + COLUMNS, s.C); c++) {
+                    A number = o + j < s.O ? value(from[j * s.strides[0] + c * s.strides[1]]) : A(0);
+                    to[c * B + j] = number, zeros += number * 0;
+                }
+        finite = finite && zeros == 0;
     }
+    return finite;
+}
+
+// One to one in both, so that a change of one word always shows
+uint64_t mixed(uint64_t hash, uint64_t word) {
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15;
+    return hash ^ hash >> 32;
+}
+
+// 64 bits that tell this memory from any other, with one chance in 2^64 to be wrong
+uint64_t fingerprint(const char* memory, int64_t size, int threads) {
+    constexpr int64_t PIECE = 1 << 16, LANES = 8;  // lanes, since a word waits for the hash of the one before
+    std::vector<uint64_t> hashes((size + PIECE - 1) / PIECE);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < int64_t(hashes.size()); i++) {
+        const char *from = memory + i * PIECE, *end = std::min(from + PIECE, memory + size);
+        uint64_t lanes[LANES] = {};
+        for (; end - from >= int64_t(sizeof lanes); from += sizeof lanes) {
+            uint64_t words[LANES];
+            std::memcpy(words, from, sizeof words);
+            for (int lane = 0; lane < LANES; lane++) lanes[lane] = mixed(lanes[lane], words[lane]);
+        }
+        for (; from < end; from++) lanes[0] = mixed(lanes[0], (unsigned char)*from);
+        for (uint64_t lane : lanes) hashes[i] = mixed(hashes[i], lane);
+    }
+    uint64_t all = size;
+    for (uint64_t hash : hashes) all = mixed(all, hash);
+    return all;
 }
 
 }  // namespace
+
+extern "C" void fingerprint(const void* memory, int64_t size, uint64_t* to, int threads) {
+    *to = fingerprint((const char*)memory, size, threads);
+}
 
 #define EXPORT(NAME, X, A, B)                                                                                       \
     extern "C" void forward_##NAME##_##B(const Shape* s, const void* x, const void* packed, const void* bias,       \
@@ -179,8 +217,8 @@ void pack(const Shape& s, const void* weight, void* packed, int threads) {
                                                  int threads) {                                                     \
         weight_gradient<X, A, B>(*s, x, gy, gweight, threads);                                                      \
     }                                                                                                               \
-    extern "C" void pack_##NAME##_##B(const Shape* s, const void* weight, void* packed, int threads) {              \
-        pack<X, A, B>(*s, weight, packed, threads);                                                                 \
+    extern "C" int pack_##NAME##_##B(const Shape* s, const void* weight, void* packed, int threads) {               \
+        return pack<X, A, B>(*s, weight, packed, threads);                                                          \
     }
 #define EXPORT_BOTH(NAME, X, A) EXPORT(NAME, X, A, 32) EXPORT(NAME, X, A, 64)
 
