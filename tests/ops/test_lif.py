@@ -252,3 +252,22 @@ def test_alpha_may_change_under_compile(dynamic):
 def test_bad_input_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         lif_stream(**{'x': torch.ones(2, 3), **kwargs})
+
+
+@pytest.mark.parametrize('v_reset', RESETS)
+def test_a_neuron_whose_current_is_nan_says_nan_from_then_on(v_reset):
+    x = currents(5, 2)
+    x[2, 0] = math.nan
+    spikes, v = lif_stream(x, v_reset=v_reset)
+    expected, v_expected = lif_stream(x[:, 1:], v_reset=v_reset)
+    assert spikes[:2].isfinite().all() and spikes[2:, 0].isnan().all() and v[0].isnan()
+    assert torch.equal(spikes[:, 1:], expected) and torch.equal(v[1:], v_expected)
+
+
+def test_a_neuron_fires_at_an_infinite_current_and_starts_again():
+    x = torch.tensor([[math.inf], [3.0], [0.5]]).requires_grad_()
+    spikes, v = lif_stream(x, v_reset=-0.2, detach_reset=False)
+    expected, v_expected = lif_stream(x[1:], v_reset=-0.2)
+    assert spikes[0] == 1 and torch.equal(spikes[1:], expected) and torch.equal(v, v_expected)
+    (grad,) = torch.autograd.grad(v.sum() + spikes.sum(), x)
+    assert grad.isfinite().all()

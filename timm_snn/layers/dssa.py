@@ -94,11 +94,11 @@ class RunningFiringRate(nn.Module):
     def forward(self, spikes: Tensor, length: int) -> Tensor:
         running = self.running
         batch = spikes.detach().mean([0, 1, 3, 4], dtype=running.dtype)
-        rate = torch.where(running > 0, running, batch)
+        rate = torch.where(running == 0, batch, running)
         if self.training and not torch.jit.is_scripting() and not _in_backward():
             rate = rate.lerp(batch, self.momentum)
             running.copy_(rate)
-        scale = torch.where(rate > 0, (rate * length).rsqrt(), 0)
+        scale = torch.where(rate == 0, 0, (rate * length).rsqrt())  # NaN stays
         return scale.to(spikes.dtype).view(-1, 1, 1)
 
     def extra_repr(self) -> str:

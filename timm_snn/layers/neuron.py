@@ -176,7 +176,8 @@ def _scripted_lif(x: Tensor, tau: float, v_threshold: float, v_reset: float | No
     for x_t in current.unbind(0):
         leak = v - v_rest
         h = v + (x_t - leak) / tau if decay_input else v - leak / tau + x_t
-        s = (h >= v_threshold).to(h.dtype)
-        v = h - s * v_threshold if v_reset is None else (1 - s) * h + s * v_rest
+        fires = h >= v_threshold
+        s = torch.where(h.isnan(), h, fires.to(h.dtype))
+        v = h - s * v_threshold if v_reset is None else h.masked_fill(fires, v_rest)
         spikes.append(s)
     return torch.stack(spikes).to(x.dtype)

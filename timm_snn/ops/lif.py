@@ -26,9 +26,13 @@ def lif(
 
         h = v + (x - (v - r)) / tau        with decay_input
         h = v - (v - r) / tau + x          without
-        s = 1 if h >= v_threshold else 0
-        v = r where s = 1, else h          hard reset
-        v = h - s * v_threshold            soft reset (v_reset=None)
+        s = 1 where h >= v_threshold, 0 where h < v_threshold, NaN where h is NaN
+        v = r where h >= v_threshold, else h        hard reset
+        v = h - s * v_threshold                     soft reset (v_reset=None)
+
+    A comparison with NaN is false, so that a neuron which only compared would answer what is no number with silence,
+    and a network with a class. Here NaN stays in the membrane and goes out as the spike, from that step on. An infinite
+    current is a current: the neuron fires and is reset. An infinite membrane has no gradient through its reset.
 
     Args:
         x: Input current.
@@ -41,8 +45,8 @@ def lif(
         detach_reset: Whether the reset is a constant in the backward pass.
         backend: By name; None leaves the choice to the switches in `timm_snn.ops.backend`.
 
-    Shape: x [T, B, ...] -> spikes [T, B, ...] in {0, 1}, in the dtype of x. The membrane is float32 for float16 and
-    bfloat16 input and has the dtype of x otherwise.
+    Shape: x [T, B, ...] -> spikes [T, B, ...] in {0, 1, NaN}, in the dtype of x. The membrane is float32 for float16
+    and bfloat16 input and has the dtype of x otherwise.
     Source: MSViT, arXiv 2505.14719, Eq. 13-16; semantics of SpikingJelly's LIFNode.
     Raises: ValueError for arguments out of range; BackendUnavailable if a named backend cannot run.
     """

@@ -129,7 +129,8 @@ class _Spike(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, surrogate: Surrogate) -> Tensor:
-        return (x >= 0).to(x.dtype)  # ties fire
+        spikes = (x >= 0).to(x.dtype)  # ties fire
+        return torch.where(x.isnan(), x, spikes)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -143,7 +144,7 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
-    """1 where x >= 0, else 0, in the dtype of x; the gradient is `surrogate.derivative(x)`."""
+    """1 where x >= 0, 0 where x < 0, NaN where x is, in the dtype of x; the gradient is `surrogate.derivative(x)`."""
     return _Spike.apply(x, as_constant(surrogate))
 
 

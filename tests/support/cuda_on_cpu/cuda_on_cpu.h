@@ -11,6 +11,8 @@
 static struct { unsigned x; } threadIdx, blockIdx, blockDim;
 
 using std::exp;
+using std::isinf;
+
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 

@@ -97,12 +97,12 @@ def fire(
 
 
 def spikes_of(h: Tensor, dtype: torch.dtype, neuron: Neuron) -> Tensor:
-    """1 where a charged membrane meets the threshold; a choice of constants, which is 3 times a cast to bfloat16."""
-    return torch.where(
-        h >= neuron.v_threshold,
-        torch.ones((), dtype=dtype, device=h.device),
-        torch.zeros((), dtype=dtype, device=h.device),
-    )
+    """1 where a charged membrane meets the threshold, NaN where it is NaN, else 0.
+
+    A choice of constants is 3 times as fast as a cast to bfloat16.
+    """
+    one, zero, nan = (torch.full((), value, dtype=dtype, device=h.device) for value in (1.0, 0.0, torch.nan))
+    return torch.where(h >= neuron.v_threshold, one, torch.where(h.isnan(), nan, zero))
 
 
 def fire_backward(
@@ -156,7 +156,7 @@ def unroll_backward(
         else:
             through_reset = torch.where(h >= neuron.v_threshold, 0.0, c)
             if not neuron.detach_reset:
-                through_reset = through_reset + c * ((v_rest - h) * derivative)
+                through_reset = through_reset + c * (torch.where(h.isinf(), 0.0, v_rest - h) * derivative)
         grad_h = grad * derivative + through_reset
         grad_currents.append(grad_h * rate if neuron.decay_input else grad_h)
         c = grad_h * (1 - rate)

@@ -75,11 +75,13 @@ template <typename Real, bool SOFT, bool DECAY, bool POWER_OF_TWO> struct Neuron
 
     __device__ bool fires(Real h) const { return h >= threshold; }
 
+    __device__ Real spike(Real h) const { return h != h ? h : Real(fires(h) ? 1 : 0); }  // NaN goes on
+
     __device__ Real reset(Real h) const { return !fires(h) ? h : SOFT ? h - threshold : rest; }
 
     // Gradient of h, from those of the spike and of the membrane after the reset, and the surrogate's slope at h.
     template <bool DETACH> __device__ Real backward(Real h, Real slope, Real grad_spike, Real carry) const {
-        if (!DETACH) grad_spike += carry * (SOFT ? -threshold : rest - h);
+        if (!DETACH) grad_spike += carry * (SOFT ? -threshold : isinf(h) ? Real(0) : rest - h);
         return grad_spike * slope + (SOFT || !fires(h) ? carry : Real(0));
     }
 
@@ -131,7 +133,7 @@ __global__ void lif_forward(
 #pragma unroll
             for (int k = 0; k < WIDTH; ++k) {
                 const Real h = lif.charge(membrane.at[k], widen(current[i].at[k]));
-                narrow(fired.at[k], Real(lif.fires(h) ? 1 : 0));
+                narrow(fired.at[k], lif.spike(h));
                 membrane.at[k] = lif.reset(h);
             }
             store(spikes + (start + i) * num_neurons + neuron, fired);

@@ -33,9 +33,21 @@ def lif(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v
         h = v + (x_t - leak) / divisor if neuron.decay_input else v - leak / divisor + x_t
         s = spike(h - v_threshold, neuron.surrogate)
         reset = s.detach() if neuron.detach_reset else s
-        v = h - reset * v_threshold if neuron.v_reset is None else (1 - reset) * h + reset * v_rest
+        v = h - reset * v_threshold if neuron.v_reset is None else _hard_reset(h, reset, neuron)
         spikes.append(s)
     return torch.stack(spikes).to(x.dtype), v
+
+
+def _hard_reset(h: Tensor, reset: Tensor, neuron: Neuron) -> Tensor:
+    """v_rest where h fires, else h; by a choice, since a product of 0 and an infinite h is NaN.
+
+    With a gradient through the reset that of s is v_rest - h, or 0 where h is infinite.
+    """
+    v = torch.where(h >= neuron.v_threshold, neuron.v_rest, h)  # not masked_fill, which loses the layout
+    if neuron.detach_reset:
+        return v
+    by_spike = torch.where(h.isinf(), 0.0, neuron.v_rest - h)
+    return v + (reset - reset.detach()) * by_spike
 
 
 def scale_and_shift(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:

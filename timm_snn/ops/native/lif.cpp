@@ -32,7 +32,8 @@ void fire(const Call& call, const X* x, const A* v, const A* scale, const A* shi
                 P fires;
                 for (int i = 0; i < P::SIZE; i++) {
                     auto charged = neurons.h[t].at[i];
-                    fires.at[i] = charged >= neurons.v_threshold ? P::of(1).at[i] : P::of(0).at[i];
+                    auto silent = charged == charged ? P::of(0).at[i] : charged;  // NaN goes on
+                    fires.at[i] = charged >= neurons.v_threshold ? P::of(1).at[i] : silent;
                 }
                 fires.save(spikes + t * partition.size + s.m, s.n);
             }

@@ -104,6 +104,11 @@ struct Neurons {
         return alpha * A(M_2_SQRTPI / 2) * exp2(-binary_alpha * alpha * x * x);
     }
 
+    // The derivative of the membrane after a hard reset by the spike; 0 if the membrane before is infinite
+    INLINE vec by_spike(vec charged) const {
+        return minus_abs(charged) == vec{} - A(INFINITY) ? vec{} : v_rest - charged;
+    }
+
     // All steps back, after `run`: use(t, gradient of the current) from the last to the first. grad_v is the gradient
     // of the membrane after the last step and becomes that before the first. Returns the span's share of the gradient
     // of tau, if that is learned.
@@ -117,7 +122,7 @@ struct Neurons {
             for (int i = 0; i < P::SIZE; i++) {
                 vec charged = h[t].at[i], above = charged - v_threshold, d = derivative(above);
                 vec g = grad.at[i], back = grad_v.at[i];
-                if (!detach_reset) g += hard_reset ? back * (v_rest - charged) : -back * v_threshold;
+                if (!detach_reset) g += hard_reset ? back * by_spike(charged) : -back * v_threshold;
                 if (hard_reset) back = above >= 0 ? vec{} : back;
                 g = multiply_add(g, d, back);
                 vec decayed = g * inverse;

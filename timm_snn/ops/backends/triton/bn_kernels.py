@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .device import charge_and_reset, load_tau, reset
+from .device import charge_and_reset, load_tau, reset, spike
 from .layout import pixel_to_memory, to_memory, to_position, window_corner
 
 __all__ = ['combine_kernel', 'fire_kernel', 'load_channels', 'statistics_kernel']
@@ -87,7 +87,8 @@ def combine_kernel(
     mean = tl.sum(means * fraction, 0)[None, :]
     distance = tl.where(inside, means - mean, 0.0)
     var = tl.sum(squares, 0)[None, :] / (num_positions * num_steps)
-    var = tl.maximum(var + tl.sum(distance * distance * fraction, 0)[None, :], 0.0)
+    var += tl.sum(distance * distance * fraction, 0)[None, :]
+    var = tl.where(var < 0, 0.0, var)  # NaN stays, which a maximum loses
     tl.store(mean_ptr + c, mean, mask=c < num_channels)
     tl.store(var_ptr + c, var, mask=c < num_channels)
     tl.store(rstd_ptr + c, 1 / tl.sqrt(var + tl.full([], eps, MEMBRANE)), mask=c < num_channels)
@@ -152,7 +153,7 @@ def fire_kernel(
                     pixel = pixel_to_memory(b, c, h, w, num_channels, height, width, CHANNELS_LAST)
                     x = tl.load(step_ptr + pixel, mask=exists, other=0.0).to(MEMBRANE)
                     candidate = (x - mean) * rstd * weight + bias
-                    larger = exists & (candidate > y)
+                    larger = exists & ((candidate > y) | (candidate != candidate))  # NaN is the largest, as in torch
                     y = tl.where(larger, candidate, y)
                     place = tl.where(larger, k, place)
                 places += (place,)
@@ -164,7 +165,7 @@ def fire_kernel(
         for i in tl.static_range(UNROLL):
             here = inside & (start + i < num_steps)
             fires = reset(hs[i], v_threshold, v_rest, HARD_RESET)[0]
-            spikes = fires.to(tl.float32).to(spikes_ptr.dtype.element_ty)
+            spikes = spike(hs[i], fires).to(spikes_ptr.dtype.element_ty)
             tl.store(spikes_ptr + (start + i) * num_neurons + m, spikes, mask=here)
             if argmax_ptr is not None:
                 tl.store(argmax_ptr + (start + i) * num_neurons + m, places[i].to(tl.uint8), mask=here)

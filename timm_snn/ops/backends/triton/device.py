@@ -29,6 +29,7 @@ __all__ = [
     'load_tau',
     'neuron_settings',
     'reset',
+    'spike',
     'spike_backward',
     'step_settings',
     'tau_gradient',
@@ -142,6 +143,12 @@ def reset(h, v_threshold, v_rest, HARD_RESET: tl.constexpr):
 
 
 @triton.jit
+def spike(h, fires):
+    """What goes out, in the membrane's type: 1 or 0, or NaN if h is."""
+    return tl.where(h == h, fires.to(tl.float32).to(h.dtype), h)  # not at once: the interpreter cannot
+
+
+@triton.jit
 def surrogate_derivative(x, alpha, SURROGATE: tl.constexpr):
     """`Surrogate.derivative` of each shape in surrogate.py."""
     if SURROGATE == 'sigmoid':
@@ -151,7 +158,8 @@ def surrogate_derivative(x, alpha, SURROGATE: tl.constexpr):
         z = 1.5707963267948966 * alpha * x
         derivative = 0.5 * alpha / (1 + z * z)
     elif SURROGATE == 'piecewise_quadratic':
-        derivative = tl.maximum(alpha - alpha * alpha * tl.abs(x), 0.0)
+        y = alpha - alpha * alpha * tl.abs(x)
+        derivative = tl.where(y < 0, 0.0, y)  # NaN stays, which a maximum loses
     else:
         tl.static_assert(SURROGATE == 'erf')
         z = alpha * x
@@ -198,7 +206,7 @@ def spike_backward(
     x = h - v_threshold
     if not DETACH_RESET:
         if HARD_RESET:
-            grad_spike += grad_v * (v_rest - h)
+            grad_spike += grad_v * tl.where(tl.abs(h) == float('inf'), 0.0, v_rest - h)
         else:
             grad_spike -= grad_v * v_threshold
     if HARD_RESET:

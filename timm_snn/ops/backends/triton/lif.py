@@ -23,6 +23,7 @@ from .device import (
     load_tau,
     neuron_settings,
     reset,
+    spike,
     step_settings,
     tau_gradient,
     why_no_kernel,
@@ -137,7 +138,7 @@ def _forward_kernel(
             h = charge(xs[i], v, tau, v_rest, DECAY_INPUT, EXACT_INVERSE)
             fires, v_next = reset(h, v_threshold, v_rest, HARD_RESET)
             v = tl.where(start + i < num_steps, v_next, v)
-            spikes = fires.to(tl.float32).to(spikes_ptr.dtype.element_ty)  # not at once: the interpreter cannot
+            spikes = spike(h, fires).to(spikes_ptr.dtype.element_ty)
             tl.store(spikes_ptr + (start + i) * num_neurons + m, spikes, mask=inside & (start + i < num_steps))
     if v_last_ptr is not None:
         tl.store(v_last_ptr + m, v, mask=inside)

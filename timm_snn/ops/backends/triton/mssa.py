@@ -16,7 +16,7 @@ from torch import Tensor
 from ...layout import as_steps, ceil_div, empty_steps, step_strides
 from ...neuron import Neuron, membrane_dtype
 from ..operator import Operator, empty_membrane, like_tau
-from .device import charge, launch, load_tau, neuron_settings, reset, triton_membrane
+from .device import charge, launch, load_tau, neuron_settings, reset, spike, triton_membrane
 from .lif import backward, forward
 
 __all__ = ['mssa']
@@ -207,11 +207,12 @@ def _mssa_kernel(
             tl.store(current_ptr + row + n, current, mask=n < N)
         h = charge(current, v, tau, v_rest, DECAY_INPUT, EXACT_INVERSE)
         fires, v = reset(h, v_threshold, v_rest, HARD_RESET)
+        mask = spike(h, fires)
         for first in range(0, D, BLOCK_D):
             inside = (first + d < D) & (n < N)
             offset = first * stride_d + tile
             k = tl.load(k_ptr + t * k_stride + offset, mask=inside, other=0.0).to(MEMBRANE)
-            out = tl.where(fires, k, 0.0).to(out_ptr.dtype.element_ty)
+            out = (mask * k).to(out_ptr.dtype.element_ty)
             tl.store(out_ptr + t * out_stride + offset, out, mask=inside)
 
 
