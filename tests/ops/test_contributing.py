@@ -30,7 +30,12 @@ def lif(x, v, tau, neuron, needs_v):
         h = v + (i - leak) / tau if neuron.decay_input else v - leak / tau + i
         s = spike(h - neuron.v_threshold, neuron.surrogate)
         r = s.detach() if neuron.detach_reset else s
-        v = h - r * neuron.v_threshold if neuron.v_reset is None else (1 - r) * h + r * neuron.v_rest
+        if neuron.v_reset is None:
+            v = h - r * neuron.v_threshold
+        else:
+            v = torch.where(h >= neuron.v_threshold, neuron.v_rest, h)
+        if neuron.v_reset is not None and r.requires_grad:
+            v = v + torch.where(h.isinf(), 0.0, neuron.v_rest - h) * (r - r.detach())
         spikes.append(s)
     return torch.stack(spikes).to(x.dtype), v
 '''
@@ -70,8 +75,9 @@ def test_a_right_backend_passes(tmp_path):
         ('h - r * neuron.v_threshold if', 'h - r if'),
         ('v - leak / tau + i', 'v - leak / tau + i / tau'),
         ('s.detach() if neuron.detach_reset else s', 's.detach()'),
+        ('spikes.append(s)', 'spikes.append(s.nan_to_num(0))'),
     ],
-    ids=['a reset by 1', 'a current that decays', 'a reset without a gradient'],
+    ids=['a reset by 1', 'a current that decays', 'a reset without a gradient', 'silence for NaN'],
 )
 def test_a_wrong_backend_fails(tmp_path, right, wrong):
     assert BACKEND.count(right) == 1
