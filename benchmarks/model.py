@@ -42,7 +42,7 @@ import timm_snn
 from timm_snn.layers import neurons
 from timm_snn.ops import backend as backends
 from timm_snn.ops import sparse_spikes
-from timm_snn.ops.native.build import why_no_compiler
+from timm_snn.ops.native.build import why_not_here
 
 Run = Callable[[], object]
 COLUMNS = ['variant', 'pass', 'dtype', 'ms', 'spread', 'speedup', 'saved MB', 'peak MB', 'convolutions ms']
@@ -175,7 +175,7 @@ def contenders(args: argparse.Namespace, kind: str, images: Tensor) -> dict[str,
         models[names[name]] = WithBackend(fast, name)
         if args.device == 'cpu':
             sparse = names[name] + SPARSE
-            if why_not := why_no_compiler():
+            if why_not := why_not_here():
                 print(f'without {sparse}: {why_not}')
             else:
                 models[sparse] = WithBackend(fast, name, sparse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import run_script
-from timm_snn.ops.native.build import why_no_compiler
+from timm_snn.ops.native.build import why_not_here
 
 pytest.importorskip('rich')
 pytest.importorskip('matplotlib')
@@ -69,7 +69,7 @@ def test_models_are_timed_and_saved(run, tmp_path):
     assert result.returncode == 0, result.stderr
     table = rows(tmp_path / 'model-msvit_4_96.csv')
     timed = [(row['variant'], row['pass']) for row in table]
-    if why_no_compiler() is not None:
+    if why_not_here() is not None:
         assert 'without timm_snn torch, sparse' in result.stdout
         pytest.skip('no compiler')
     assert timed == [

@@ -11,7 +11,7 @@ from timm_snn.ops.backends import inductor
 from timm_snn.ops.native import build
 
 T, C = 4, 6
-BACKENDS = ['torch', 'compile', *(['cpp'] if build.why_no_compiler() is None else [])]
+BACKENDS = ['torch', 'compile', *(['cpp'] if build.why_not_here() is None else [])]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from timm_snn.ops import packed_spikes, sparse_conv, sparse_spikes
 from timm_snn.ops.native import build
 from timm_snn.ops.switches import Switches, switches
 
-pytestmark = pytest.mark.skipif(build.why_no_compiler() is not None, reason=str(build.why_no_compiler()))
+pytestmark = pytest.mark.skipif(build.why_not_here() is not None, reason=str(build.why_not_here()))
 
 # N, C, H, W, O, kernel, padding: odd sizes; one and several blocks, chunks and tiles; maps smaller than the kernel
 SHAPES = [
@@ -240,7 +240,7 @@ def test_what_torch_refuses_is_refused(size, dtype, ran):
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch):
-    monkeypatch.setattr(sparse_conv, 'why_no_compiler', lambda: 'no compiler')
+    monkeypatch.setattr(sparse_conv, 'why_not_built', lambda *_: 'no compiler')
     with pytest.raises(BackendUnavailable, match='sparse_spikes cannot run here: no compiler'):
         sparse_spikes().__enter__()
 

@@ -12,10 +12,10 @@ from torch._dynamo.testing import CompileCounter
 import timm_snn
 from tests.conftest import lively
 from timm_snn.ops import backend, packed, sparse_conv, sparse_spikes
-from timm_snn.ops.native.build import why_no_compiler
+from timm_snn.ops.native.build import why_not_here
 from timm_snn.ops.switches import Switches, kept, switched, switches
 
-needs_cpp = pytest.mark.skipif(why_no_compiler() is not None, reason=str(why_no_compiler()))
+needs_cpp = pytest.mark.skipif(why_not_here() is not None, reason=str(why_not_here()))
 
 
 def test_eight_threads_do_not_change_each_others_switches():

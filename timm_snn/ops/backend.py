@@ -23,7 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .native.build import why_no_compiler
+from ..files import printable
+from .native.build import why_not_here
 from .surrogate import SURROGATES, Surrogate, is_known
 from .switches import kept, switched, switches
 
@@ -141,8 +142,9 @@ def keep_switches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 def backend_report() -> str:
     """A table for bug reports: every backend, and `sparse_spikes`: whether it can run here and, if not, why not."""
     lines = [f'torch {torch.__version__}, CUDA {"available" if torch.cuda.is_available() else "not available"}']
-    lines += [f'{name:<8} {backend.why_not() or "available"}' for name, backend in _BACKENDS.items()]
-    lines.append(f'sparse_spikes, for convolutions: {why_no_compiler() or "available"}')
+    reasons = {f'{name:<8}': backend.why_not() for name, backend in _BACKENDS.items()}
+    reasons['sparse_spikes, for convolutions:'] = why_not_here()
+    lines += [f'{name} {"available" if reason is None else printable(reason, 400)}' for name, reason in reasons.items()]
     name, asked_by = _asked_for(None)
     known = '' if name in ('auto', *_BACKENDS) else ', which does not exist'
     return '\n'.join([*lines, f'in use: {name} (by {asked_by}){known}'])

@@ -19,12 +19,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .backend import BackendUnavailable
 from .backends.operator import Operator
 from .layout import ceil_div
-from .native.build import load_cpp, why_no_compiler
+from .native.build import load_cpp, why_not_built
 from .switches import switched, switches
 
 __all__ = ['conv2d', 'sparse_spikes']
 
 _SOURCE = Path(__file__).with_name('native') / 'sparse_conv.cpp'
+_OPTIONS = ('-ffp-contract=fast',)
 _NAMES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16', torch.float64: 'float64'}
 # Densities up to which skipping zeros was faster than torch, on two cores with AVX2: kernels of one tap, of several.
 _BREAK_EVEN = {'forward': (0.35, 0.5), 'weight_gradient': (0.25, 0.9)}
@@ -52,14 +53,14 @@ def sparse_spikes(max_density: float | None = None) -> Iterator[None]:
     which it was measured to be faster, 0.25 to 0.9 by kernel size and pass.
 
     Takes float32, bfloat16 and float64, summed in float32 or float64, and leaves maps channels_last. The C++ is built
-    when it is first used, for some seconds, and kept in the user's cache.
+    at the first block, for some seconds, and kept in the user's cache.
 
-    Raises: ValueError unless 0 <= max_density <= 1; BackendUnavailable without a compiler, or for input in float16 or
-    on another device.
+    Raises: ValueError unless 0 <= max_density <= 1; BackendUnavailable where it cannot be built and kept, or for input
+    in float16 or on another device.
     """
     if max_density is not None and not 0 <= max_density <= 1:
         raise ValueError(f'sparse_spikes needs 0 <= max_density <= 1, got {max_density}')
-    if reason := why_no_compiler():
+    if reason := why_not_built(_SOURCE, *_OPTIONS):
         raise BackendUnavailable(f'sparse_spikes cannot run here: {reason}')
     with switched(skips_zeros=True, max_density=max_density):
         yield
@@ -214,7 +215,7 @@ def _call(name: str, x: Tensor, weight: Tensor, padding: tuple[int, int], *tenso
 
 
 def _library() -> ctypes.CDLL:
-    return load_cpp(_SOURCE, '-ffp-contract=fast')
+    return load_cpp(_SOURCE, *_OPTIONS)
 
 
 def _empty_output(x: Tensor, weight: Tensor, pad_h: int, pad_w: int) -> Tensor:

@@ -10,7 +10,7 @@ from timm_snn.ops import bn_lif
 from timm_snn.ops.backends import cpp
 from timm_snn.ops.surrogate import SURROGATES, Surrogate
 
-pytestmark = pytest.mark.skipif(cpp.why_no_compiler() is not None, reason=str(cpp.why_no_compiler()))
+pytestmark = pytest.mark.skipif(cpp.why_not_here() is not None, reason=str(cpp.why_not_here()))
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -138,6 +138,6 @@ def test_what_it_cannot_run_is_refused(monkeypatch):
         lif(currents(4, 3), surrogate=Mine(1.0), backend='cpp')
     with pytest.raises(timm_snn.BackendUnavailable, match=r"'cpp'.*for a CPU"):
         lif(currents(4, 3).to('meta'), backend='cpp')
-    monkeypatch.setattr(cpp, '_NO_COMPILER', 'there is no compiler')
+    monkeypatch.setattr(cpp, 'why_not_built', lambda *_: 'there is no compiler')
     with pytest.raises(timm_snn.BackendUnavailable, match=r"'cpp'.*there is no compiler"):
         lif(currents(4, 3), backend='cpp')

@@ -1,13 +1,20 @@
-"""C++ that is built when it is needed."""
+"""C++ that is built when it is needed, and a cache that loads only whole libraries of the user's own."""
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
+import timm_snn
 from timm_snn.ops.native import build
 
-needs_compiler = pytest.mark.skipif(build.why_no_compiler() is not None, reason=str(build.why_no_compiler()))
+pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='libraries are built on Linux alone')
+needs_compiler = pytest.mark.skipif(build.why_not_here() is not None, reason=str(build.why_not_here()))
+needs_root = pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='only root can give files away')
 
 
 @pytest.fixture
@@ -19,11 +26,19 @@ def source(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def commands(monkeypatch):
-    run = build._run
-    commands = []
-    monkeypatch.setattr(build, '_run', lambda command: commands.append(command) or run(command))
-    return commands
+def cache(tmp_path):
+    return tmp_path / 'cache' / 'timm_snn'
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    run, builds = build._run, []
+    monkeypatch.setattr(
+        build,
+        '_run',
+        lambda command, *args, **how: ('-o' in command and builds.append(1)) or run(command, *args, **how),
+    )
+    return builds
 
 
 def write(source, answer):
@@ -31,40 +46,197 @@ def write(source, answer):
     build.load_cpp.cache_clear()  # as a new process
 
 
+def libraries(cache):
+    """What is in the cache; anything but libraries and the lock is a part that was left."""
+    names = sorted(path.name for path in cache.iterdir())
+    assert all(name == 'lock' or name.endswith('.so') for name in names), names
+    return [cache / name for name in names if name != 'lock']
+
+
 @needs_compiler
-def test_a_library_is_built_once_and_again_when_its_source_changes(source, commands):
-    for answer, builds in ((42, 1), (42, 1), (43, 2)):
+def test_a_library_is_built_once_and_again_when_its_source_changes(source, cache, builds):
+    for answer, expected in ((42, 1), (42, 1), (43, 2)):
         write(source, answer)
         assert build.load_cpp(source).answer() == answer
-        assert sum('-o' in command for command in commands) == builds
-    assert len(list((source.parent / 'cache' / 'timm_snn').iterdir())) == 2  # nothing unfinished is left
+        assert len(builds) == expected
+    assert len(libraries(cache)) == 2
+    assert cache.stat().st_mode & 0o077 == 0
 
 
 @needs_compiler
-def test_errors_of_the_compiler_are_shown_and_leave_nothing(source):
+def test_errors_of_the_compiler_are_shown_and_leave_nothing(source, cache):
     source.write_text('int answer() { return nothing; }')
-    with pytest.raises(RuntimeError, match=r'(?s)answer\.cpp.*nothing'):
+    with pytest.raises(build.CannotBuild, match=r'(?s)answer\.cpp.*nothing'):
         build.load_cpp(source)
-    assert not list((source.parent / 'cache' / 'timm_snn').iterdir())
+    assert libraries(cache) == []
 
 
-@pytest.mark.parametrize('compiler', ['a-compiler-that-is-not-here', 'false'])
-def test_a_compiler_that_does_not_work_is_a_reason(compiler, monkeypatch):
-    monkeypatch.setenv('CXX', compiler)
-    monkeypatch.setattr(build.platform, 'system', lambda: 'Linux')
-    build.why_no_compiler.cache_clear()
-    try:
-        assert 'as c++ or as $CXX: ' in build.why_no_compiler() and compiler in build.why_no_compiler()
-    finally:
-        build.why_no_compiler.cache_clear()
+DAMAGE = {
+    'torn': lambda path: os.truncate(path, 5000),
+    'empty': lambda path: os.truncate(path, 0),
+    'zeros': lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    'a flipped bit': lambda path: path.write_bytes(bytes([*path.read_bytes()[:-1], path.read_bytes()[-1] ^ 1])),
+    'writable by others': lambda path: path.chmod(0o666),
+    'a link': lambda path: path.symlink_to(shutil.move(path, path.with_suffix('.other'))),
+    'a FIFO': lambda path: (path.unlink(), os.mkfifo(path)),
+    'a folder': lambda path: (path.unlink(), path.mkdir()),
+}
 
 
 @needs_compiler
-def test_processes_may_build_it_at_once(source):
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_what_is_not_a_whole_library_of_ones_own_is_built_again(damage, source, cache, builds):
+    write(source, 42)
+    build.load_cpp(source)
+    (library,) = libraries(cache)
+    DAMAGE[damage](library)
+    write(source, 42)
+    assert build.load_cpp(source).answer() == 42 and len(builds) == 2
+    assert [path for path in cache.iterdir() if path.name != 'lock'] == [library] and library.is_file()
+
+
+@needs_compiler
+@needs_root
+def test_nothing_of_another_user_is_loaded(source, cache, builds):
+    write(source, 42)
+    build.load_cpp(source)
+    os.chown(libraries(cache)[0], 12345, 12345)
+    write(source, 42)
+    assert build.load_cpp(source).answer() == 42 and len(builds) == 2
+    os.chown(cache, 12345, 12345)
+    write(source, 42)
+    with pytest.raises(build.CannotBuild, match='belongs to user 12345, not to you'):
+        build.load_cpp(source)
+
+
+@needs_compiler
+def test_a_folder_that_others_may_write_becomes_private(source, cache):
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    write(source, 42)
+    assert build.load_cpp(source).answer() == 42
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_linked_folder_is_refused(source, cache, tmp_path):
+    cache.parent.mkdir()
+    cache.symlink_to(tmp_path)
+    write(source, 42)
+    with pytest.raises(build.CannotBuild, match='Set XDG_CACHE_HOME to a folder of your own'):
+        build.load_cpp(source)
+
+
+@needs_compiler
+def test_parts_of_a_killed_build_are_removed(source, cache):
+    part = cache / 'unfinished-1234'
+    part.mkdir(parents=True, mode=0o700)
+    (part / 'library.so').write_bytes(bytes(100))
+    write(source, 42)
+    build.load_cpp(source)
+    assert not part.exists() and len(libraries(cache)) == 1
+
+
+@needs_compiler
+def test_a_full_disk_leaves_nothing_and_the_next_call_tries_again(source, cache, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    write(source, 42)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, 'flush', full)
+        with pytest.raises(build.CannotBuild, match='No space left on device'):
+            build.load_cpp(source)
+    assert libraries(cache) == []
+    assert build.load_cpp(source).answer() == 42
+
+
+@needs_compiler
+@pytest.mark.parametrize('base', ['', 'relative/cache', './cache'])
+def test_a_relative_cache_is_passed_over(base, source, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', base)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.chdir(tmp_path)
+    write(source, 42)
+    build.load_cpp(source)
+    assert libraries(tmp_path / 'home' / '.cache' / 'timm_snn')
+    assert not (tmp_path / 'relative').exists() and not (tmp_path / 'cache').exists()
+
+
+SCRIPTS = {
+    'makes nothing': 'case "$*" in *-E*) c++ "$@";; esac',
+    'cannot link': 'case "$*" in *-E*) c++ "$@";; *) echo cannot find -lomp >&2; exit 1;; esac',
+    'makes rubbish': 'case "$*" in *-E*) c++ "$@";; *) for last; do :; done; echo rubbish >"$last";; esac',
+}
+
+
+@pytest.mark.parametrize(
+    ('compiler', 'reason'),
+    [
+        ('a-compiler-that-is-not-here', 'No such file'),
+        ('false', 'failed'),
+        ('true', 'does not answer as one'),
+        ('echo', 'does not answer as one'),
+        *[pytest.param(name, reason, marks=needs_compiler) for name, reason in (
+            ('makes nothing', 'made no library'),
+            ('cannot link', 'cannot find -lomp'),
+            ('makes rubbish', 'cannot keep libraries'),
+        )],
+    ],
+)  # fmt: skip
+def test_a_compiler_that_does_not_work_is_a_reason(compiler, reason, source, tmp_path, monkeypatch):
+    if compiler in SCRIPTS:
+        script = tmp_path / 'compiler'
+        script.write_text(f'#!/bin/sh\n{SCRIPTS[compiler]}\n')
+        script.chmod(0o755)
+        compiler = str(script)
+    monkeypatch.setenv('CXX', compiler)
+    assert reason in build.why_not_here()
+    (line,) = [line for line in timm_snn.backend_report().splitlines() if line.startswith('cpp')]
+    assert 'available' not in line
+    with pytest.raises(timm_snn.BackendUnavailable, match="'cpp'"):
+        timm_snn.lif(torch.ones(2, 3), backend='cpp')
+
+
+def test_a_compiler_that_does_not_end_is_a_reason(source, monkeypatch):
+    monkeypatch.setenv('CXX', f'tail -f {os.devnull} --')
+    monkeypatch.setattr(build, '_SECONDS', {'-E': 0.01, '-o': 0.01})
+    monkeypatch.setattr(build, '_OPTIONS', ())
+    assert 'did not end within 0.01 s' in build.why_not_here()
+
+
+@needs_compiler
+def test_the_compiler_may_have_arguments(source, monkeypatch):
+    monkeypatch.setenv('CXX', 'env LC_ALL=C c++')
+    write(source, 42)
+    assert build.load_cpp(source).answer() == 42
+
+
+@pytest.mark.parametrize('base', ['/proc/nowhere', '/dev/null'])
+def test_without_a_place_to_write_it_is_unavailable_and_says_what_to_set(base, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', base)
+    build.load_cpp.cache_clear()
+    try:
+        for what in (
+            lambda: timm_snn.lif(torch.ones(2, 3), backend='cpp'),
+            timm_snn.ops.sparse_spikes().__enter__,
+        ):
+            with pytest.raises(timm_snn.BackendUnavailable, match=f'{base}/timm_snn cannot keep.*Set XDG_CACHE_HOME'):
+                what()
+        assert timm_snn.backend_report().count('Set XDG_CACHE_HOME') == 2
+        assert timm_snn.lif(torch.ones(2, 3)).shape == (2, 3)
+    finally:
+        build.load_cpp.cache_clear()
+
+
+@needs_compiler
+def test_processes_may_build_it_at_once_and_one_does(source, cache):
     write(source, 7)
     code = (
-        'from pathlib import Path; from timm_snn.ops.native.build import load_cpp; '
-        f'print(load_cpp(Path({str(source)!r})).answer())'
+        'from pathlib import Path; from timm_snn.ops.native import build; run, count = build._run, []; '
+        'build._run = lambda command, *a, **k: ("-o" in command and count.append(1)) or run(command, *a, **k); '
+        f'print(build.load_cpp(Path({str(source)!r})).answer(), len(count))'
     )
-    started = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0].strip() for process in started] == ['7', '7']
+    started = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = sorted(process.communicate()[0].strip() for process in started)
+    assert said == ['7 0', '7 0', '7 1']
+    assert len(libraries(cache)) == 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..layout import as_steps, channel_strides, empty_steps, from_steps, inner_size, step_strides
-from ..native.build import load_cpp, why_no_compiler
+from ..native.build import load_cpp, why_not_built, why_not_here
 from ..neuron import Neuron, membrane_dtype
 from ..surrogate import SURROGATES
 from .operator import empty_membrane, lif_operator, like_tau, one_step
@@ -31,8 +31,6 @@ _NAMES = {
 }
 _SURROGATES = list(SURROGATES)  # in the order of lif.cpp
 
-_NO_COMPILER = why_no_compiler()  # once, so that torch.compile need not look
-
 
 class _Call(ctypes.Structure):
     _fields_ = (
@@ -43,12 +41,17 @@ class _Call(ctypes.Structure):
 
 
 def why_not(x: Tensor | None = None) -> str | None:
-    """Why nothing can be built here, or why this does not run x."""
+    """Why this does not run x, for which it is built; or without x why nothing can be built here."""
     if x is not None and x.device.type != 'cpu':
         return f'it is for a CPU, got a tensor on {x.device}'
     if x is not None and x.dtype not in _NAMES:
         return f'it needs float16, bfloat16, float32 or float64, got {x.dtype}'
-    return _NO_COMPILER
+    return why_not_here() if x is None else _why_not_built()
+
+
+@torch.compiler.assume_constant_result  # torch.compile runs it instead of tracing it
+def _why_not_built() -> str | None:
+    return why_not_built(_SOURCE, *_OPTIONS)
 
 
 def _forward(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v: bool) -> tuple[Tensor, Tensor]:

@@ -1,73 +1,211 @@
-"""C++ next to this file, built for the machine that runs it, when it is first needed."""
+"""C++ next to this file, built for the machine that runs it, when it is first needed, and kept in the user's cache.
 
+A library is code that this process will run, so nobody else may have written it, and it must be whole: a power cut or
+a full disk leaves a torn file, and to map that ends a process by SIGBUS. Hence the folder and the library belong to
+the user and can be written by nobody else, and the library's name has the hash of its content, which is read and
+compared before it is loaded.
+"""
+
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import re
+import shlex
+import shutil
+import stat
 import subprocess
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ['load_cpp', 'why_no_compiler']
+from ...files import flush
+
+__all__ = ['CannotBuild', 'load_cpp', 'why_not_built', 'why_not_here']
 
 _OPTIONS = ('-O3', '-std=c++17', '-march=native', '-fopenmp', '-shared', '-fPIC')
+_PROBE = Path(__file__).with_name('probe.cpp')
+_SECONDS = {'-E': 60, '-o': 900}  # the longest that a compiler may take to name its macros, and to build
+
+
+class CannotBuild(RuntimeError):
+    """A library cannot be built or loaded here; the message says why and what to do."""
 
 
 @functools.cache
 def load_cpp(source: Path, *options: str) -> ctypes.CDLL:
     """The library built from `source`, from the cache if it was built on such a machine with such a compiler before.
 
-    The source may include the headers of its folder. The compiler gets `options` beside our own.
+    The source may include the headers of its folder. The compiler is $CXX, else c++, and gets `options` beside our own.
 
-    The compiler is $CXX, else c++. The cache is $XDG_CACHE_HOME/timm_snn, else ~/.cache/timm_snn. A library appears
-    there whole, by a rename, so any number of processes may build it at once.
+    The cache is $XDG_CACHE_HOME/timm_snn, else ~/.cache/timm_snn; as the XDG specification asks, a relative
+    $XDG_CACHE_HOME is passed over. One process builds at a time and the others wait for it; what a killed one has left
+    is removed by the next.
 
-    Raises: RuntimeError with the compiler's own message if it fails; OSError if there is none, or no place to write.
+    Raises: CannotBuild. A failure is not remembered: the next call tries again.
     """
-    options = (*_OPTIONS, *options)
+    if platform.system() != 'Linux':
+        raise CannotBuild(f'it is written for Linux, this is {platform.system()}')
+    compiler, options = _compiler(), (*_OPTIONS, *options)
     # every header of the folder, included or not: to rebuild too often is cheaper than to read what a source includes
     texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob('*.hpp')))]
     # The compiler's macros name its version and everything that -march=native has found.
-    key = hashlib.sha256(b'\0'.join([*texts, ' '.join(options).encode(), _macros(_compiler())])).hexdigest()[:16]
-    library = _cache() / f'{source.stem}-{key}.so'
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = library.with_name(f'{library.name}.{uuid.uuid4().hex}')
-        try:
-            _run([_compiler(), *options, str(source), '-o', str(unfinished)])
-            unfinished.replace(library)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    return ctypes.CDLL(str(library))
-
-
-@functools.cache
-def why_no_compiler() -> str | None:
-    """Why nothing can be built here, or None."""
-    if platform.system() != 'Linux':
-        return f'it is written for Linux, this is {platform.system()}'
+    key = hashlib.sha256(b'\0'.join([*texts, ' '.join(options).encode(), _macros(compiler)])).hexdigest()[:16]
+    path = _cache()
     try:
-        _macros(_compiler())
-    except (OSError, RuntimeError) as error:
-        return f'it needs g++, or a compiler that takes its options, as c++ or as $CXX: {error}'
+        with _private_folder(path) as folder:
+            stem = f'{source.stem}-{key}'
+            library = _find(folder, stem)
+            if library is None:
+                with _alone(folder):
+                    library = _find(folder, stem) or _build([*compiler, *options, str(source)], folder, stem)
+            # By the folder that was looked at, whatever has that name by now. glibc takes two libraries of one name
+            # for one, but this name has the hash.
+            return ctypes.CDLL(f'/proc/self/fd/{folder}/{library}')
+    except OSError as error:
+        raise CannotBuild(
+            f'{path} cannot keep libraries that are built for this machine: {error.strerror or error}. '
+            'Set XDG_CACHE_HOME to a folder of your own that can be written and from which libraries can be loaded'
+        ) from error
+
+
+def why_not_built(source: Path, *options: str) -> str | None:
+    """Why `load_cpp` cannot load this library, or None; builds it if that is not done."""
+    try:
+        load_cpp(source, *options)
+    except CannotBuild as error:
+        return str(error)
     return None
 
 
-def _compiler() -> str:
-    return os.environ.get('CXX') or 'c++'
+def why_not_here() -> str | None:
+    """Why no library can be built and loaded here, or None: tried on one of a few lines, in less than a second."""
+    return why_not_built(_PROBE)
+
+
+def _compiler() -> list[str]:
+    """With its arguments, as in CXX='ccache g++'."""
+    return shlex.split(os.environ.get('CXX', '')) or ['c++']
+
+
+def _macros(compiler: list[str]) -> bytes:
+    try:
+        macros = _run([*compiler, *_OPTIONS, '-dM', '-E', '-x', 'c++', os.devnull], _SECONDS['-E'])
+        reason = None if b'#define _OPENMP' in macros else 'it does not answer as one'
+    except (OSError, CannotBuild) as error:
+        reason = str(error)
+    if reason:
+        raise CannotBuild(
+            f'it needs g++, or a compiler that takes its options, as c++ or as $CXX; {shlex.join(compiler)}: {reason}'
+        )
+    return macros
+
+
+def _run(command: list[str], seconds: int, **environment: str) -> bytes:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, env=os.environ | environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CannotBuild(f'{shlex.join(command)} did not end within {seconds} s') from error
+    if done.returncode:
+        raise CannotBuild(f'{shlex.join(command)} failed:\n{done.stderr.decode(errors="replace")}')
+    return done.stdout
 
 
 def _cache() -> Path:
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'timm_snn'
+    base = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    try:
+        return (base if base.is_absolute() else Path.home() / '.cache') / 'timm_snn'
+    except RuntimeError as error:
+        raise CannotBuild(f'{error}: set XDG_CACHE_HOME to a folder of your own') from error
 
 
-def _macros(compiler: str) -> bytes:
-    return _run([compiler, *_OPTIONS, '-dM', '-E', '-x', 'c++', os.devnull])
+@contextlib.contextmanager
+def _private_folder(path: Path) -> Iterator[int]:
+    """A descriptor of the folder, which is made if it is not there. Raises OSError if it is not the user's own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(folder)
+        if status.st_uid != os.geteuid():
+            raise OSError(f'it belongs to user {status.st_uid}, not to you ({os.geteuid()})')
+        if status.st_mode & 0o022:  # as made under umask 002
+            os.fchmod(folder, 0o700)
+        yield folder
+    finally:
+        os.close(folder)
 
 
-def _run(command: list[str]) -> bytes:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-    if done.returncode:
-        raise RuntimeError(f'{" ".join(command)} failed:\n{done.stderr.decode(errors="replace")}')
-    return done.stdout
+def _find(folder: int, stem: str) -> str | None:
+    """The name of the whole library of the user's own that begins with `stem`."""
+    for name in os.listdir(folder):
+        if re.fullmatch(rf'{re.escape(stem)}-[0-9a-f]{{64}}\.so', name) and _is_whole(folder, name):
+            return name
+    return None
+
+
+def _is_whole(folder: int, name: str) -> bool:
+    try:
+        # without waiting, should it be a FIFO
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:  # a link, or gone
+        return False
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            return False
+        with open(descriptor, 'rb', closefd=False) as file:
+            return hashlib.sha256(file.read()).hexdigest() == Path(name).stem.rpartition('-')[2]
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alone(folder: int) -> Iterator[None]:
+    """Waits until no other process builds. Ends with the process, however that ends."""
+    import fcntl  # which Windows lacks
+
+    descriptor = os.open('lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: both build, and each takes its own
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _remove(folder, 'unfinished-')  # of a build that was killed
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _build(command: list[str], folder: int, stem: str) -> str:
+    """Builds the library and returns its name in the folder, where it appears whole by a rename."""
+    here = Path(f'/proc/{os.getpid()}/fd/{folder}')  # for the compiler as well
+    workplace = here / f'unfinished-{uuid.uuid4().hex}'
+    workplace.mkdir(mode=0o700)
+    try:
+        unfinished = workplace / 'library.so'
+        _run([*command, '-o', str(unfinished)], _SECONDS['-o'], TMPDIR=str(workplace))
+        if not unfinished.is_file():
+            raise CannotBuild(f'{shlex.join(command)} made no library')
+        unfinished.chmod(0o600)
+        flush(unfinished)
+        name = f'{stem}-{hashlib.sha256(unfinished.read_bytes()).hexdigest()}.so'
+        _remove(folder, f'{stem}-')  # torn, or somebody else's
+        unfinished.replace(here / name)
+        flush(here)
+        return name
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _remove(folder: int, prefix: str) -> None:
+    for name in os.listdir(folder):
+        if name.startswith(prefix):
+            path = Path(f'/proc/self/fd/{folder}/{name}')
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
