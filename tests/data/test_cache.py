@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -112,10 +113,50 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(cache, source, monk
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(Path, 'write_bytes', full)
-    with pytest.raises(OSError, match=r'cannot write .*No space left on device.*cache=FOLDER .* or cache=None'):
+    with pytest.warns(UserWarning, match=r'cannot write .*No space left on device.*cache=FOLDER .* or cache=None'):
         cache.store('a', stamp, FRAMES + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        cache.store('b', stamp, FRAMES)  # said once
     assert [file.name for file in cache.folder.iterdir()] == ['a.safetensors']
     np.testing.assert_array_equal(cache.load('a', stamp), FRAMES)
+
+
+def test_the_folder_may_be_deleted_at_any_time(cache, source, monkeypatch):
+    stamp = cache.stamp([source])
+    cache.store('Train/0/1.bin', stamp, FRAMES)
+    shutil.rmtree(cache.folder)
+    assert cache.load('Train/0/1.bin', stamp) is None
+    cache.store('Train/0/1.bin', stamp, FRAMES)
+    np.testing.assert_array_equal(cache.load('Train/0/1.bin', stamp), FRAMES)
+
+    write = Path.write_bytes
+    deletions = [True, True]  # between the folder and its file
+
+    def deleted(path, data):
+        if deletions.pop():
+            shutil.rmtree(cache.folder)
+        return write(path, data)
+
+    monkeypatch.setattr(Path, 'write_bytes', deleted)
+    cache.store('Train/0/1.bin', stamp, FRAMES)
+    assert cache.load('Train/0/1.bin', stamp) is None
+    deletions[:] = [False, True]
+    cache.store('Train/0/1.bin', stamp, FRAMES)
+    np.testing.assert_array_equal(cache.load('Train/0/1.bin', stamp), FRAMES)
+
+
+def test_a_file_or_a_folder_in_the_way_is_survived(cache, source):
+    stamp = cache.stamp([source])
+    cache.path('b').mkdir()
+    (cache.folder / 'Train').write_text('not a folder')
+    for name in ('b', 'Train/0/1.bin'):
+        cache.warned = False
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            assert cache.load(name, stamp) is None
+        with pytest.warns(UserWarning, match='cannot write'):
+            cache.store(name, stamp, FRAMES)
 
 
 def test_a_folder_that_cannot_be_made_says_what_to_do(source):

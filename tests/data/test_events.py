@@ -528,3 +528,43 @@ def test_trials_equal_spikingjelly(spikingjelly, tmp_path):
         theirs = np.load(tmp_path / str(label) / f'clip_{counts[label]}.npz')
         counts[label] += 1
         assert inside.any() and equals(Events(*(array[inside] for array in events)), theirs)
+
+
+HEADERS = {
+    'an empty descr': "{'descr': (), 'fortran_order': False, 'shape': (1, 4), }\n",
+    'a descr of one': "{'descr': ('<i8',), 'fortran_order': False, 'shape': (1, 4), }\n",
+    'a number without end': "{'descr': '<i8', 'fortran_order': False, 'shape': (0x" + 'F' * 9000 + ', 4), }\n',
+    'a negative size': "{'descr': '<i8', 'fortran_order': False, 'shape': (-1, 4), }\n",
+    'a deep nest': "{'descr': '<i8', 'fortran_order': False, 'shape': " + '(' * 4000 + '\n',
+    'a comma string': "{'descr': ',', 'fortran_order': False, 'shape': (1, 4), }\n",
+    'no dictionary': '[]\n',
+    'an escape': "{'\x1b[31m': 1}\n",
+}
+
+
+@pytest.mark.parametrize('text', HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize('version', [(1, 0), (1, 7), (3, 0)])
+def test_no_header_of_an_array_raises_another_error(text, version, tmp_path):
+    path = tmp_path / 'a.npy'
+    path.write_bytes(b'\x93NUMPY' + bytes(version) + struct.pack('<H', len(text)) + text.encode('latin-1') + bytes(32))
+    with pytest.raises(EventFileError) as raised:
+        read_events(path)
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 800
+
+
+def test_names_in_an_archive_reach_no_terminal(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+        for number in range(20):
+            archive.writestr(f'\x1b[31mEVIL{number}\n' * 100, b'')
+    with pytest.raises(EventFileError, match='expected arrays t, x, y, p') as raised:
+        read_events(tmp_path / 'a.npz')
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 800
+
+
+def test_an_archive_may_unpack_to_what_is_allowed(tmp_path):
+    zeros = np.zeros(1000, np.uint8)
+    np.savez_compressed(tmp_path / 'a.npz', t=zeros, x=zeros, y=zeros, p=zeros)
+    size = 4 * (128 + 1000)
+    assert len(read_events(tmp_path / 'a.npz', max_unpacked=size).t) == 1000
+    with pytest.raises(EventFileError, match=f'unpacks to {size} bytes, and at most {size - 1} are allowed: max_unp'):
+        read_events(tmp_path / 'a.npz', max_unpacked=size - 1)

@@ -141,3 +141,101 @@ def test_an_event_outside_of_the_sensor_is_an_error_that_names_it(column, value)
 def test_unknown_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         to_frames(some_events(10), **{'num_steps': 2, 'sensor_size': SENSOR, **options})
+
+
+def clock(count=1000, span=1_500_000, seed=0):
+    random = np.random.default_rng(seed)
+    t = np.sort(random.integers(0, span, count))
+    return t, *(random.integers(0, n, count) for n in (34, 34, 2))
+
+
+def by_time(t, x, y, p, num_steps=4):
+    return to_frames(Events(t, x, y, p), num_steps, sensor_size=(34, 34), split_by='time')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda t: t * 1000,  # nanoseconds
+        lambda t: t - 10**9,
+        lambda t: t + 2**62,
+        lambda t: t.astype(np.uint64) + np.uint64(2**63),
+        lambda t: t.astype(np.uint64) + np.uint64(2**64 - 2_000_000),
+        lambda t: t.astype(np.int32),
+        lambda t: t.astype(np.uint32) + np.uint32(2**32 - 2_000_000),
+    ],
+    ids=['nanoseconds', 'negative', 'large', 'beyond int64', 'the last of uint64', 'int32', 'the last of uint32'],
+)
+@pytest.mark.filterwarnings('error')
+def test_a_clock_may_start_anywhere(change):
+    t, *rest = clock()
+    assert np.array_equal(by_time(change(t), *rest), by_time(t, *rest))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda t: t / 1e6,
+        lambda t: t.astype(np.float32),
+        lambda t: t.astype(float),
+        lambda t: t.astype('timedelta64[us]'),
+        lambda t: t.astype('datetime64[us]'),
+        lambda t: t.astype(object),
+        lambda t: np.where(t > 10**6, np.nan, t),
+    ],
+)
+@pytest.mark.parametrize('split_by', ['time', 'number'])
+def test_times_that_are_no_integers_are_refused(change, split_by):
+    t, *rest = clock()
+    with pytest.raises(ValueError, match=r'expected t as integers, got .* seconds times 1e6, rounded'):
+        to_frames(Events(change(t), *rest), 4, sensor_size=(34, 34), split_by=split_by)
+
+
+@pytest.mark.parametrize('field', ['x', 'y', 'p'])
+def test_positions_that_are_no_integers_are_refused(field):
+    events = Events(*clock())
+    with pytest.raises(ValueError, match=f'expected {field} as integers, got float64'):
+        to_frames(events._replace(**{field: getattr(events, field) + 0.5}), 4, sensor_size=(34, 34))
+    with pytest.raises(ValueError, match='of one length'):
+        to_frames(events._replace(**{field: getattr(events, field)[1:]}), 4, sensor_size=(34, 34))
+
+
+def test_polarities_of_minus_one_are_named():
+    t, x, y, p = clock()
+    with pytest.raises(ValueError, match='p = -1, not one of 0 to 1: 0 is off and 1 is on'):
+        by_time(t, x, y, 2 * p - 1)
+    assert np.array_equal(by_time(t, x, y, p.astype(bool)), by_time(t, x, y, p))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda t: (t + 2**23 - 700_000) % 2**23,
+        lambda t: t % 2**20,
+        lambda t: np.where(t > 700_000, t - 700_000, t),
+        lambda t: (t + 2**32 - 200_000) % 2**32,
+    ],
+    ids=['23 bits', '20 bits', 'reset', '32 bits'],
+)
+def test_a_clock_that_went_back_is_warned_of(change):
+    t, *rest = clock()
+    with pytest.warns(UserWarning, match=r'times go back by \d+ us at event \d+'):
+        by_time(change(t), *rest)
+
+
+def test_one_wrong_time_is_warned_of():
+    t, *rest = clock()
+    t[-1] = 2**40
+    with pytest.warns(UserWarning, match=r'99.9% of the events lie in one of 4 bins'):
+        by_time(t, *rest)
+    with pytest.warns(UserWarning, match=r'100.0% of the events'):
+        by_time(t // 2**41, *rest)
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.filterwarnings('error')
+def test_an_order_that_is_not_that_of_time_changes_nothing(seed):
+    t, x, y, p = clock(seed=seed)
+    random = np.random.default_rng(seed)
+    for order in (random.permutation(len(t)), np.argsort(t + random.normal(0, 2000, len(t)))):
+        assert np.array_equal(by_time(t[order], x[order], y[order], p[order]), by_time(t, x, y, p))

@@ -149,3 +149,19 @@ def test_without_the_library_the_message_says_how_to_install_it(root, monkeypatc
     for use in (lambda: write_rows(NMNIST(root), root / 'rows'), lambda: EventRows(root)):
         with pytest.raises(ImportError, match='pip install datasets'):
             use()
+
+
+@pytest.mark.parametrize('split', ['train', 'test', 'validation', 'val', 'fold_1', 'v2.test', 'Train'])
+def test_a_split_of_any_name_is_found_again(root, split):
+    dataset = NMNIST(root, num_steps=2)
+    write_rows(dataset, root / 'rows', split)
+    write_rows(dataset, root / 'rows', split + '_more')
+    assert len(EventRows(root / 'rows', split)) == len(dataset)
+    with pytest.raises(FileNotFoundError, match=f'its splits are .*{split}'):
+        EventRows(root / 'rows', 'other')
+
+
+@pytest.mark.parametrize('split', ['', 'a/b', 'a-', '*', '..', 'a b'])
+def test_a_split_that_no_reader_takes_is_refused(root, split):
+    with pytest.raises(ValueError, match='split must be letters, digits and _'):
+        write_rows(NMNIST(root, num_steps=2), root / 'rows', split)

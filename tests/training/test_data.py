@@ -1,10 +1,16 @@
 """Data sets by name and the samples of them that a run uses."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
-from timm_snn.training.data import Digits, choose_samples
+from tests.support import writers
+from timm_snn.data import NMNIST, write_rows
+from timm_snn.training.data import DataSource, Digits, choose_samples, open_split
+from timm_snn.training.errors import UserError
 
 
 def test_the_held_out_fifth_is_fixed_and_disjoint():
@@ -26,3 +32,24 @@ def test_held_out_samples_and_folds_share_none():
     folds = [choose(fold=f'{i}/5') for i in range(1, 6)]
     assert all(not train & val and len(train | val) == 1797 for train, val in folds)
     assert len(set.union(*(val for _, val in folds))) == 1797
+
+
+@pytest.mark.filterwarnings('ignore:.*results on it are not comparable')
+def test_rows_of_recordings_have_the_splits_of_training(tmp_path, monkeypatch):
+    """`write_rows` calls the part to validate on 'test', as recordings do, and a run asks for 'validation'."""
+    datasets = pytest.importorskip('datasets')
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'hf')
+    for part, label in product(('Train', 'Test'), range(10)):
+        (tmp_path / part / str(label)).mkdir(parents=True)
+        writers.nmnist(tmp_path / part / str(label) / '0.bin', writers.random_events(50, size=34, seed=label))
+    for train in (True, False):
+        write_rows(NMNIST(tmp_path, train, num_steps=2), tmp_path / 'rows')
+    source = DataSource('event_rows', tmp_path / 'rows')
+    for split in ('validation', 'test', 'val'):
+        assert len(open_split(source, split, in_chans=2)) == 10
+    write_rows(NMNIST(tmp_path, True, num_steps=2), tmp_path / 'rows', 'validation')
+    assert torch.equal(
+        open_split(source, 'validation', in_chans=2)[0][0], open_split(source, 'train', in_chans=2)[0][0]
+    )
+    with pytest.raises(UserError, match='its splits are test, train, validation'):
+        open_split(source, 'other', in_chans=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -27,11 +28,13 @@ class FrameCache:
     checksum is right. Files appear whole, by a rename, so any number of processes may read and write at once; what two
     of them make at the same time is written twice. Paths are relative to the cache: a data set may be moved with it.
 
+    It may be deleted at any time, and what cannot be written is warned of once and made anew each time.
     Raises OSError if the folder cannot be made.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder.absolute(), settings
+        self.warned = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -62,19 +65,28 @@ class FrameCache:
         return array
 
     def store(self, name: str, stamp: str, array: np.ndarray) -> None:
-        """Raises OSError if it cannot be written; then no part of it stays."""
+        """If it cannot be written no part of it stays, and the first time this is warned of."""
         path = self.path(name)
+        content = save({'array': array}, {'name': name, 'stamp': stamp, 'crc32': checksum(array)})
+        try:
+            with contextlib.suppress(FileNotFoundError):  # the folder was deleted in between
+                return self._write(path, content)
+            with contextlib.suppress(FileNotFoundError):  # and again: the next epoch may keep it
+                self._write(path, content)
+        except OSError as error:
+            if not self.warned:
+                self.warned = True
+                warnings.warn(f'{cannot_write(path, error)}; the run goes on without', stacklevel=2)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Without waiting for the disk, as `load` knows a torn file by its checksum."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f'{path.name}.{uuid.uuid4().hex}')
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                metadata = {'name': name, 'stamp': stamp, 'crc32': checksum(array)}
-                unfinished.write_bytes(save({'array': array}, metadata))
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:
         return self.folder / f'{name}.safetensors'

@@ -142,7 +142,7 @@ class NMNIST(EventDataset):
         split = 'Train' if self.train else 'Test'
         samples = []
         for label, name in enumerate(self.classes):
-            files = sorted(path.name for path in (self.root / split / name).glob('*.bin'))
+            files = sorted(path.name for path in (self.root / split / name).glob('[!.]*.bin'))  # ._ files are of macOS
             if not files:
                 raise self.not_found(f'no recordings {split}/{name}/*.bin')
             samples += [(f'{split}/{name}/{file}', label) for file in files]

@@ -17,7 +17,7 @@ import numpy as np
 
 from .arrays import npy, npz
 from .binary import aedat2, aedat3, nmnist, version
-from .recording import EventFileError, Events, Recording
+from .recording import MAX_UNPACKED, EventFileError, Events, Recording, wrong_file
 
 __all__ = ['EventFileError', 'Events', 'Trial', 'iter_events', 'read_events', 'read_gesture_labels']
 
@@ -41,19 +41,25 @@ class Trial(NamedTuple):
     end: int
 
 
-def read_events(path: str | os.PathLike[str], *, kind: str | None = None) -> Events:
+def read_events(path: str | os.PathLike[str], *, kind: str | None = None, max_unpacked: int = MAX_UNPACKED) -> Events:
     """All events of a recording; takes up to twice the memory that they need.
 
     kind: one of 'aedat3', 'aedat2', 'nmnist', 'npy', 'npz'; by default it follows from the suffix (.bin is N-MNIST)
         and, for .aedat, from the version in the first line.
+    max_unpacked: the most bytes that a compressed file, .npz, may unpack to: a few kilobytes can hold gigabytes of
+        zeros. Others are as large as what is read.
     Raises: EventFileError (a ValueError) if the file is not a whole recording with events; OSError from the system.
     """
-    parts = list(iter_events(path, kind=kind))
+    parts = list(iter_events(path, kind=kind, max_unpacked=max_unpacked))
     return parts[0] if len(parts) == 1 else Events(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def iter_events(
-    path: str | os.PathLike[str], *, kind: str | None = None, chunk_events: int = 1 << 20
+    path: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    chunk_events: int = 1 << 20,
+    max_unpacked: int = MAX_UNPACKED,
 ) -> Iterator[Events]:
     """The same events in parts of 1 to chunk_events, in memory that does not grow with the file.
 
@@ -63,11 +69,11 @@ def iter_events(
         raise ValueError(f'expected kind to be one of {", ".join(READERS)}, got {kind!r}')
     if chunk_events < 1:
         raise ValueError(f'expected chunk_events >= 1, got {chunk_events}')
-    return _iterate(path, kind, chunk_events)
+    return _iterate(path, kind, chunk_events, max_unpacked)
 
 
-def _iterate(path: str | os.PathLike[str], kind: str | None, chunk_events: int) -> Iterator[Events]:
-    with Recording(path) as recording:
+def _iterate(path: str | os.PathLike[str], kind: str | None, chunk_events: int, max_unpacked: int) -> Iterator[Events]:
+    with Recording(path, max_unpacked) as recording:
         found = False
         for part in READERS[kind or _kind(recording)](recording, chunk_events):
             if len(part.t):
@@ -85,7 +91,7 @@ def _kind(recording: Recording) -> str:
         return VERSIONS[found]
     if suffix not in SUFFIXES:
         expected = ', '.join(['.aedat', *SUFFIXES])
-        raise EventFileError(f'{recording.path}: expected a suffix among {expected}, got {suffix!r}: say kind=...')
+        raise wrong_file(recording.path, f'expected a suffix among {expected}, got {suffix!r}: say kind=...')
     return SUFFIXES[suffix]
 
 
@@ -104,7 +110,7 @@ def read_gesture_labels(path: str | os.PathLike[str]) -> list[Trial]:
     lines = [line.decode('utf-8-sig', 'replace') for line in content.splitlines()]
     header = 'class,startTime_usec,endTime_usec'
     if lines[0].replace(' ', '') != header:
-        raise EventFileError(f'{name}: line 1: expected {header}, got {lines[0][:80]!r}')
+        raise wrong_file(name, f'line 1: expected {header}, got {lines[0][:80]!r}')
     trials = []
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
@@ -112,12 +118,12 @@ def read_gesture_labels(path: str | os.PathLike[str]) -> list[Trial]:
         try:
             label, start, end = (int(cell) for cell in line.split(','))
         except ValueError:
-            raise EventFileError(f'{name}: line {number}: expected three integers, got {line[:80]!r}') from None
+            raise wrong_file(name, f'line {number}: expected three integers, got {line[:80]!r}') from None
         if not (1 <= label <= 11 and 0 <= start < end):
-            raise EventFileError(
-                f'{name}: line {number}: expected a class from 1 to 11 and 0 <= start < end, got {line[:80]!r}'
+            raise wrong_file(
+                name, f'line {number}: expected a class from 1 to 11 and 0 <= start < end, got {line[:80]!r}'
             )
         trials.append(Trial(label - 1, start, end))
     if not trials:
-        raise EventFileError(f'{name}: line 2: expected a trial, got the end of the file')
+        raise wrong_file(name, 'line 2: expected a trial, got the end of the file')
     return trials

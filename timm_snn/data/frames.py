@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,14 +29,16 @@ def to_frames(
     `split_by='number'`: N // T events a bin in the order of the file, the last takes the rest, as SpikingJelly does; of
     fewer than T events the last bin has all. `'time'`: bin floor((t - t0) T / (t1 - t0 + 1)) for the first and last
     time t0 and t1 in whole microseconds, so an event on an edge opens a bin, the last one is in the last bin, and order
-    does not matter. No events give zeros.
+    does not matter. No events give zeros. By time it warns of a clock that went back, as one that was reset or whose
+    counter is full, and of a bin that has nearly all events, as when one time is wrong.
 
     `sensor_size` and `size` are (height, width), `channels` 2 for (negative, positive), or 3 for (positive, negative,
     sum), which MSViT shows in place of red, green and blue (arXiv 2505.14719). `size` resizes by area: a pixel shares
     its count among those that it covers, which keeps the number of events, where interpolation would not.
 
-    Raises ValueError for events outside of the sensor, and where `dtype` cannot hold a count exactly: one beyond its
-    range, or the fractions that sizes give which do not divide the sensor's.
+    Raises ValueError for events outside of the sensor; for columns that are not whole numbers or differ in length, as
+    times in seconds; and where `dtype` cannot hold a count exactly: one beyond its range, or the fractions that sizes
+    give which do not divide the sensor's.
     """
     check_frame_options(num_steps, split_by, channels, size)
     counts = count_events(events, num_steps, sensor_size=sensor_size, split_by=split_by)
@@ -66,17 +69,33 @@ def count_events(
     Shape: [T, 2, H, W], negative before positive.
     """
     height, width = sensor_size
+    check_columns(events)
     for name, values, limit in (('x', events.x, width), ('y', events.y, height), ('p', events.p, 2)):
         if len(values) and (values.min() < 0 or values.max() >= limit):
             index = int(np.flatnonzero((values < 0) | (values >= limit))[0])
             raise ValueError(
-                f'event {index} has {name} = {values[index]}, not one of 0 to {limit - 1}: sensor_size (height, width) '
-                f'is ({height}, {width})'
+                f'event {index} has {name} = {values[index]}, not one of 0 to {limit - 1}: '
+                + ('0 is off and 1 is on' if name == 'p' else f'sensor_size (height, width) is ({height}, {width})')
             )
     pixel = (events.p.astype(np.int64) * height + events.y) * width + events.x
     pixel += step_of_events(events.t, num_steps, split_by) * (2 * height * width)
     counts = np.bincount(pixel, minlength=num_steps * 2 * height * width)
     return counts.reshape(num_steps, 2, height, width).astype(np.min_scalar_type(counts.max()))
+
+
+def check_columns(events: Events) -> None:
+    """Raises ValueError unless all four are whole numbers, N of each."""
+    lengths = [len(values) for values in events]
+    if len(set(lengths)) > 1:
+        raise ValueError(f'expected t, x, y and p of one length, got {", ".join(map(str, lengths))}')
+    for name, values in zip(events._fields, events, strict=True):
+        kind = values.dtype.kind
+        if kind not in 'iu' and not (kind == 'b' and name == 'p'):
+            advice = 'whole microseconds: seconds times 1e6, rounded' if name == 't' else 'whole numbers'
+            raise ValueError(
+                f'expected {name} as integers, got {values.dtype}: convert to {advice}, with '
+                f'events._replace({name}=...)'
+            )
 
 
 def step_of_events(t: np.ndarray, num_steps: int, split_by: str) -> np.ndarray:
@@ -88,9 +107,35 @@ def step_of_events(t: np.ndarray, num_steps: int, split_by: str) -> np.ndarray:
         return np.zeros(0, np.int64)
     first = int(t.min())
     span = int(t.max()) - first + 1
-    # Python's integers: times of a wrong file may be as large as int64 allows.
-    edges = np.array([first - (-step * span // num_steps) for step in range(1, num_steps)], np.int64)
-    return np.searchsorted(edges, t, side='right')
+    # Differences modulo 2**64, which are right for times as large as int64 or uint64 allows.
+    since = t.astype(np.uint64) - np.uint64(first % 2**64)
+    edges = np.array([-(-step * span // num_steps) for step in range(1, num_steps)], np.uint64)
+    steps = np.searchsorted(edges, since, side='right')
+    warn_of_clock(since, span, steps, num_steps)
+    return steps
+
+
+def warn_of_clock(since: np.ndarray, span: int, steps: np.ndarray, num_steps: int) -> None:
+    """Warns where the times since the first one are those of no clock that ran through the recording."""
+    if len(since) < 100 or num_steps == 1:  # too few to tell from chance
+        return
+    before, after = since[:-1], since[1:]
+    back = np.where(before > after, before - after, np.uint64(0))
+    # a recording that is only out of order goes back often, by a little or by anything
+    if (far := back > span // 2).any() and (back > span // 100).sum() <= len(since) // 10:
+        index = int(far.argmax()) + 1
+        warnings.warn(
+            f'times go back by {back[index - 1]} us at event {index}, as of a clock that was reset or whose counter is '
+            "full: frames by time mix what came before and after. split_by='number' takes the order of the file",
+            stacklevel=5,
+        )
+    share = np.bincount(steps, minlength=num_steps).max() / len(steps)
+    if share > 0.99:
+        warnings.warn(
+            f'{share:.1%} of the events lie in one of {num_steps} bins by time, of {span} us in all: is a time wrong, '
+            "or not in microseconds? split_by='number' does not look at times",
+            stacklevel=5,
+        )
 
 
 def frames_of_counts(

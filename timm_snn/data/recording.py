@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ['EventFileError', 'Events', 'Recording']
+from ..files import printable
+
+__all__ = ['MAX_UNPACKED', 'EventFileError', 'Events', 'Recording', 'wrong_file']
 
 BUFFER = 1 << 16  # bytes: packets of AEDAT 3.1 are small, and so are whole files of N-MNIST
+MAX_UNPACKED = 1 << 32  # bytes: some 200 million events
 
 
 class Events(NamedTuple):
@@ -26,18 +29,25 @@ class EventFileError(ValueError):
     """A file that is not what it should be; the message has its name, the byte offset, what was expected and came."""
 
 
+def wrong_file(path: str | os.PathLike[str], text: str) -> EventFileError:
+    """The error, with as much of the names and texts of a stranger as a message may show."""
+    return EventFileError(f'{printable(os.fsdecode(path), 1000)}: {printable(text, 500)}')
+
+
 class Recording:
     """A regular file with bytes in it, read from front to back; sizes that it claims are checked before any use.
 
+    max_unpacked: The most bytes that a compressed file may unpack to.
     Raises: EventFileError if it is empty or no regular file (a pipe could block forever); OSError from the system.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = os.fspath(path)
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise EventFileError(f'{self.path}: expected a regular file, got a folder, a device or a pipe')
+    def __init__(self, path: str | os.PathLike[str], max_unpacked: int = MAX_UNPACKED):
+        self.path, self.max_unpacked = os.fspath(path), max_unpacked
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise wrong_file(path, 'expected a regular file, got a folder, a device or a pipe')
         self.file = io.BufferedReader(io.FileIO(path), BUFFER)
-        self.size = os.fstat(self.file.fileno()).st_size
+        self.size = status.st_size
         self.position = 0
         if self.size == 0:
             self.file.close()
@@ -55,7 +65,7 @@ class Recording:
         return self.size - self.position
 
     def error(self, offset: int, text: str) -> EventFileError:
-        return EventFileError(f'{self.path}: byte {offset}: {text}')
+        return wrong_file(self.path, f'byte {offset}: {text}')
 
     def read(self, count: int, what: str) -> bytes:
         """Exactly that many bytes."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,12 +33,14 @@ def write_rows(
     `label`, a ClassLabel. Channels, size and transform of the data set are left to the reader of the rows. `split` is
     'train' or 'test' unless given; files of the same split that are there already are replaced.
 
-    Raises ValueError where `dtype`, 'uint8' or 'uint16', cannot hold a count.
+    Raises ValueError where `dtype`, 'uint8' or 'uint16', cannot hold a count, and for a split that is no word.
     """
     datasets = import_datasets()
     if dtype not in ('uint8', 'uint16'):
         raise ValueError(f"dtype must be 'uint8' or 'uint16', not {dtype!r}")
-    folder, split = Path(folder), split or ('train' if dataset.train else 'test')
+    folder, split = Path(folder), ('train' if dataset.train else 'test') if split is None else split
+    if not re.fullmatch(r'\w+([.-]\w+)*', split):
+        raise ValueError(f'split must be letters, digits and _, with single dots or hyphens between, not {split!r}')
     shape = (dataset.num_steps, 2, *dataset.sensor_size)
     features = datasets.Features(
         frames=datasets.Array4D(shape, dtype), label=datasets.ClassLabel(names=list(dataset.classes))
@@ -75,8 +77,10 @@ def shard_names(split: str, shards: int) -> list[str]:
     return [f'{split}-{shard:05d}-of-{shards:05d}.parquet' for shard in range(shards)]
 
 
-def find_shards(folder: Path, split: str) -> list[Path]:
-    return sorted(folder.glob(f'{glob.escape(split)}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet'))
+def find_shards(folder: Path, split: str | None) -> list[Path]:
+    """Files of one split, or of all."""
+    name = re.compile((r'[\w.-]+' if split is None else re.escape(split)) + r'-\d{5,}-of-\d{5,}\.parquet')
+    return sorted(path for path in folder.glob('*.parquet') if name.fullmatch(path.name))
 
 
 class EventRows(Dataset):
@@ -102,9 +106,10 @@ class EventRows(Dataset):
             files = find_shards(Path(source), split)
             names = [file.name for file in files]
             if not files or names != shard_names(split, len(files)):
+                others = ', '.join(sorted({file.name.rsplit('-', 3)[0] for file in find_shards(Path(source), None)}))
                 raise FileNotFoundError(
                     f'{source} must hold all files {split}-00000-of-<count>.parquet and so on that write_rows made, '
-                    f'and has {", ".join(names) or "none of them"}'
+                    f'and has {", ".join(names) or "none of them"}; its splits are {others or "none"}'
                 )
             source = datasets.Dataset.from_parquet([str(file) for file in files])
         if not isinstance(source, datasets.Dataset):

@@ -20,6 +20,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import Normalize
 
 from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
+from ..data.rows import find_shards
 from .errors import UserError, came_through_user_code, one_line_errors
 from .models import channels, input_config, steps_of
 
@@ -355,7 +356,7 @@ def open_split(
     ):
         frames: dict[str, Any] = dict(channels=in_chans, size=size)
         if source.name == 'event_rows':
-            return EventRows(source.folder, split, **frames)
+            return EventRows(source.folder, _split_of_rows(source.folder, split), **frames)
         if source.name in RECORDINGS:
             frames |= dict(num_steps=num_steps, split_by=source.split_by)
             return RECORDINGS[source.name](source.folder, PARTS[split], **frames)
@@ -372,6 +373,12 @@ def open_split(
         if source.is_folder and Path(getattr(dataset, 'reader', dataset).root) == source.folder:
             raise FileNotFoundError('it has no such folder')  # timm then takes all images there are
     return dataset
+
+
+def _split_of_rows(folder: Path | None, split: str) -> str:
+    """The split, or the other name of the part: rows of recordings are called 'test' where others are 'validation'."""
+    same = [split, *(name for name in PARTS if split in PARTS and PARTS[name] == PARTS[split])]
+    return next((name for name in same if folder and find_shards(folder, name)), split)
 
 
 def open_samples(source: DataSource, split: str, model: Any, number: int | None, **image: Any) -> Samples:
