@@ -3,9 +3,9 @@
     python recipes/predict.py --model local-dir:output/digits/model photo.png holiday/
     python recipes/predict.py --model hf-hub:USER/NAME FOLDER --topk 3 --device cuda --output predictions.csv
 
-Takes files, and folders with all that is below them; in folders, files named like a picture. Pictures become
-grayscale or RGB as the model wants, without regard to transparency. Those that cannot be read are named, and the exit
-status is then 1.
+Takes files, and folders with all that is below them, linked folders too; in folders, files named like a picture.
+Pictures become upright, and grayscale or RGB as the model wants, without regard to transparency. Those that cannot be
+read are named, and the exit status is then 1.
 """
 
 import json
@@ -14,18 +14,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from timm_snn.files import printable, write_whole_text
 from timm_snn.training.data import make_transform
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.labels import descriptions_of, open_labels
 from timm_snn.training.models import channels, input_config, open_model
 from timm_snn.training.options import ArgumentParser, image_options, model_options, model_parser, positive_int
+from timm_snn.training.pictures import find_pictures as pictures_below
+from timm_snn.training.pictures import open_picture
 from timm_snn.training.tables import make_table, wide_console, write_csv
 
 MOST_ROWS = 50  # of the table on the terminal
@@ -36,31 +37,20 @@ def find_pictures(paths: list[Path]) -> list[Path]:
 
     Raises: UserError for a path that does not exist and for a folder without pictures.
     """
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files = [file for file in sorted(path.rglob('*')) if file.is_file()]
-            below = [file for file in files if file.suffix.lower() in suffixes]
-            if not below:
+            below = pictures_below(path)
+            if not below.files:
                 raise UserError(f'folder {path} has no pictures, which are files named .png, .jpg and so on')
-            if len(below) < len(files):
-                print(f'note: {len(files) - len(below)} files in {path} are not named like pictures', file=sys.stderr)
-            found += below
+            if note := below.note():
+                print(f'note: left out of {path}, not named like pictures or hidden: {note}', file=sys.stderr)
+            found += below.files
         elif path.exists():
             found.append(path)
         else:
             raise UserError(f'there is no file or folder {path}')
     return list(dict.fromkeys(found))
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow converts what has more bits by cutting it off at 255. Raises: ValueError for pixels of unknown range."""
-    if image.mode in ('I', 'F'):
-        raise ValueError(f'it has 32-bit pixels (mode {image.mode}) of unknown range: save it with 8 or 16 bits')
-    if image.mode.startswith('I;16'):
-        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    return image
 
 
 class Pictures(Dataset):
@@ -76,10 +66,9 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor | str]:
         try:
-            with Image.open(self.files[index]) as image:
-                picture = eight_bits(image).convert(self.mode)
+            picture = open_picture(self.files[index], self.mode)
         except Exception as error:  # decoders stumble in their own ways over broken files
-            return index, ' '.join(f'{type(error).__name__}: {error}'.split())
+            return index, printable(f'{type(error).__name__}: {error}', 500)
         return index, self.transform(picture)
 
 
@@ -168,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 write_csv(args.output, [as_row(file, answer, names, topk) for file, answer in answers])
             else:
                 records = [as_record(file, answer, names) for file, answer in answers]
-                args.output.write_text(json.dumps(records, indent=2) + '\n', encoding='utf-8')
+                write_whole_text(args.output, json.dumps(records, indent=2) + '\n')
 
     read = [(file, answer) for file, answer in answers if not isinstance(answer, str)]
     if read:
@@ -179,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f'written: {args.output}')
     for file, answer in answers:
         if isinstance(answer, str):
-            print(f'unreadable: {file}: {answer}', file=sys.stderr)
+            print(f'unreadable: {printable(file, 500)}: {answer}', file=sys.stderr)
     if len(read) < len(answers):
         raise UserError(f'{len(answers) - len(read)} of {len(answers)} pictures cannot be read')
 

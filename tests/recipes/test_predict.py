@@ -125,7 +125,7 @@ def test_unreadable_pictures_are_named_and_the_rest_is_predicted(predict, gray, 
     for name in ('torn.png', 'empty.jpg', 'float.tif'):
         assert f'unreadable: {folder / name}: ' in printed.err
     assert '32-bit pixels (mode F) of unknown range' in printed.err
-    assert f'note: 1 files in {folder} are not named like pictures' in printed.err
+    assert f'note: left out of {folder}, not named like pictures or hidden: 1 .txt' in printed.err
     rows = list(csv.DictReader((tmp_path / 'out.csv').open()))
     assert [bool(row['error']) for row in rows] == [not row['class_1'] for row in rows]
     assert sum(bool(row['error']) for row in rows) == 3 and len(rows) == 8

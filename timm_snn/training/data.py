@@ -1,6 +1,7 @@
 """Data sets by name, the samples of them that a run uses, and how each sample is prepared."""
 
 import bisect
+import logging
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,11 @@ from torchvision.transforms import Normalize
 
 from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
 from ..data.rows import find_shards
+from ..files import printable
+from .columns import check_column_names, leave_out_unusable
 from .errors import UserError, came_through_user_code, one_line_errors
 from .models import channels, input_config, steps_of
+from .pictures import FolderReader, folder_of_split, open_picture
 
 __all__ = [
     'EVENT_DATASETS',
@@ -40,6 +44,9 @@ __all__ = [
     'open_split',
     'summary',
 ]
+
+_logger = logging.getLogger(__name__)
+_MOST_UNREADABLE = 50  # samples in a row, as in timm
 
 # Event recordings in two parts.
 RECORDINGS: dict[str, Any] = {'nmnist': NMNIST, 'cifar10_dvs': CIFAR10DVS, 'dvs128_gesture': DVS128Gesture}
@@ -62,6 +69,11 @@ class DataSource:
     @property
     def is_events(self) -> bool:
         return self.name in EVENT_DATASETS
+
+    @property
+    def is_table(self) -> bool:
+        """A data set of Hugging Face's library."""
+        return self.name.startswith('hfds/')
 
     @property
     def is_folder(self) -> bool:
@@ -136,16 +148,19 @@ class Samples(Dataset):
         if not isinstance(dataset, ImageDataset):
             return dataset[index]
         file, label = dataset.reader[index]
-        return Image.open(file).convert(dataset.input_img_mode), -1 if label is None else label
+        return open_picture(file, dataset.input_img_mode), -1 if label is None else int(label)
 
-    def __getitem__(self, number: int) -> tuple[Any, Any]:
+    def _read_or_say(self, number: int) -> tuple[Any, Any]:
         try:
-            image, label = self.read(number)
+            return self.read(number)
         except Exception as error:  # decoders stumble in their own ways over broken files
             if came_through_user_code(error):
                 raise
-            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise UnreadableSample(f'sample {self.name(number)} is unreadable, {reason}') from error
+            name, reason = printable(self.name(number), 500), printable(f'{type(error).__name__}: {error}', 500)
+            raise UnreadableSample(f'sample {name} is unreadable, {reason}') from error
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        image, label = self._read_or_say(number)
         return self.transform(image) if self.transform else image, label
 
 
@@ -154,7 +169,9 @@ class TrainingSamples(Samples):
 
     What the transform draws depends on seed, epoch and sample alone: not on the number of processes and workers, nor on
     the samples before. So a run that goes on in the middle of an epoch repeats what it would have done. An unreadable
-    image is replaced by the next one, with a warning, as timm does.
+    picture or recording is replaced by the next one of the run, with a warning.
+
+    Raises: UnreadableSample if so many in a row cannot be read that it is no accident.
     """
 
     def __init__(self, source: Any, indices: Sequence[int], seed: int, transform: Callable | None = None) -> None:
@@ -163,9 +180,15 @@ class TrainingSamples(Samples):
         self.epoch = 0
 
     def __getitem__(self, number: int) -> tuple[Any, Any]:
-        index = int(self.indices[number])
-        image, label = self.source[index]
-        with randomness_of(self.seed, self.epoch, index):
+        for tried in range(_MOST_UNREADABLE):
+            try:
+                image, label = self._read_or_say((number + tried) % len(self))
+                break
+            except UnreadableSample as error:
+                if tried + 1 == min(_MOST_UNREADABLE, len(self)):
+                    raise
+                _logger.warning('%s; the next one is taken', error)
+        with randomness_of(self.seed, self.epoch, int(self.indices[number])):
             return self.transform(image) if self.transform else image, label
 
 
@@ -297,7 +320,7 @@ def open_datasets(
         # A folder of fewer classes, which timm would number anew.
         val_set = open_it(val_split, class_map=train_set.reader.class_to_idx)
     for split, dataset in ((train_split, train_set), (val_split, val_set)):
-        advice = '--input-key and --target-key name the columns' if source.name.startswith('hfds/') else ''
+        advice = '--input-key and --target-key name the columns' if source.is_table else ''
         with one_line_errors(f'use split {split!r} of data set {source.name!r}', advice):
             check_fit(dataset, num_classes, in_chans, num_steps if source.is_events else None)
     return train_set, val_set
@@ -360,19 +383,39 @@ def open_split(
         if source.name in RECORDINGS:
             frames |= dict(num_steps=num_steps, split_by=source.split_by)
             return RECORDINGS[source.name](source.folder, PARTS[split], **frames)
-        dataset = create_dataset(
-            source.name,
-            root=str(source.folder) if source.folder else None,
-            split=split,
-            class_map=class_map,  # type: ignore[arg-type]  # None is the default
-            download=source.download,
-            input_img_mode=mode,
-            input_key=source.input_key,
-            target_key=source.target_key,
-        )
-        if source.is_folder and Path(getattr(dataset, 'reader', dataset).root) == source.folder:
-            raise FileNotFoundError('it has no such folder')  # timm then takes all images there are
+        if source.is_folder:
+            assert source.folder  # which was looked at above
+            reader = FolderReader(
+                folder_of_split(source.folder, split), class_map, natural=not source.name.startswith('torch/')
+            )
+            _say_left_out(reader.note(), split, source)
+            return ImageDataset(str(source.folder), reader, input_img_mode=mode)
+        return _open_by_timm(source, split, mode)
+
+
+def _open_by_timm(source: DataSource, split: str, mode: str) -> Any:
+    """What torchvision and Hugging Face's library have."""
+    folder = str(source.folder) if source.folder else None
+    if source.is_table:  # timm stumbles over a missing column in ways that do not name it
+        keys = source.input_key or 'image', source.target_key or 'label'
+        check_column_names(source.name.partition('/')[2], split, folder, keys)
+    dataset = create_dataset(
+        source.name,
+        root=folder,
+        split=split,
+        download=source.download,
+        input_img_mode=mode,
+        input_key=source.input_key,
+        target_key=source.target_key,
+    )
+    if source.is_table:
+        _say_left_out(leave_out_unusable(dataset.reader), split, source)
     return dataset
+
+
+def _say_left_out(note: str | None, split: str, source: DataSource) -> None:
+    if note:
+        _logger.warning('note: left out of split %r of data set %r: %s', split, source.name, note)
 
 
 def _split_of_rows(folder: Path | None, split: str) -> str:

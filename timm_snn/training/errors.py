@@ -1,6 +1,7 @@
 """Mistakes of users end a script in one line. Everything else keeps its traceback."""
 
 import functools
+import io
 import logging
 import os
 import pickle
@@ -75,11 +76,15 @@ _notes = _Notes()
 def script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
     """Decorator of a script's `main(argv)`: UserError ends it with 'error: MESSAGE' on stderr and status 1.
 
-    `--traceback` or TIMM_SNN_TRACEBACK=1 shows the whole traceback before that line, with its causes.
+    `--traceback` or TIMM_SNN_TRACEBACK=1 shows the whole traceback before that line, with its causes. A character that
+    the terminal or a log cannot hold is escaped: it must not end a run after its training.
     """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # not what a notebook or a test puts there
+                stream.reconfigure(errors='backslashreplace')
         logging.getLogger(__package__).addHandler(_notes)
         try:
             main(argv)

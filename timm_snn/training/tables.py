@@ -9,12 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..files import write_whole
+
 __all__ = ['make_table', 'read_csv', 'wide_console', 'write_csv']
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], lineterminator: str = '\r\n') -> None:
-    """The columns are the keys of the first row."""
-    with open(path, 'w', newline='', encoding='utf-8') as file:
+    """The columns are the keys of the first row. Names of files that are not UTF-8 are escaped."""
+    with (
+        write_whole(path) as unfinished,
+        open(unfinished, 'w', newline='', encoding='utf-8', errors='backslashreplace') as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator=lineterminator)
         writer.writeheader()
         writer.writerows(rows)

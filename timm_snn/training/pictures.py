@@ -1,0 +1,185 @@
+"""Pictures as people have them, read the same way by every script: one file, and folders of files."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from timm.data.readers.reader import Reader
+from timm.utils.misc import natural_key
+
+from ..files import check_regular_file, printable
+
+__all__ = ['FolderReader', 'Found', 'as_text', 'find_pictures', 'folder_of_split', 'open_picture']
+
+# Formats that Pillow hands to other programs or cannot decode by itself, and pages for a printer.
+NOT_PICTURES = {'BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF'}
+# What a split may be called, as timm has it; the first that is there is taken.
+SYNONYMS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'))
+
+
+def open_picture(source: str | Path | BinaryIO, mode: str) -> Image.Image:
+    """The picture upright, in mode 'L' or 'RGB': its first frame, without regard to transparency.
+
+    Cameras store which way is up instead of turning the picture (EXIF). 16 bits become 8 by their upper byte; Pillow
+    would cut them off at 255. Raises: OSError for what is no regular file and what Pillow cannot read; ValueError for
+    32-bit pixels, whose range nobody knows, and for what cannot become that mode.
+    """
+    if isinstance(source, (str, Path)):
+        check_regular_file(Path(source))
+    with Image.open(source) as image:
+        image.load()
+        if image.mode in ('I', 'F') and not (image.mode == 'I' and image.format == 'PNG'):  # PNG has at most 16 bits
+            raise ValueError(f'it has 32-bit pixels (mode {image.mode}) of unknown range: save it with 8 or 16 bits')
+        upright = ImageOps.exif_transpose(image)
+        if image.mode == 'I' or image.mode.startswith('I;16'):
+            upright = Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
+        return upright.convert(mode)
+
+
+class Found(NamedTuple):
+    """Pictures below a folder, in the order of their names, and how many of what else."""
+
+    files: list[Path]
+    left_out: Counter[str]
+
+    def note(self) -> str | None:
+        """What was left out, as in '2 hidden, 1 .txt'; None if nothing was."""
+        return ', '.join(f'{count} {printable(kind, 40)}' for kind, count in sorted(self.left_out.items())) or None
+
+
+def find_pictures(folder: Path) -> Found:
+    """Files named like pictures, at any depth and in linked folders too.
+
+    Left out are hidden files and folders, such as .ipynb_checkpoints and macOS's ._ files, __MACOSX, other suffixes,
+    links to nothing and what is no regular file.
+    """
+    found = Found([], Counter())
+    suffixes = picture_suffixes()
+    for file in _walk(folder, (), found.left_out):
+        try:
+            check_regular_file(file)
+        except OSError:
+            found.left_out['links to nothing' if file.is_symlink() and not file.exists() else 'no files'] += 1
+            continue
+        if file.suffix.lower() in suffixes:
+            found.files.append(file)
+        else:
+            found.left_out[file.suffix.lower() or 'without a suffix'] += 1
+    found.files.sort(key=lambda file: natural_key(str(file)))
+    return found
+
+
+def picture_suffixes() -> set[str]:
+    """Of what Pillow opens."""
+    Image.init()  # Pillow knows only a few formats before
+    kinds = set(Image.OPEN) - NOT_PICTURES
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...], left_out: Counter[str]) -> Iterator[Path]:
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:  # a link to a folder that it is in
+        left_out['links in a circle'] += 1
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith('.') or entry.name == '__MACOSX':
+            left_out['hidden'] += 1
+        elif entry.is_dir():
+            yield from _walk(Path(entry.path), (*above, identity), left_out)
+        else:
+            yield Path(entry.path)
+
+
+def as_text(name: str) -> str:
+    """The name of a file as text that can be written: composed, and escaped where it is not UTF-8.
+
+    macOS takes letters and accents apart, so that one name may have two spellings.
+    """
+    return unicodedata.normalize('NFC', name.encode('utf-8', 'backslashreplace').decode())
+
+
+def folder_of_split(root: Path, split: str) -> Path:
+    """`root`/`split`, or another usual name of it. Raises: FileNotFoundError that says which folders there are."""
+    names = next((names for names in SYNONYMS if split in names), ())
+    for name in (split, *names):
+        if (root / name).is_dir():
+            return root / name
+    there = sorted(
+        as_text(entry.name) for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.')
+    )
+    raise FileNotFoundError(
+        f'it has no folder {split}/, but {printable(", ".join(there[:10])) or "none at all"}: put pictures in '
+        f'{split}/CLASS/'
+    )
+
+
+class FolderReader(Reader):
+    """Pictures in folders with the names of their classes, as a reader of timm's: `reader[i]` is (file, label).
+
+    The class is the innermost folder. Classes are numbered by the order of their names, 2 before 10 as in timm or
+    after it as in torchvision (`natural`), unless `class_to_idx` numbers them.
+    Raises: ValueError for layouts whose classes cannot be told, and where there are no pictures in folders.
+    """
+
+    def __init__(self, root: Path, class_to_idx: dict[str, int] | None = None, natural: bool = True) -> None:
+        super().__init__()
+        self.root = str(root)
+        found = find_pictures(root)
+        self.left_out = found.left_out
+        inside = [(file, file.relative_to(root).parts[:-1]) for file in found.files]
+        self.left_out['in no folder of a class'] += sum(not folders for _, folders in inside)
+        self.left_out += Counter()  # without what is 0
+        folders = {folders for _, folders in inside if folders}
+        _check_layout(folders)
+        classes = sorted({as_text(names[-1]) for names in folders}, key=natural_key if natural else str)
+        self.class_to_idx = class_to_idx or {name: number for number, name in enumerate(classes)}
+        self.samples = [
+            (str(file), self.class_to_idx[as_text(names[-1])])
+            for file, names in inside
+            if names and as_text(names[-1]) in self.class_to_idx
+        ]
+        if not self.samples:
+            left = found.note()
+            raise ValueError(f'{root} has no pictures in CLASS/' + (f'; there are {left}' if left else ''))
+
+    def note(self) -> str | None:
+        """What was left out, or None."""
+        return Found([], self.left_out).note()
+
+    def __getitem__(self, index: int) -> tuple[BytesIO, int]:
+        path, label = self.samples[index]
+        check_regular_file(Path(path))
+        return BytesIO(Path(path).read_bytes()), label
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
+
+
+def _check_layout(folders: set[tuple[str, ...]]) -> None:
+    """Raises ValueError where the innermost folder is not the class."""
+    by_class: dict[str, tuple[str, ...]] = {}
+    for names in sorted(folders):
+        for depth in range(1, len(names)):
+            if names[:depth] in folders:
+                outer, inner = '/'.join(names[:depth]), '/'.join(names)
+                raise ValueError(
+                    f'folder {outer!r} has pictures and so has {inner!r} in it: is the class the outer or the inner '
+                    'one? Put all pictures in CLASS/'
+                )
+        other = by_class.setdefault(names[-1], names)
+        if other != names:
+            raise ValueError(
+                f'folders {"/".join(other)!r} and {"/".join(names)!r} have the same name: is the class the outer or '
+                'the inner one? Put all pictures in CLASS/'
+            )
