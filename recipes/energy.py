@@ -19,7 +19,7 @@ import torch
 
 import timm_snn
 from timm_snn.profiling import AC_PJ, MAC_PJ, NOTICE, Report
-from timm_snn.profiling.page import check_prices
+from timm_snn.profiling.page import check_prices, size_of
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.labels import labelled_batches
@@ -82,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = open_model(args.model, **model_options(args))
     report = report_of(model, args.model, args.labels, is_trained(args.model, args.checkpoint, args.pretrained))
     others = [earlier.get(name) or report_of_another(name, report.input_shape[-3]) for name in args.compare]
+    for name, other in zip(args.compare, others, strict=True):
+        if size_of(other) != size_of(report):
+            print(
+                f'note: {name} looks at {size_of(other)} and {args.model} at {size_of(report)}, so that their energies '
+                'are of different work; --img-size gives all models that take it one size'
+            )
     with one_line_errors(f'write to --output {args.output}'):
         files = report.save(args.output, others)
     wide_console().print(report.table())

@@ -40,10 +40,19 @@ import timm_snn
 from timm_snn.training import options
 from timm_snn.training.batches import BatchTransform
 from timm_snn.training.checkpoints import Checkpoints, prepare_output
-from timm_snn.training.data import choose_samples, class_names, make_loader, make_transform, open_datasets
+from timm_snn.training.data import (
+    choose_samples,
+    class_names,
+    loading_errors,
+    make_loader,
+    make_transform,
+    note_on_pictures,
+    open_datasets,
+)
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import averaged_weights, mean_metrics, predict_first
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
+from timm_snn.training.labels import renew_classifier
 from timm_snn.training.models import check_neurons, input_config, open_to_train, save_model
 from timm_snn.training.progress import Progress, StopSignal, write_summary
 from timm_snn.training.tasks import make_learner, make_task
@@ -92,6 +101,9 @@ class Run:
             size = self.data_config['input_size'][1:]
             train_set, val_set = open_datasets(source, args.train_split, args.val_split, self.model, size)
         self.class_names, self.is_events = class_names(train_set), source.is_events
+        self.notes = [note_on_pictures(train_set, self.data_config)]
+        if args.pretrained:
+            self.notes.append(renew_classifier(self.model, self.class_names))
         self.train_set, self.val_set, self.test_set = choose_samples(
             train_set,
             val_set,
@@ -182,7 +194,9 @@ class Run:
         )
         if args.warmup_epochs >= args.epochs:
             warmup = f'{args.warmup_epochs} of {args.epochs} epochs'
-            say(f'note: the learning rate warms up for {warmup} and is never {lr:g}')
+            self.notes.append(f'note: the learning rate warms up for {warmup} and is never {lr:g}')
+        for note in filter(None, self.notes):
+            say(note)
 
     @property
     def updates_done(self) -> int:
@@ -325,7 +339,7 @@ def finish(run: Run, args: Namespace, seconds: float) -> None:
             model.load_state_dict(weights)
     if accelerator.is_main_process:
         folder = args.output / 'model'
-        save_model(model, folder, options.tag_of(args.model), run.class_names, run.data_config)
+        save_model(model, folder, options.tag_of(args.model), run.class_names, run.data_config, args.fold)
         if tested:
             result = {'epoch': run.progress.best_epoch(metric), 'samples': samples, **tested}
             with one_line_errors(f'write to --output {args.output}'):
@@ -347,16 +361,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress, accelerator = run.progress, run.accelerator
     start, updates_before = time.perf_counter(), run.updates_done
     for epoch in range(progress.epoch, run.last_epoch):
-        images_per_s = train_epoch(run, epoch)
+        with loading_errors('--resume auto goes on from the last checkpoint'):
+            images_per_s = train_epoch(run, epoch)
         is_whole = progress.updates == run.updates_per_epoch
         if not is_whole:  # --max-steps; with a larger one the run can go on from here
             run.checkpoints.save()
+        with loading_errors('--resume auto goes on from the last checkpoint'):
+            evaluated = validate(run)
         row = {
             'epoch': epoch,
             'lr': run.largest_lr,
             'train_loss': progress.loss_sum / progress.seen,
             'train_top1': 100 * progress.hits / progress.seen,
-            **validate(run),
+            **evaluated,
             'images_per_s': images_per_s,
         }
         progress.finish_epoch(row)

@@ -3,6 +3,7 @@
     python recipes/validate.py --model local-dir:output/digits/model --dataset digits
     python recipes/validate.py --model hf-hub:USER/NAME --dataset '' --data-dir IMAGENET --split val --device cuda
     python recipes/validate.py --model msvit_4_96 --checkpoint output/digits/checkpoints/epoch_0018 --num-steps 8
+    python recipes/validate.py --model local-dir:output/fold_2/model --dataset digits --fold 2/5
 
 Every sample of the split counts once, in one process. A spiking model is causal: the mean of its first t outputs is
 what it would answer with T = t, so that one run gives the accuracy of early exit at each t; --num-steps sets T.
@@ -12,6 +13,7 @@ predictions.csv.
 """
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +24,16 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 import timm_snn
-from timm_snn.training.data import open_samples
+from timm_snn.training.data import open_fold, open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import by_class, by_sample, evaluate, summarize
 from timm_snn.training.labels import match_labels
-from timm_snn.training.models import open_model
+from timm_snn.training.models import fold_of, open_model
 from timm_snn.training.options import (
     ArgumentParser,
     data_source,
     evaluation_parser,
+    fold,
     image_options,
     model_options,
     positive_int,
@@ -44,12 +47,24 @@ def make_parser() -> ArgumentParser:
     parser = evaluation_parser('recipes/validate.py', __doc__, num_samples=None)
     add = parser.add_argument_group('evaluation').add_argument
     add('--steps', type=positive_int, nargs='+', help='report early exit after these; default: 1 to T')
+    add(
+        '--fold',
+        type=fold_or_none,
+        metavar='K/N',
+        help='the Kth of N folds of --train-split and --split together, which a training with this --fold held out; '
+        "'none' for --split as it is. A model of a fold needs one of both",
+    )
+    add('--train-split', default='train', help='of --fold')
     add('--amp', choices=('bfloat16', 'float16'), help='mixed precision')
     add('--channels-last', action='store_true')
     add('--worst', type=positive_int, default=10, help='so many classes on the terminal')
     add('--predictions', action='store_true', help='write predictions.csv, a line for every sample')
     add('--output', type=Path, default=Path('output/validate'))
     return parser
+
+
+def fold_or_none(text: str) -> str:
+    return text if text == 'none' else fold(text)
 
 
 def percent(row: dict[str, Any], metric: str) -> str:
@@ -91,7 +106,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.steps and max(args.steps) > model.num_steps:
         raise UserError(f'{args.model} runs for T = {model.num_steps}: pass --num-steps {max(args.steps)}')
     source = data_source(args)
-    samples = open_samples(source, args.split, model, args.num_samples, **image_options(args))
+    held_out = fold_of(args.model, args.checkpoint)
+    if held_out and args.fold is None:
+        raise UserError(
+            f'{args.model} was trained on all of the data but fold {held_out}, so that it has seen most of split '
+            f'{args.split!r}: pass --fold {held_out} to test it on the others, or --fold none for the split as it is'
+        )
+    if args.fold in (None, 'none'):
+        samples = open_samples(source, args.split, model, args.num_samples, **image_options(args))
+    else:
+        splits = args.train_split, args.split
+        samples = open_fold(source, args.fold, splits, model, args.num_samples, **image_options(args))
+        if held_out != args.fold:
+            whose = f'fold {held_out}' if held_out else 'no fold that is known'
+            print(f'note: {args.model} is of {whose}: it may have seen samples of fold {args.fold}', file=sys.stderr)
     names, numbers = match_labels(model, samples.source, is_folder=source.is_folder, file=args.labels)
     with one_line_errors(f'write to --output {args.output}'):
         args.output.mkdir(parents=True, exist_ok=True)

@@ -44,11 +44,13 @@ def test_a_report_of_a_saved_model_and_of_others(run, saved, tmp_path):
 
     others = [tmp_path / 'a' / 'report.json', 'resnet10t']
     arguments = ['--num-steps', 2, '-n', 9, '--compare', *others, '--output', tmp_path / 'b']
-    run('energy.py', '--model', saved, *arguments)
+    printed = run('energy.py', '--model', saved, *arguments)
     report = json.loads((tmp_path / 'b' / 'report.json').read_text())
     assert (report['num_steps'], report['num_samples']) == (2, 9)
     page = (tmp_path / 'b' / 'report.html').read_text()
     assert 'Against other models' in page and 'resnet10t (random weights)' in page
+    assert 'do not look at the same size of input' in page and '<td>1 x 176 x 176</td>' in page
+    assert 'note: resnet10t looks at 1 x 176 x 176 and local-dir:' in printed
     assert sorted(path.suffix for path in (tmp_path / 'b').iterdir()) == ['.csv', '.html', '.json', '.md']
     with pytest.raises(SystemExit, match=r'cannot compare with the report .* was priced at 4\.6 and 0\.9 pJ'):
         run('energy.py', '--model', saved, *arguments, '--mac-pj', 1.5)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -16,7 +17,8 @@ from timm.data import create_transform, resolve_input_data_config
 from timm.models import save_for_hf
 
 from tests.support.scripts import ROOT, run
-from timm_snn.training.data import Digits
+from tests.support.training import QUICK
+from timm_snn.training.data import Digits, choose_samples
 
 pytest.importorskip('rich')
 load_digits = pytest.importorskip('sklearn.datasets').load_digits
@@ -290,3 +292,20 @@ def test_the_split_that_is_named_is_the_one_that_is_counted(validate, saved):
     for split, number in (('train', 1437), ('test', 360)):
         printed, _ = validate('--model', f'local-dir:{saved}', '--split', split, '--num-steps', 1, '-b', 240)
         assert f'digits, {split} split, all {number:,}' in printed
+
+
+def test_a_model_of_a_fold_is_tested_on_what_it_has_not_seen(validate, train, tmp_path):
+    train(*QUICK, '--epochs', 1, '--max-steps', 2, '--fold', '2/5', '--log-with', 'none', '--output', tmp_path / 'run')
+    model = ['--model', f'local-dir:{tmp_path / "run" / "model"}', '--dataset', 'digits', '--img-size', 16]
+    with pytest.raises(SystemExit, match=r'all of the data but fold 2/5.*pass --fold 2/5 to test it on the others'):
+        validate(*model)
+    printed, output = validate(*model, '--fold', '2/5', '--predictions')
+    held_out = choose_samples(Digits(True), Digits(False), seed=0, fold='2/5')[1].indices
+    rows = list(csv.DictReader((output / 'predictions.csv').open()))
+    labels = np.concatenate([Digits(True).labels, Digits(False).labels])[list(held_out)]
+    assert [int(row['class']) for row in rows] == labels.tolist()
+    assert f'fold 2/5 of train and validation, all {len(held_out)}' in printed
+    assert 'all 360' in validate(*model, '--fold', 'none')[0]
+    checkpoint = tmp_path / 'run' / 'checkpoints' / 'epoch_0000_step_000002'
+    with pytest.raises(SystemExit, match='all of the data but fold 2/5'):
+        validate('--model', 'msvit_4_96', '--checkpoint', checkpoint, '--dataset', 'digits')

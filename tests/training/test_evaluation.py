@@ -1,9 +1,14 @@
 """What becomes of labelled samples."""
 
+import signal
+
 import pytest
 import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
-from timm_snn.training.evaluation import check_labels, evaluate, running_logits
+from timm_snn.training.evaluation import check_labels, evaluate, mean_metrics, running_logits
+from timm_snn.training.progress import StopSignal
 
 
 def test_early_exit_is_the_model_with_fewer_steps_in_float64(small):
@@ -39,3 +44,27 @@ def test_logits_that_are_not_finite_are_refused():
     model.num_classes = 3
     with pytest.raises(ValueError, match='not finite'):
         evaluate(model, [(torch.full((1, 2), float('inf')), torch.tensor([0]))])
+
+
+@pytest.mark.parametrize('is_silent', [True, False])
+def test_a_network_that_answers_every_sample_alike_is_said_to_be(is_silent, caplog):
+    accelerator, learner = Accelerator(cpu=True), torch.nn.Linear(2, 3)
+    torch.nn.init.constant_(learner.weight, 0.0 if is_silent else 1.0)
+    batches = [(torch.rand(4, 2), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        mean_metrics(learner, accelerator.prepare(DataLoader(Batches(batches), None)), accelerator, StopSignal())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ('gives the same answer to every sample' in caplog.text) == is_silent
+
+
+class Batches(torch.utils.data.Dataset):
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]

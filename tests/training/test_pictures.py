@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from timm_snn.training import pictures
-from timm_snn.training.data import DataSource, Samples, TrainingSamples, class_names, open_split
+from timm_snn.training.data import (
+    DataSource,
+    Samples,
+    TrainingSamples,
+    class_names,
+    note_on_pictures,
+    open_split,
+)
 from timm_snn.training.errors import UserError
 from timm_snn.training.pictures import FolderReader, as_text, find_pictures, open_picture
 
@@ -265,3 +272,26 @@ def test_a_missing_column_is_named_with_those_that_are_there(table, options):
 def test_no_format_that_runs_other_programs_is_read():
     assert not {'.eps', '.ps', '.wmf', '.h5', '.mpg'} & pictures.picture_suffixes()
     assert {'.png', '.jpg', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.jp2', '.avif'} <= pictures.picture_suffixes()
+
+
+@pytest.mark.parametrize(
+    ('image', 'input_size', 'says'),
+    [
+        (
+            COLOUR,
+            (1, 6, 6),
+            'is 8 x 6 in colour, and the model sees 6 x 6 in grey, normalised by mean 0.286 and std 0.353',
+        ),
+        (COLOUR.resize((500, 375)), (3, 28, 28), 'is 500 x 375 in colour, and the model sees 28 x 28 in colour'),
+        (GRAY.resize((56, 56)), (1, 28, 28), 'is 56 x 56 in grey'),
+        (COLOUR, (3, 6, 6), None),
+        (GRAY, (1, 28, 28), None),
+        (COLOUR.resize((256, 256)), (3, 224, 224), None),
+    ],
+)
+def test_what_a_model_does_not_see_of_pictures_is_said(image, input_size, says, tmp_path):
+    (tmp_path / 'train' / 'a').mkdir(parents=True)
+    image.save(tmp_path / 'train' / 'a' / '0.png')
+    config = {'input_size': input_size, 'mean': (0.286,), 'std': (0.353,)}
+    note = note_on_pictures(open_split(DataSource('', tmp_path), 'train', in_chans=input_size[0]), config)
+    assert says in note if says else note is None

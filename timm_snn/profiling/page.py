@@ -74,6 +74,11 @@ def make_page(report: Report, others: Sequence[Report] = ()) -> str:
     )
 
 
+def size_of(report: Report) -> str:
+    """Channels and pixels of a sample, as '3 x 224 x 224'."""
+    return ' x '.join(map(str, report.input_shape))
+
+
 def check_prices(mac_pj: float, ac_pj: float, others: Sequence[Report]) -> None:
     for other in others:
         if (other.mac_pj, other.ac_pj) != (mac_pj, ac_pj):
@@ -178,6 +183,7 @@ def _comparison(reports: Sequence[Report]) -> str:
         [
             report.model,
             report.data,
+            size_of(report),
             str(report.num_steps),
             '' if report.top1 is None else f'{report.top1:.2f}',
             f'{report.parameters:,}',
@@ -187,8 +193,20 @@ def _comparison(reports: Sequence[Report]) -> str:
         ]
         for report in reports
     ]
-    header = ['model', 'data', 'T', 'top-1 %', 'parameters', 'rate %', 'MACs/step', *(f'{name}, mJ' for name in names)]
+    header = [
+        'model',
+        'data',
+        'input',
+        'T',
+        'top-1 %',
+        'parameters',
+        'rate %',
+        'MACs/step',
+        *(f'{name}, mJ' for name in names),
+    ]
     caption = 'A model without spikes costs the same under every convention, but for biases in A.'
+    if len({size_of(report) for report in reports}) > 1:
+        caption += ' The models do not look at the same size of input, which is work of its own: see the table.'
     return (
         '<h2>Against other models</h2><figure>'
         + svg(figure, 'comparison', 'Energy of several models')

@@ -16,7 +16,9 @@ def check_column_names(name: str, split: str, folder: str | None, keys: Sequence
     columns = import_datasets().load_dataset(name, split=split, cache_dir=folder).column_names
     for key in keys:
         if key not in columns:
-            raise ValueError(f'it has no column {key!r} but {printable(", ".join(columns), 500)}')
+            raise ValueError(
+                f'it has no column {key!r} but {printable(", ".join(columns), 500)}: --input-key and --target-key name them'
+            )
 
 
 def leave_out_unusable(reader: Any) -> str | None:

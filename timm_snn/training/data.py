@@ -1,13 +1,16 @@
 """Data sets by name, the samples of them that a run uses, and how each sample is prepared."""
 
 import bisect
+import functools
 import logging
+import multiprocessing
+import multiprocessing.util
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from torchvision.transforms import Normalize
 from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
 from ..data.rows import find_shards
 from ..files import printable
+from .augmentation import mend_posterize
 from .columns import check_column_names, leave_out_unusable
 from .errors import UserError, came_through_user_code, one_line_errors
 from .models import channels, input_config, steps_of
@@ -37,9 +41,12 @@ __all__ = [
     'choose_samples',
     'class_names',
     'evenly',
+    'loading_errors',
     'make_loader',
     'make_transform',
+    'note_on_pictures',
     'open_datasets',
+    'open_fold',
     'open_samples',
     'open_split',
     'summary',
@@ -248,6 +255,8 @@ def make_loader(
     samples: Samples, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
 ) -> DataLoader:
     """Batches of all samples in their order, or of so many random ones, which are others in every epoch."""
+    if workers:
+        _kill_loaders_at_exit()
     return DataLoader(
         samples,
         batch_size,
@@ -262,6 +271,36 @@ def make_loader(
 def _ignore_sigterm(_: int) -> None:
     """The main process needs those that load data when SIGTERM tells all of them to stop, and it has to save."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@functools.cache
+def _kill_loaders_at_exit() -> None:
+    """Before Python waits for them, by a SIGTERM that they ignore: an exception on its way out keeps them alive."""
+    multiprocessing.util.Finalize(None, _kill_loaders, args=(os.getpid(),), exitpriority=100)
+
+
+def _kill_loaders(parent: int) -> None:
+    if os.getpid() == parent:  # and not in a process that was forked from it
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+
+@contextmanager
+def loading_errors(advice: str) -> Iterator[None]:
+    """Raise UserError in one line where samples cannot be read, or a process that loads them was killed."""
+    try:
+        yield
+    except UnreadableSample as error:
+        raise UserError(f'{error}, and so are those after it; {advice}') from error
+    except RuntimeError as error:
+        if not str(error).startswith('DataLoader worker (pid'):
+            raise
+        reason = ' '.join(str(error).split())
+        raise UserError(
+            f'a process that loads data has ended: {reason}; it may have needed more memory than there is: pass a '
+            f'smaller --workers; {advice}'
+        ) from error
 
 
 def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
@@ -294,7 +333,9 @@ def make_transform(data_config: dict[str, Any], is_events: bool, **training: Any
     shared = {key: data_config[key] for key in ('input_size', 'mean', 'std', 'interpolation')}
     if training:
         with one_line_errors('set up the augmentation'):
-            return create_transform(is_training=True, **training, **shared)
+            transform = create_transform(is_training=True, **training, **shared)
+            mend_posterize(transform)
+            return transform
     return create_transform(crop_pct=data_config['crop_pct'], **shared)
 
 
@@ -303,7 +344,7 @@ def open_datasets(
 ) -> tuple[Any, Any]:
     """Training and validation data that fit the model, event frames in that size. Raises: UserError if they do not."""
     num_classes, in_chans, num_steps = model.num_classes, model.in_chans, steps_of(model)
-    open_it = partial(open_split, source, in_chans=in_chans, num_steps=num_steps, size=size)
+    open_it = functools.partial(open_split, source, in_chans=in_chans, num_steps=num_steps, size=size)
     train_set, val_set = open_it(train_split), open_it(val_split)
     names, val_names = class_names(train_set), class_names(val_set)
     if names and len(names) != num_classes:
@@ -331,7 +372,7 @@ def check_fit(dataset: Any, num_classes: int, in_chans: int, num_steps: int | No
 
     Of a data set whose classes have no names all labels are looked at, where that needs no images.
     """
-    sample, label = dataset[0]
+    sample, label = TrainingSamples(dataset, range(len(dataset)), seed=0)[0]
     if num_steps is not None:
         if len(sample) != num_steps:
             raise ValueError(f'it has {len(sample)} steps: pass --model-kwargs num_steps={len(sample)}')
@@ -424,6 +465,36 @@ def _split_of_rows(folder: Path | None, split: str) -> str:
     return next((name for name in same if folder and find_shards(folder, name)), split)
 
 
+def note_on_pictures(dataset: Any, config: dict[str, Any]) -> str | None:
+    """What a model does not see of the first picture of a folder or table: its colours, or most of its pixels.
+
+    config: The preparation of the model's input, of `models.input_config`.
+    """
+    if not isinstance(dataset, ImageDataset):
+        return None
+    try:
+        with Image.open(dataset.reader[0][0]) as image:
+            (width, height), has_colour = (
+                image.size,
+                image.mode not in ('1', 'L', 'LA', 'I', 'F') and 'I;' not in image.mode,
+            )
+    except (OSError, ValueError):  # which is said where it is read
+        return None
+    channels, *size = config['input_size']
+    if (channels > 1 or not has_colour) and min(width, height) < 2 * min(size):
+        return None
+    kind = 'colour' if has_colour else 'grey'
+    return (
+        f'note: the first picture is {width} x {height} in {kind}, and the model sees {size[1]} x {size[0]} in '
+        f'{"grey" if channels == 1 else "colour"}, normalised by mean {_short(config["mean"])} and std '
+        f'{_short(config["std"])}: --in-chans, --img-size, --mean and --std set what it sees'
+    )
+
+
+def _short(numbers: Sequence[float]) -> str:
+    return ', '.join(f'{number:.3g}' for number in numbers)
+
+
 def open_samples(source: DataSource, split: str, model: Any, number: int | None, **image: Any) -> Samples:
     """A number of samples of a split for the model to look at, or all, always the same ones.
 
@@ -435,17 +506,36 @@ def open_samples(source: DataSource, split: str, model: Any, number: int | None,
     )
     if not len(dataset):
         raise UserError(f'split {split!r} of data set {source.name!r} has no samples')
-    indices = evenly(range(len(dataset)), number)
+    return _described(source, dataset, range(len(dataset)), number, f'{split} split', config)
+
+
+def open_fold(
+    source: DataSource, fold: str, splits: tuple[str, str], model: Any, number: int | None, **image: Any
+) -> Samples:
+    """`open_samples` of what a training run with this `fold` of both splits has held out."""
+    config = input_config(model, **image)
+    train_set, val_set = open_datasets(source, *splits, model, config['input_size'][1:])
+    held_out = choose_samples(train_set, val_set, seed=0, fold=fold)[1]
+    which = f'fold {fold} of {" and ".join(splits)}'
+    return _described(source, held_out.source, held_out.indices, number, which, config)
+
+
+def _described(
+    source: DataSource, dataset: Any, every: Sequence[int], number: int | None, which: str, config: dict[str, Any]
+) -> Samples:
+    indices = evenly(every, number)
     name = source.name.rpartition('/')[2] or str(source.folder)
-    total = f'{len(dataset):,}'
-    which = f'all {total}' if len(indices) == len(dataset) else f'{len(indices):,} of {total}, evenly spread'
+    total = f'{len(every):,}'
+    some = f'all {total}' if len(indices) == len(every) else f'{len(indices):,} of {total}, evenly spread'
     with one_line_errors('set up the transform of the images'):
         transform = make_transform(config, source.is_events)
-    return Samples(dataset, indices, transform, f'{name}, {split} split, {which}')
+    return Samples(dataset, indices, transform, f'{name}, {which}, {some}')
 
 
 def class_names(dataset: Any) -> list[str] | None:
     """Names of the classes, where the data set knows them: torchvision's and our `classes`, or timm's readers."""
+    if isinstance(dataset, ConcatDataset):
+        return class_names(dataset.datasets[0])
     if hasattr(dataset, 'classes'):
         return list(dataset.classes)
     mapping = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)

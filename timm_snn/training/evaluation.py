@@ -1,5 +1,6 @@
 """Models on labelled data: means over all processes while one is trained, or the outcome of every sample."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ import timm_snn
 from .data import Samples, make_transform
 from .models import input_config
 from .progress import StopSignal
+
+_logger = logging.getLogger(__name__)
 
 __all__ = [
     'averaged_weights',
@@ -43,6 +46,8 @@ def mean_metrics(
     learner.eval()
     losses: list[Tensor] = []
     hits: list[Tensor] = []
+    first: Tensor | None = None
+    differ = torch.zeros((), dtype=torch.bool, device=accelerator.device)  # whether two samples get two answers
     rates: dict[str, float] = {}
     with closing(stop.readable(loader)) as batches:  # ends the processes that load data
         for images, labels in batches:
@@ -54,6 +59,8 @@ def mean_metrics(
             logits = learner(images)
             if logits.ndim == 3:  # of every time step
                 logits = logits.mean(1)
+            first = logits[:1] if first is None else first
+            differ |= (logits != first).any()
             loss = cross_entropy(logits, labels, reduction='none')
             loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
             losses.append(loss)
@@ -61,6 +68,12 @@ def mean_metrics(
     if stop.came_to(accelerator):
         return {}
     loss, hit = torch.cat(losses).cpu().double(), torch.cat(hits).cpu().double()
+    if len(loss) > 1 and not differ and accelerator.is_main_process:
+        _logger.warning(
+            'note: the network gives the same answer to every sample. In eval mode, with the running statistics of its '
+            'batch norms, its last neurons are silent or always fire: look at the rates in summary.csv, train for '
+            'longer, or check the learning rate and --mean and --std'
+        )
     return {'loss': loss.mean().item(), 'top1': 100 * hit.mean().item(), **rates}
 
 

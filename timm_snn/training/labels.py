@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 from .data import Samples, class_names, summary
 from .errors import UserError, one_line_errors
 
-__all__ = ['descriptions_of', 'labelled_batches', 'match_labels', 'open_labels']
+__all__ = ['descriptions_of', 'labelled_batches', 'match_labels', 'open_labels', 'renew_classifier']
 
 _logger = logging.getLogger(__name__)
 
@@ -44,6 +44,27 @@ def open_labels(model: Any, file: Path | None = None) -> Any:
             return CustomDatasetInfo(list(names), descriptions)
         subset = infer_imagenet_subset({'num_classes': model.num_classes})
         return ImageNetInfo(subset) if subset else None
+
+
+def renew_classifier(model: Any, names: list[str] | None) -> str | None:
+    """Give a pretrained model a new classifier if its own, of as many classes, is of others; returns a note.
+
+    names: Of the classes of the data. Where the model or the data has none, the classifier is kept.
+    """
+    if not model.num_classes or model.pretrained_cfg.get('num_classes') != model.num_classes:
+        return None  # timm has made a new one
+    labels = open_labels(model)
+    known = list(labels.label_names()) if isinstance(labels, CustomDatasetInfo) else None
+    if known == names and names:
+        return None
+    if not known or not names:
+        who = 'the model' if not known else 'the data'
+        return (
+            f'note: the classifier of the pretrained weights is kept, since it has {model.num_classes} classes too; '
+            f'{who} does not name them'
+        )
+    model.reset_classifier(model.num_classes)
+    return f'note: new classifier, as the data has other classes, {summary(names)}, than the weights, {summary(known)}'
 
 
 def descriptions_of(labels: Any, num_classes: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import yaml
+from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_input_data_config
 from timm.models import load_checkpoint
 from torch import nn
@@ -21,6 +23,7 @@ from .errors import one_line_errors
 __all__ = [
     'channels',
     'check_neurons',
+    'fold_of',
     'input_config',
     'is_trained',
     'key_map',
@@ -129,15 +132,38 @@ def input_config(model: Any, **given: Any) -> dict[str, Any]:
         return resolve_input_data_config(model, args=given)
 
 
-def save_model(model: Any, folder: Path, tag: str | None, names: list[str] | None, config: dict[str, Any]) -> None:
+def save_model(
+    model: Any, folder: Path, tag: str | None, names: list[str] | None, config: dict[str, Any], fold: str | None = None
+) -> None:
     """Write a trained model in the Hub's format, with the names of its classes and how its input is prepared.
 
-    The tag names the training: that of the model it began with is not this one's.
+    The tag names the training: that of the model it began with is not this one's. `fold` is the part of the data that
+    was held out, for `fold_of`.
     """
     model.to(memory_format=torch.contiguous_format)  # which safetensors needs
     cfg = dict(tag=tag, label_names=None, label_descriptions=None)
     with one_line_errors(f'write {folder}'):
-        save_for_hf(model, folder, model_config=dict(label_names=names, pretrained_cfg=cfg), data_config=config)
+        about = dict(label_names=names, pretrained_cfg=cfg) | ({'fold': fold} if fold else {})
+        save_for_hf(model, folder, model_config=about, data_config=config)
+
+
+def fold_of(name: str, checkpoint: Path | None = None) -> str | None:
+    """The fold of the data that the training of a saved model held out, as in '2/5'; None if there is none known."""
+    if checkpoint:
+        return run_options(checkpoint, name).get('fold') if checkpoint.is_dir() else None
+    scheme, _, place = name.partition(':')
+    if scheme == 'local-dir':
+        file: Any = Path(place) / 'config.json'
+    elif scheme == 'hf-hub':
+        repo, _, revision = place.partition('@')
+        file = try_to_load_from_cache(repo, 'config.json', revision=revision or None)
+    else:
+        return None
+    if not isinstance(file, (str, Path)) or not Path(file).is_file():
+        return None
+    with one_line_errors(f'read {file}'):
+        fold = json.loads(Path(file).read_text(encoding='utf-8')).get('fold')
+    return fold if isinstance(fold, str) and re.fullmatch(r'[0-9]{1,4}/[0-9]{1,4}', fold) else None
 
 
 def run_options(checkpoint: Path, name: str) -> dict[str, Any]:

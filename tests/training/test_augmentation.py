@@ -1,0 +1,61 @@
+"""Every augmentation of the configs runs at every magnitude, with any version of Pillow."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import auto_augment, create_transform
+
+from tests.support.scripts import ROOT
+from timm_snn.training.augmentation import mend_posterize, posterize
+from timm_snn.training.data import make_transform
+from timm_snn.training.options import data_source, training_options, transform_options
+
+CONFIGS = sorted((ROOT / 'recipes' / 'configs').rglob('*.yaml'))
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+
+
+def ops_of(policy: str, channels: int) -> list[auto_augment.AugmentOp]:
+    look = dict(mean=(0.5,) * channels, std=(0.5,) * channels)
+    transform = create_transform(32, is_training=True, auto_augment=policy, **look)
+    mend_posterize(transform)
+    found = []
+    for part in transform.transforms:
+        for ops in getattr(part, 'ops', getattr(part, 'policy', ())):
+            found += ops if isinstance(ops, list) else [ops]
+    return found
+
+
+@pytest.mark.parametrize(
+    'policy', ['rand-m10-inc1', 'rand-m10', 'rand-m9-mstd0.5-inc1', 'augmix-m10', 'original', 'v0']
+)
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_every_op_of_a_policy_runs_at_every_magnitude(policy, mode):
+    ops = ops_of(policy, len(mode))
+    assert any('Posterize' in op.name for op in ops)
+    for op in ops:
+        op.prob, op.magnitude_std = 1.0, 0
+        for magnitude in range(11):
+            op.magnitude = magnitude
+            assert op(PICTURE.convert(mode)).size == PICTURE.size
+
+
+def test_no_bits_are_a_black_picture_and_others_are_timms():
+    assert np.asarray(posterize(PICTURE, 0)).max() == 0
+    for bits in range(1, 9):
+        assert np.array_equal(posterize(PICTURE, bits), auto_augment.posterize(PICTURE, bits))
+
+
+@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_every_config_augments_as_many_pictures_as_it_takes_to_meet_every_op(config):
+    args = training_options(['--config', str(config)])
+    if data_source(args).is_events:
+        pytest.skip('event frames are augmented in batches')
+    look = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bicubic', crop_pct=1.0)
+    transform = make_transform(look, False, **transform_options(args))
+    random.seed(0)
+    torch.manual_seed(0)
+    for _ in range(300 if args.aa else 5):
+        assert transform(PICTURE).shape == (3, 32, 32)
