@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..layers import ConvBn, RepConv
 from ..layers.conv import MapConv, TokenConv
+from ..wrappers import unwrapped
 
 __all__ = ['fuse']
 
@@ -29,12 +30,14 @@ def fuse(model: nn.Module) -> nn.Module:
         with torch.inference_mode(), timm_snn.use_backend('compile'):
             logits = fused(images)
 
-    The model itself is left as it is. A norm of another kind than batch norm, such as a frozen one, stays.
+    The model itself is left as it is; of one in a wrapper such as DistributedDataParallel, the model inside is taken. A
+    norm of another kind than batch norm, such as a frozen one, stays.
 
     Raises: ValueError for a model without units of convolution and norm, and where folding would lose what somebody
     has changed in a layer: weights that are computed (pruned, parametrized, quantized), hooks, methods and classes of
     convolutions and norms other than torch's, batch norms without running statistics.
     """
+    model = unwrapped(model)
     units = {name: module for name, module in model.named_modules() if isinstance(module, ConvBn)}
     if not units:
         raise ValueError(f'fuse found no ConvBn in {type(model).__name__}: it takes the models of timm_snn')
