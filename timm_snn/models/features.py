@@ -1,4 +1,4 @@
-"""Feature extractors of `features_only`, with `num_steps` of the model inside, and `set_num_steps` for other wrappers."""
+"""Feature extractors whose `num_steps` is that of the model inside, and `set_num_steps` for other wrappers."""
 
 from collections.abc import Sequence
 from typing import Any

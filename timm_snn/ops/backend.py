@@ -155,6 +155,12 @@ def backend_report() -> str:
 
 def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
     """The backend that runs x. Raises ValueError or BackendUnavailable as the module docstring says."""
+    watch = switches().watch
+    backend = _resolve(argument, x, surrogate)
+    return backend if watch is None else watch(backend)
+
+
+def _resolve(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
     name, asked_by = _asked_for(argument)
     check_backend(name, asked_by)
     if is_exporting():

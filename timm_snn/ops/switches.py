@@ -17,11 +17,12 @@ __all__ = ['Switches', 'is_exporting', 'kept', 'switched', 'switches']
 
 @dataclass(frozen=True)
 class Switches:
-    """All switches of a thread; numbers and strings only, so that torch.compile can guard on them."""
+    """All switches of a thread; numbers and strings only where code compiles, so that torch.compile can guard on them."""
 
     backend: str | None = None  # of the neuron, by `use_backend`
     skips_zeros: bool = False  # in convolutions, by `sparse_spikes`
     max_density: float | None = None  # up to which it does
+    watch: Callable[[Any], Any] | None = None  # what stands for a backend while a profiler watches, eagerly
 
 
 _switches: ContextVar[Switches] = ContextVar('timm_snn_switches', default=Switches())  # noqa: B039  it is frozen
