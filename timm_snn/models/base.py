@@ -146,7 +146,7 @@ class SpikingTransformer(nn.Module):
         self._init_head()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == 'num_steps' and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if name == 'num_steps' and (type(value) is not int or value < 1):
             raise ValueError(f'num_steps must be a whole number of at least 1, got {value!r}')
         super().__setattr__(name, value)
 

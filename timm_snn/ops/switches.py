@@ -17,7 +17,7 @@ __all__ = ['Switches', 'is_exporting', 'kept', 'switched', 'switches']
 
 @dataclass(frozen=True)
 class Switches:
-    """All switches of a thread; numbers and strings only where code compiles, so that torch.compile can guard on them."""
+    """All switches of a thread; where code compiles, numbers and strings alone, for torch.compile to guard on."""
 
     backend: str | None = None  # of the neuron, by `use_backend`
     skips_zeros: bool = False  # in convolutions, by `sparse_spikes`

@@ -32,8 +32,8 @@ def profile(
 ) -> Report:
     """Firing rates, synaptic operations, memory and energy estimates of a model on data, by layer and stage.
 
-    Works on any model, spiking or not, fused or not, with any backend; nothing in it changes and no hook stays. A network
-    that keeps membranes between calls is at rest before every batch, and has its own back in the end.
+    Works on any model, spiking or not, fused or not, with any backend; nothing in it changes and no hook stays. A
+    network that keeps membranes between calls is at rest before every batch, and has its own back in the end.
 
     Args:
         model: Runs in eval mode, eagerly, without gradients, on its own device. Of a model from `torch.compile` the
@@ -61,7 +61,7 @@ def profile(
         raise ValueError(f'expected prices of at least 0 pJ, got mac_pj={mac_pj}, ac_pj={ac_pj}')
     if num_samples is not None and num_samples < 1:
         raise ValueError(f'num_samples must be at least 1, or None for all, got {num_samples}')
-    if num_steps is not None and (not isinstance(num_steps, int) or num_steps < 1):
+    if num_steps is not None and (type(num_steps) is not int or num_steps < 1):
         raise ValueError(f'num_steps must be a whole number of at least 1, or None to measure it, got {num_steps!r}')
     model = eager(model)
     hits = labelled = 0

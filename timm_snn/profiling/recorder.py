@@ -149,6 +149,9 @@ class Recorder:
         """The output of the network for these images, at rest before."""
         self._state.rest()
         self._steps.begin()
+        return self._forward(images)
+
+    def _forward(self, images: Tensor) -> Any:
         # in inference mode products reach no dispatch mode, as functions of torch that are not taken apart yet
         with torch.inference_mode(False), torch.no_grad(), switched(watch=self._watched):
             return self.model(images.clone() if images.is_inference() else images)
@@ -167,8 +170,8 @@ class Recorder:
             return declared
         self._is_counting = False
         self._call(images[:1])
-        measured = self._steps.measured(self.num_steps)
-        self._state.refuse_leftovers(lambda: self._call(images[:1]))
+        measured = self._steps.measured(declared)
+        self._state.refuse_leftovers(lambda: self._forward(images[:1]))
         return self.num_steps or measured or declared or 1
 
     def _watched(self, backend: Any) -> Any:
@@ -176,7 +179,7 @@ class Recorder:
 
     def _see_call(self, x: Tensor, v: Tensor | None, spikes: Tensor, v_last: Tensor, needs_v: bool) -> None:
         """A neuron ran: of a layer, or of a module that calls `timm_snn.lif` by itself."""
-        self._steps.see_call(x, v, v_last, needs_v)
+        self._steps.see_call(self._path[-1] if self._path else '', x, v, v_last, needs_v)
         if self._is_counting and not self._inside:
             self.record.site('.'.join(filter(None, [*self._path[-1:], 'lif'])), 'neuron').fire(spikes)
 

@@ -42,6 +42,7 @@ class Steps:
 
     def begin(self) -> None:
         self._at_once: set[int] = set()
+        self._single: dict[str, int] = {}  # calls for one step, by module
         self._one_by_one: dict[nn.Module, int] = {}
         self._streams: list[tuple[Tensor, int]] = []  # last membranes and the steps until there
 
@@ -59,37 +60,44 @@ class Steps:
         return self._sees_time[neuron]
 
     def see(self, neuron: nn.Module, x: Tensor) -> None:
-        if self.sees_time(neuron, x):
-            self._at_once.add(len(x))
-        else:
+        """A call of a neuron that is a module."""
+        if not self.sees_time(neuron, x):
             self._one_by_one[neuron] = self._one_by_one.get(neuron, 0) + 1
-
-    def see_call(self, x: Tensor, v: Tensor | None, v_last: Tensor, needs_v: bool) -> None:
-        """A call of `lif`, or with `needs_v` of `lif_stream`, which goes on where one of before has ended."""
-        if not needs_v:
+        elif not isinstance(neuron, LIF):  # whose backend is watched
             self._at_once.add(len(x))
-            return
-        for i, (last, steps) in enumerate(self._streams):
-            if last is v:
-                self._streams[i] = v_last, steps + len(x)
-                return
-        if v is None:
+
+    def see_call(self, place: str, x: Tensor, v: Tensor | None, v_last: Tensor, needs_v: bool) -> None:
+        """A call of `lif`, or with `needs_v` of `lif_stream`, which goes on where one of before has ended."""
+        if not needs_v and len(x) == 1:
+            self._single[place] = self._single.get(place, 0) + 1
+        elif not needs_v:
+            self._at_once.add(len(x))
+        elif v is None:
             self._streams.append((v_last, len(x)))
+        else:
+            self._streams = [(v_last, n + len(x)) if last is v else (last, n) for last, n in self._streams]
 
     def measured(self, wanted: int | None) -> int | None:
-        """T, or None where no neuron was seen. Raises: ValueError for neurons with different T.
+        """T, or None where no neuron was seen; `wanted` if that may be T.
 
-        Neurons at several places of a step are seen as often: that may be if T is `wanted`.
+        A neuron at several places of the network is seen several times in a step, as is one without memory that is
+        called for one step at a time. Raises: ValueError for neurons with different T, and where T cannot be told.
         """
-        seen = self._at_once | set(self._one_by_one.values()) | {steps for _, steps in self._streams}
-        if wanted in seen and all(steps % wanted == 0 for steps in seen):
+        sure = self._at_once | set(self._one_by_one.values()) | {steps for _, steps in self._streams}
+        several = set(self._single.values())
+        if wanted and (wanted in sure or (several and not sure)) and not any(n % wanted for n in sure | several):
             return wanted
-        if len(seen) > 1:
+        T = min(sure or several, default=None)
+        if len(sure) > 1 or any(n % T for n in several if T):
             raise ValueError(
-                f'neurons of this network run for different numbers of steps, {sorted(seen)}: profile its parts by '
-                'themselves, or pass num_steps if neurons are used several times in a step'
+                f'neurons of this network run for different numbers of steps, {sorted(sure | several)}: profile its '
+                'parts by themselves, or pass num_steps if neurons are used several times in a step'
             )
-        return next(iter(seen), None)
+        if not sure and T != 1 and several:
+            raise ValueError(
+                f'lif is called {T} times for one step each, which may be T={T} or {T} neurons: pass num_steps'
+            )
+        return T
 
 
 class WatchedBackend:
