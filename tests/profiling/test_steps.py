@@ -60,7 +60,7 @@ def test_steps_without_a_name_are_measured(kind):
 
 
 def test_steps_that_cannot_be_told_are_asked_for():
-    with pytest.raises(ValueError, match='called 8 times for one step each.*pass num_steps'):
+    with pytest.raises(ValueError, match=r'called 8 times for one step each.*pass num_steps'):
         profile(Net('loop'), X)
     assert profile(Net('loop'), X, num_steps=4).num_steps == 4
 

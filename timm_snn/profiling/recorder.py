@@ -169,9 +169,10 @@ class Recorder:
         if declared is not None and all(is_ours(m) or not is_neuron(m) for m in self.model.modules()):
             return declared
         self._is_counting = False
-        self._call(images[:1])
+        sample = images[:1].clone()  # the network may keep what it is fed, and what it keeps is erased for a try
+        self._call(sample)
         measured = self._steps.measured(declared)
-        self._state.refuse_leftovers(lambda: self._forward(images[:1]))
+        self._state.refuse_leftovers(lambda: self._forward(sample))
         return self.num_steps or measured or declared or 1
 
     def _watched(self, backend: Any) -> Any:

@@ -106,7 +106,7 @@ class ModuleState:
         )
         for label, tensor, values in self._tensors:
             if not label.startswith(self._reset_names) and (label.startswith(replaced) or not _same(tensor, values)):
-                yield label.lstrip('.'), tensor
+                yield label.lstrip('.').replace('_buffers.', ''), tensor
 
 
 def _resets_of(module: Any, is_neuron: Callable[[nn.Module], bool]) -> Iterator[Callable[[], Any]]:
