@@ -89,6 +89,7 @@ class Recorder:
         self._geometry: dict[nn.Module, Geometry] = {}
         self._has_zeros: dict[nn.Module, bool] = {}
         self._steps = Steps()
+        self._first_frames: int | None = None  # T of event frames
         self._is_counting = False  # hooks see a first run too, that measures T
         self._input = 0  # where the batch lies in memory
         self._unknown: str | None = None  # a layer that is fed spikes of nobody knows which neuron
