@@ -159,7 +159,8 @@ class SpikingSelfAttention(nn.Module):
         # First K^T V, D x D, which is linear in N. The scale is a power of two and exact anywhere; on Q it keeps the
         # product within the range of float16.
         y = (q * self.scale) @ (k.transpose(1, 2) @ v)
-        y = self.attn_lif(y.unflatten(0, [x.shape[0], x.shape[1], x.shape[2] // self.head_dim]))  # [T, B, heads, N, D]
+        # -1 is the batch, which an ONNX export would keep from its example. [T, B, heads, N, D]
+        y = self.attn_lif(y.unflatten(0, [x.shape[0], -1, x.shape[2] // self.head_dim]))
         y = merge_heads(y, tokens)
         if self.on_maps:
             return self.proj(y.unflatten(3, [H, W]))

@@ -52,7 +52,7 @@ def repeat_for_steps(x: Tensor, num_steps: int) -> Tensor:
     """One step for all: [1, B, C, H, W] -> [T, B, C, H, W] without a copy; all T steps are left as they are."""
     if x.stride(2) == 1:
         y = x.movedim(2, 4)
-        return y.flatten(1).expand(num_steps, -1).unflatten(1, y.shape[1:]).movedim(4, 2)
+        return y.flatten(1).expand(num_steps, -1).unflatten(1, [-1, y.shape[2], y.shape[3], y.shape[4]]).movedim(4, 2)
     return x.expand(num_steps, -1, -1, -1, -1)
 
 
@@ -61,7 +61,7 @@ def mean_over_time(x: Tensor) -> Tensor:
     """[T, B, C, H, W] -> [B, C, H, W]."""
     if x.stride(2) == 1:
         x = x.movedim(2, 4)
-        return x.flatten(1).mean(0).view(x.shape[1:]).movedim(3, 1)
+        return x.flatten(1).mean(0).view(-1, x.shape[2], x.shape[3], x.shape[4]).movedim(3, 1)
     return x.mean(0)
 
 

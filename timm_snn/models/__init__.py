@@ -4,6 +4,7 @@ from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
 from .espikeformer import *  # noqa: F403
 from .espikeformer import ESpikeformer as ESpikeformer
+from .features import set_num_steps as set_num_steps
 from .fuse import fuse as fuse
 from .maxformer import *  # noqa: F403
 from .maxformer import MaxFormer as MaxFormer

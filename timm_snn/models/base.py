@@ -106,6 +106,9 @@ class SpikingTransformer(nn.Module):
         head_lif: A neuron between pooling and classifier; None for none.
         num_classes, in_chans, global_pool, num_steps, drop_rate: As documented by every family.
 
+    `num_steps` may be assigned later, to this model and to `features_only` ones; `timm_snn.models.set_num_steps` does
+    it through wrappers of other libraries.
+
     Raises: ValueError if num_steps is not a whole number of at least 1.
     """
 
@@ -127,8 +130,6 @@ class SpikingTransformer(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        if not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f'num_steps must be a whole number of at least 1, got {num_steps!r}')
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_steps = num_steps
@@ -143,6 +144,11 @@ class SpikingTransformer(nn.Module):
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features  # twice num_features with the pooling 'catavgmax'
         self._init_head()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'num_steps' and (type(value) is not int or value < 1):
+            raise ValueError(f'num_steps must be a whole number of at least 1, got {value!r}')
+        super().__setattr__(name, value)
 
     def _init_head(self) -> None:
         """Convolutions keep PyTorch's initialisation, as in most released code."""

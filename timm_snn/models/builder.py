@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .base import named_layers as named_layers
 from .base import per_stage as per_stage
 from .base import take_indices as take_indices
+from .features import feature_class
 from .keys import KeyRules as KeyRules
 from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
@@ -33,6 +34,7 @@ def build_spiking_model(
     num_levels: int,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
+    feature_cls: Any = 'getter',
     **kwargs: Any,
 ) -> ModelT:
     """timm's `build_model_with_cfg` for models whose features carry time; features_only has `num_levels` by default.
@@ -75,7 +77,7 @@ def build_spiking_model(
             pretrained_cfg=cfg,
             pretrained_filter_fn=fit,
             # The getter calls forward_intermediates, which averages over time; timm's hooks would return [T, B, ...].
-            feature_cfg=dict(out_indices=tuple(range(num_levels)), feature_cls='getter'),
+            feature_cfg=dict(out_indices=tuple(range(num_levels)), feature_cls=feature_class(feature_cls)),
             **kwargs,
         )
     _drop_foreign_labels(model, known=pretrained or has_tag)

@@ -1,15 +1,22 @@
 """A model for inference: batch norms folded into the convolutions, channels last."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..layers import ConvBn, RepConv
+from ..layers.conv import MapConv, TokenConv
+from ..wrappers import unwrapped
 
 __all__ = ['fuse']
+
+_CONVOLUTIONS = (MapConv, TokenConv, nn.Conv1d, nn.Conv2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -23,31 +30,106 @@ def fuse(model: nn.Module) -> nn.Module:
         with torch.inference_mode(), timm_snn.use_backend('compile'):
             logits = fused(images)
 
-    The model itself is left as it is. Raises: ValueError for a model without units of convolution and norm.
+    The model itself is left as it is; of one in a wrapper such as DistributedDataParallel, the model inside is taken. A
+    norm of another kind than batch norm, such as a frozen one, stays.
+
+    Raises: ValueError for a model without units of convolution and norm, and where folding would lose what somebody
+    has changed in a layer: weights that are computed (pruned, parametrized, quantized), hooks, methods and classes of
+    convolutions and norms other than torch's, batch norms without running statistics.
     """
-    units = [module for module in model.modules() if isinstance(module, ConvBn)]
+    model = unwrapped(model)
+    units = {name: module for name, module in model.named_modules() if isinstance(module, ConvBn)}
     if not units:
         raise ValueError(f'fuse found no ConvBn in {type(model).__name__}: it takes the models of timm_snn')
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    for unit in model.modules():
-        if isinstance(unit, ConvBn) and isinstance(unit.bn, nn.modules.batchnorm._BatchNorm):
-            _fold(unit)
+    for name, module in model.named_modules():
+        if replaced := [key for key in vars(module) if callable(getattr(type(module), key, None))]:
+            raise ValueError(
+                f'fuse copies a model, and a copy cannot follow the {replaced[0]} that was assigned to '
+                f'{name or "the model"} itself: del module.{replaced[0]} first, or unwrap the model that a library has '
+                'prepared'
+            )
+    for name, unit in units.items():
+        if isinstance(unit.bn, _BatchNorm):
+            _check_unit(name, unit)
+    try:
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise ValueError(
+            'fuse cannot copy this model: a module in it keeps a tensor that was computed with a gradient. For pruned '
+            "weights torch.nn.utils.prune.remove(module, 'weight') ends that; others are to be detached"
+        ) from error
+    for name, unit in model.named_modules():
+        if isinstance(unit, ConvBn) and isinstance(unit.bn, _BatchNorm):
+            _fold(name, unit)
     return model.to(memory_format=torch.channels_last)
 
 
-def _fold(unit: ConvBn) -> None:
-    conv: Any = unit.conv
+def _check_unit(name: str, unit: Any) -> None:
+    """Raises ValueError unless convolution and norm do what their classes say and nobody watches them."""
+    if not all(getattr(type(unit), method).__module__.startswith('timm_snn.') for method in ('forward', 'current')):
+        raise ValueError(
+            f'fuse cannot know what {name}, a {type(unit).__name__}, does between convolution and batch norm: make the '
+            'model with a ConvBn or ConvBnLif there'
+        )
+    for part_name, part in _parts(unit):
+        if reason := _why_not(part):
+            raise ValueError(f'fuse cannot fold {name}.{part_name}: {reason}')
+
+
+def _parts(unit: Any) -> Iterator[tuple[str, Any]]:
+    """What folding changes or takes away."""
+    yield 'conv', unit.conv
+    yield 'bn', unit.bn
+    if isinstance(unit.conv, RepConv):
+        for name in ('pw1', 'bn1', 'pw2', 'bn2'):
+            yield f'conv.{name}', getattr(unit.conv, name)
+
+
+def _why_not(part: Any) -> str | None:
+    if torch.nn.utils.parametrize.is_parametrized(part):
+        return 'it is parametrized: call torch.nn.utils.parametrize.remove_parametrizations first'
+    if any(name not in part._parameters and hasattr(part, name) for name in ('weight', 'bias')):
+        return (
+            'its weight is computed from others, as by pruning and weight norm: call torch.nn.utils.prune.remove, '
+            'remove_weight_norm or remove_spectral_norm first'
+        )
+    if type(part) not in (*_CONVOLUTIONS, *_NORMS, RepConv):
+        return (
+            f"it is a {type(part).__module__}.{type(part).__name__}, and folding knows torch's convolutions and batch "
+            'norms: merge or convert it into one of these first, as merging an adapter does'
+        )
+    if part._forward_hooks or part._forward_pre_hooks:
+        return 'it has a forward hook, which would see other values: remove it first'
+    if isinstance(part, _BatchNorm) and (part.running_mean is None or part.running_var is None):
+        return (
+            "it has no running statistics and normalises by each batch's own, which no weights can hold: train with "
+            'track_running_stats=True'
+        )
+    return None
+
+
+def _fold(name: str, unit: ConvBn) -> None:
+    conv: Any = copy.deepcopy(unit.conv)  # which other units may use too, with norms of their own
+    unit.conv = conv
     if isinstance(conv, RepConv):  # stays three convolutions, one of 3x3 is more work
-        _fold_into(conv.pw1, conv.bn1)
-        _fold_into(conv.pw2, conv.bn2)
+        _fold_into(name, conv.pw1, conv.bn1)
+        _fold_into(name, conv.pw2, conv.bn2)
         conv.bn1 = conv.bn2 = nn.Identity()
         conv = conv.pw2
-    _fold_into(conv, unit.bn)
+    _fold_into(name, conv, unit.bn)
     unit.bn = nn.Identity()  # type: ignore[assignment]
 
 
-def _fold_into(conv: Any, bn: Any) -> None:
-    statistics = (bn.running_mean.double(), bn.running_var.double(), bn.eps, bn.weight.double(), bn.bias.double())
-    bias = None if conv.bias is None else conv.bias.double()
-    folded = fuse_conv_bn_weights(conv.weight.double(), bias, *statistics)
-    conv.weight, conv.bias = (nn.Parameter(p.to(conv.weight.dtype), requires_grad=False) for p in folded)
+def _fold_into(name: str, conv: Any, bn: Any) -> None:
+    weight, bias, bn_weight, bn_bias = (
+        None if p is None else p.double() for p in (conv.weight, conv.bias, bn.weight, bn.bias)
+    )
+    statistics = (bn.running_mean.double(), bn.running_var.double(), bn.eps, bn_weight, bn_bias)
+    dtype = conv.weight.dtype
+    folded = [p.to(dtype) for p in fuse_conv_bn_weights(weight, bias, *statistics)]  # type: ignore[arg-type]
+    if not all(p.isfinite().all() for p in folded):
+        raise ValueError(
+            f'fuse cannot fold {name}: its weights and batch norm together are not finite in {dtype}; if they are '
+            'finite, fuse the model in float32 and convert the result'
+        )
+    conv.weight, conv.bias = (nn.Parameter(p, requires_grad=False) for p in folded)

@@ -9,6 +9,9 @@ From the strongest wish to the weakest:
     'auto'                                   otherwise: the first backend that can run the input
 
 A backend asked for by name runs or raises `BackendUnavailable`; only 'auto' chooses by itself, and logs what it chose.
+
+Exports (torch.jit.trace, torch.export, ONNX) always take 'torch', whoever asked for another one: they record plain
+operations, which other machines can run.
 """
 
 import importlib
@@ -26,7 +29,7 @@ from torch import Tensor
 from ..files import printable
 from .native.build import why_not_here
 from .surrogate import SURROGATES, Surrogate, is_known
-from .switches import kept, switched, switches
+from .switches import is_exporting, kept, switched, switches
 
 __all__ = ['BackendUnavailable', 'backend_report', 'backends', 'set_backend', 'use_backend']
 
@@ -152,8 +155,17 @@ def backend_report() -> str:
 
 def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
     """The backend that runs x. Raises ValueError or BackendUnavailable as the module docstring says."""
+    watch = switches().watch
+    backend = _resolve(argument, x, surrogate)
+    return backend if watch is None else watch(backend)
+
+
+def _resolve(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
     name, asked_by = _asked_for(argument)
     check_backend(name, asked_by)
+    if is_exporting():
+        _import('torch')
+        return _BACKENDS['torch']
     if name != 'auto':
         backend = _BACKENDS[name]
         if reason := _modules[name].why_not(x) or _why_not_surrogate(backend, surrogate):

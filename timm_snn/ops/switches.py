@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-__all__ = ['Switches', 'kept', 'switched', 'switches']
+__all__ = ['Switches', 'is_exporting', 'kept', 'switched', 'switches']
 
 
 @dataclass(frozen=True)
 class Switches:
-    """All switches of a thread; numbers and strings only, so that torch.compile can guard on them."""
+    """All switches of a thread; where code compiles, numbers and strings alone, for torch.compile to guard on."""
 
     backend: str | None = None  # of the neuron, by `use_backend`
     skips_zeros: bool = False  # in convolutions, by `sparse_spikes`
     max_density: float | None = None  # up to which it does
+    watch: Callable[[Any], Any] | None = None  # what stands for a backend while a profiler watches, eagerly
 
 
 _switches: ContextVar[Switches] = ContextVar('timm_snn_switches', default=Switches())  # noqa: B039  it is frozen
@@ -30,8 +31,18 @@ _COMPILES_CONTEXT = tuple(int(n) for n in torch.__version__.split('.')[:2]) >= (
 _last_set = Switches()
 
 
+def is_exporting() -> bool:
+    """True while a model is traced for use elsewhere: by torch.jit.trace, torch.export or an ONNX exporter.
+
+    A kernel that is called through memory, or ops of our own, would be lost there, so plain torch runs.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+
+
 def switches() -> Switches:
-    """Those of this thread or task."""
+    """Those of this thread or task; all off in exports."""
+    if is_exporting():
+        return Switches()
     if not _COMPILES_CONTEXT and torch.compiler.is_compiling():
         return _last_set
     return _switches.get()

@@ -170,16 +170,19 @@ def steps_and_samples(x: Tensor, num_steps: int, batch_size: int, feature_dims: 
 
     The last `feature_dims` axes never hold time or samples. More rows than that, as of windows in a sample, are taken
     as that sample's: [T, B * windows, ...]. What has no axis of samples at all is shared by all samples.
+    Raises: ValueError for [n, B, ...] where n steps are not T.
     """
     lead = x.shape[: x.ndim - feature_dims]
     features = x.shape[len(lead) :]
     T, B = num_steps, batch_size
-    if len(lead) > 1 and lead[:2] in ((T, B), (1, B)):
+    if len(lead) > 1 and lead[1] == B and T % max(lead[0], 1) == 0:  # all steps, or some of them
         return x
     if lead and T > 1 and lead[0] % (T * B) == 0:
         return x.reshape(T, B, -1, *features)
     if lead and lead[0] % B == 0:
         return x.reshape(1, B, -1, *features)
+    if len(lead) > 1 and B > 1 and lead[1] == B:
+        raise ValueError(f'found {tuple(x.shape)} for {B} samples, which is not T={T} steps: pass the right num_steps')
     return x.reshape(1, 1, -1, *features).expand(1, B, *[-1] * (1 + len(features)))
 
 

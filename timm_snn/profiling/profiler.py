@@ -8,8 +8,9 @@ from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from ..wrappers import unwrapped
 from .energy import AC_PJ, MAC_PJ
-from .recorder import Recorder, before_compiling
+from .recorder import Recorder
 from .report import Report
 from .summary import summarize
 
@@ -22,6 +23,7 @@ def profile(
     *,
     num_samples: int | None = None,
     batch_size: int = 32,
+    num_steps: int | None = None,
     mac_pj: float = MAC_PJ,
     ac_pj: float = AC_PJ,
     progress: bool = True,
@@ -30,17 +32,21 @@ def profile(
 ) -> Report:
     """Firing rates, synaptic operations, memory and energy estimates of a model on data, by layer and stage.
 
-    Works on any model, spiking or not, fused or not, with any backend; nothing in it changes and no hook stays.
+    Works on any model, spiking or not, fused or not, with any backend; nothing in it changes and no hook stays. A
+    network that keeps membranes between calls is at rest before every batch, and has its own back in the end.
 
     Args:
         model: Runs in eval mode, eagerly, without gradients, on its own device. Of a model from `torch.compile` the
-            module that was compiled runs; scripted ones cannot be watched and are refused.
+            module that was compiled runs, of one in DistributedDataParallel, an average of weights or transformers'
+            wrapper the model inside; scripted ones cannot be watched and are refused.
         data: Images [B, C, H, W] or frames [B, T, C, H, W]; or batches of them, as a data loader gives: tensors, tuples
             (images, labels, ...) or dicts with 'image' and perhaps 'label'; or a data set, timm's or torch's, whose
             images get the model's own evaluation transform where they are not tensors yet. With labels the report has
             the top-1 accuracy.
         num_samples: Stop after so many; None takes all.
         batch_size: For data sets. No number in the report depends on it.
+        num_steps: T, for networks whose neurons are not known; else it is measured, and compared with this. Those known
+            are ours, `timm_snn.lif`, SpikingJelly's, snnTorch's and modules that say they have a `v_threshold`.
         mac_pj: Price of a multiply-accumulate in pJ.
         ac_pj: Price of an accumulate in pJ. The defaults are 32-bit floats at 45 nm (Horowitz, ISSCC 2014).
         progress: Whether to show a progress bar.
@@ -49,16 +55,18 @@ def profile(
 
     What is counted is defined in `timm_snn.profiling.counts`, the conventions A, B and C in `.energy` beside it.
     All counts are means per sample; intervals are 95 % for the mean over samples, by the normal approximation.
-    Raises: ValueError for data and models that cannot be profiled.
+    Raises: ValueError for data and models that cannot be profiled, and where T cannot be measured or is another one.
     """
     if not (mac_pj >= 0 and ac_pj >= 0):
         raise ValueError(f'expected prices of at least 0 pJ, got mac_pj={mac_pj}, ac_pj={ac_pj}')
     if num_samples is not None and num_samples < 1:
         raise ValueError(f'num_samples must be at least 1, or None for all, got {num_samples}')
+    if num_steps is not None and (type(num_steps) is not int or num_steps < 1):
+        raise ValueError(f'num_steps must be a whole number of at least 1, or None to measure it, got {num_steps!r}')
     model = eager(model)
     hits = labelled = 0
     shape: tuple[int, ...] = ()
-    with Recorder(model) as recorder:
+    with Recorder(model, num_steps=num_steps) as recorder:
         for images, labels in _with_bar(batches(model, data, batch_size, num_samples), data, num_samples, progress):
             output = recorder.run(images)
             shape = tuple(images.shape[1:])
@@ -79,8 +87,8 @@ def profile(
 
 
 def eager(model: nn.Module) -> nn.Module:
-    """The module that `torch.compile` was given. Raises: ValueError for what has no modules to watch."""
-    model = before_compiling(model)
+    """The model inside `torch.compile` and other wrappers. Raises: ValueError for what has no modules to watch."""
+    model = unwrapped(model)
     if not isinstance(model, nn.Module):
         raise ValueError(f'expected a model, an nn.Module, got {type(model).__name__}')
     if isinstance(model, torch.jit.ScriptModule):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..layers import LIF, ConvBn, ConvBnLif, SpikingStem, neurons
+from ..layers import ConvBn, ConvBnLif, SpikingStem
+from ..ops.switches import switched
 from .counts import (
     CONVOLUTIONS,
     Counts,
@@ -27,18 +28,10 @@ from .counts import (
 )
 from .rules import rule_of, runs_as
 from .site import AttentionCall, Record, Site, UnitCall
+from .state import ModuleState
+from .steps import Steps, WatchedBackend, is_neuron, is_ours
 
 __all__ = ['Recorder', 'before_compiling', 'evaluating', 'name_before_compiling']
-
-
-def num_steps_of(model: nn.Module, images: Tensor) -> int:
-    """T: the frames of 5-D input, or `num_steps` of the model or of one inside it, or 1."""
-    if images.ndim == 5:
-        return images.shape[1]
-    for module in model.modules():
-        if isinstance(steps := getattr(module, 'num_steps', None), int):
-            return steps
-    return 1
 
 
 def before_compiling(module: Any) -> Any:
@@ -49,19 +42,6 @@ def before_compiling(module: Any) -> Any:
 def name_before_compiling(name: str) -> str:
     """A module's or parameter's name without the wrappers that `torch.compile` puts around parts of a model."""
     return '.'.join(part for part in name.split('.') if part != '_orig_mod')
-
-
-def is_neuron(module: nn.Module) -> bool:
-    """True for our neurons, those that a user registered, and those that declare themselves by a threshold.
-
-    These are other libraries': SpikingJelly's have a `v_threshold`, snnTorch's a `threshold` and a `reset_mechanism`.
-    """
-    registered = tuple(layer for name in neurons.names() if isinstance(layer := neurons.get(name), type))
-    return (
-        isinstance(module, (LIF, *registered))
-        or isinstance(getattr(module, 'v_threshold', None), (float, Tensor))
-        or (hasattr(module, 'threshold') and hasattr(module, 'reset_mechanism'))
-    )
 
 
 def is_unit(module: nn.Module) -> bool:
@@ -84,11 +64,15 @@ class Recorder:
     """Counts what `model` does to every batch that `run` is given; `record` holds the result.
 
     A context manager: it puts the model into eval mode and adds hooks, and on the way out, also after an exception, it
-    takes them away and restores the mode of every module.
+    takes them away and restores the mode of every module and what modules keep between calls, such as membranes. Every
+    batch begins with the network at rest.
+
+    `num_steps` is T, which is compared with what the neurons see; None measures it.
     """
 
-    def __init__(self, model: nn.Module, keep_tensors: bool = False) -> None:
+    def __init__(self, model: nn.Module, keep_tensors: bool = False, num_steps: int | None = None) -> None:
         self.model = model
+        self.num_steps = num_steps
         self.record = Record(keep_tensors)
         self.names: dict[nn.Module, str] = {}
         self._batch_size = 1
@@ -104,6 +88,12 @@ class Recorder:
         self._spikes: dict[nn.Module, dict[str, Tensor]] = {}  # of attention layers that run now, by unit
         self._geometry: dict[nn.Module, Geometry] = {}
         self._has_zeros: dict[nn.Module, bool] = {}
+        self._steps = Steps()
+        self._first_frames: int | None = None  # T of event frames
+        self._is_counting = False  # hooks see a first run too, that measures T
+        self._input = 0  # where the batch lies in memory
+        self._unknown: str | None = None  # a layer that is fed spikes of nobody knows which neuron
+        self._state: Any = None  # of the modules
         self._exit = ExitStack()
 
     def __enter__(self) -> 'Recorder':
@@ -113,6 +103,8 @@ class Recorder:
             # torch's fast path of nn.MultiheadAttention is one op with no products in it
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
+            self._state = ModuleState(self.model, is_neuron)
+            stack.callback(self._state.restore)
             self._survey()
             wholes = {whole for wholes in self._wholes.values() for whole in wholes}
             for module in self.model.modules():
@@ -127,20 +119,71 @@ class Recorder:
 
     def run(self, images: Tensor) -> Any:
         """The model's output for images [B, C, H, W] or frames [B, T, C, H, W]."""
-        record = self.record
-        num_steps, static = num_steps_of(self.model, images), images.ndim == 4
-        if record.batch_sizes and (num_steps, static) != (record.num_steps, record.static):
+        record, static = self.record, images.ndim == 4
+        frames = None if static else images.shape[1]
+        if not record.batch_sizes:
+            record.num_steps, record.static = self._steps_of(images), static
+        elif static != record.static or (frames and self._first_frames != frames):
             raise ValueError(
                 f'expected batches with the time steps of the first, T={record.num_steps}, and all of images or all of '
                 f'frames; got shape {tuple(images.shape)}: profile what differs by itself'
             )
-        record.num_steps, record.static = num_steps, static
-        self._batch_size = len(images)
-        # in inference mode products reach no dispatch mode, as functions of torch that are not taken apart yet
-        with torch.inference_mode(False), torch.no_grad(), _Products(self):
-            output = self.model(images.clone() if images.is_inference() else images)
+        self._first_frames = frames
+        self._batch_size, self._input, self._is_counting = len(images), images.data_ptr(), True
+        with _Products(self):
+            output = self._call(images)
+        measured = self._steps.measured(record.num_steps)
+        if measured not in (None, record.num_steps):
+            raise ValueError(
+                f'expected T={record.num_steps}, and the neurons of this network run for {measured} steps: pass '
+                f'num_steps={measured}, or make the network run for {record.num_steps} in one call'
+            )
+        if measured is None and self._unknown and self._declared(images) is None:
+            raise ValueError(
+                f'{self._unknown} is fed spikes, but no neurons are known in this network, so that its T cannot be '
+                'measured: pass num_steps, which is 1 for a network without time'
+            )
         record.end_batch(len(images))
         return output
+
+    def _call(self, images: Tensor) -> Any:
+        """The output of the network for these images, at rest before."""
+        self._state.rest()
+        self._steps.begin()
+        return self._forward(images)
+
+    def _forward(self, images: Tensor) -> Any:
+        # in inference mode products reach no dispatch mode, as functions of torch that are not taken apart yet
+        with torch.inference_mode(False), torch.no_grad(), switched(watch=self._watched):
+            return self.model(images.clone() if images.is_inference() else images)
+
+    def _declared(self, images: Tensor) -> int | None:
+        """T as it was asked for, as frames have it, or as the model says; None if nobody says it."""
+        if self.num_steps is not None or images.ndim == 5:
+            return self.num_steps or images.shape[1]
+        steps = [getattr(module, 'num_steps', None) for module in self.model.modules()]
+        return next((T for T in steps if isinstance(T, int) and T > 0), None)
+
+    def _steps_of(self, images: Tensor) -> int:
+        """T of the first batch: measured on one sample, unless it is known and all neurons are ours."""
+        declared = self._declared(images)
+        if declared is not None and all(is_ours(m) or not is_neuron(m) for m in self.model.modules()):
+            return declared
+        self._is_counting = False
+        sample = images[:1].clone()  # the network may keep what it is fed, and what it keeps is erased for a try
+        self._call(sample)
+        measured = self._steps.measured(declared)
+        self._state.refuse_leftovers(lambda: self._forward(sample))
+        return self.num_steps or measured or declared or 1
+
+    def _watched(self, backend: Any) -> Any:
+        return WatchedBackend(backend, self._see_call)
+
+    def _see_call(self, x: Tensor, v: Tensor | None, spikes: Tensor, v_last: Tensor, needs_v: bool) -> None:
+        """A neuron ran: of a layer, or of a module that calls `timm_snn.lif` by itself."""
+        self._steps.see_call(self._path[-1] if self._path else '', x, v, v_last, needs_v)
+        if self._is_counting and not self._inside:
+            self.record.site('.'.join(filter(None, [*self._path[-1:], 'lif'])), 'neuron').fire(spikes)
 
     def _survey(self) -> None:
         """Name all modules, and find those that are counted with another one."""
@@ -179,18 +222,22 @@ class Recorder:
     def _attach(self, module: nn.Module, is_whole: bool, stack: ExitStack) -> None:
         name = self.names[module]
         begins, ends = self._watchers(module)
+        fires = is_neuron(module)
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._path.append(name)
             self._inside += ends is not None
-            if begins and not self._is_part(module):
+            if begins and self._is_counting and not self._is_part(module):
                 begins(module, *args, **kwargs)
             if is_whole:
                 self._running.append(module)
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if ends and not self._is_part(module):
-                ends(module, next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), output)
+            x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+            if fires and x is not None:
+                self._steps.see(module, x)
+            if ends and self._is_counting and not self._is_part(module):
+                ends(module, x, output)
             if is_whole:
                 self._running.pop()
             self._inside -= ends is not None
@@ -286,11 +333,14 @@ class Recorder:
             counts.effective = counts.effective.reshape(lead)
         counts.effective = self._by_step(counts.effective, 0)
         site.operate('connection', [self._by_step(x, feature_dims)], counts)
+        entering = site.input
+        if x.data_ptr() != self._input and entering is not None and entering.largest >= 1 and entering.kind != 'real':
+            self._unknown = self._unknown or site.name
 
     def _neuron_ends(self, neuron: nn.Module, x: Tensor, output: Any) -> None:
         spikes = output if isinstance(output, Tensor) else output[0]  # snnTorch's return the membrane as well
-        if not isinstance(neuron, LIF):
-            spikes = self._by_step(spikes, max(0, spikes.ndim - 2))
+        if not self._steps.sees_time(neuron, x):
+            spikes = spikes[None]
         self._site_of(neuron, 'neuron').fire(spikes)
 
     def count_product(self, name: str, args: Any) -> None:

@@ -46,6 +46,8 @@ class Site:
         self.spikes: Tensor | None = None  # [T, B, ...]
         self.call: UnitCall | AttentionCall | None = None
         self._calls = 0  # operations of this batch
+        self._updates = 0  # of the neurons for a sample of this batch
+        self._membrane_bytes = 4
 
     def operate(self, kind: str, operands: Sequence[str | Tensor], counts: Counts, repeats: int = 1) -> None:
         """Add an operation, which stands for `repeats` equal ones.
@@ -73,12 +75,15 @@ class Site:
         self._see(self.output, spikes)
         if self.record.keep_tensors:
             self.spikes = spikes
-        self.neurons = spikes[0, 0].numel()
+        self._updates += len(spikes) * spikes[0, 0].numel()
         # the membrane is float32 for half precision and has the dtype of its input otherwise
-        self.state_bytes = self.neurons * max(4, spikes.element_size())
+        self._membrane_bytes = max(4, spikes.element_size())
 
     def end_batch(self) -> None:
-        self._calls = 0
+        if self._updates:  # one module may stand for the neurons of several places
+            self.neurons = self._updates // self.record.num_steps
+            self.state_bytes = self.neurons * self._membrane_bytes
+        self._calls = self._updates = 0
 
     def _new_operation(self, kind: str, operands: Sequence[str | Tensor]) -> Operation:
         seen = tuple(self._spikes_of(x) if isinstance(x, str) else self.record.activity() for x in operands)

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..version import __version__
 from .counts import Activity, Operation
 from .energy import ANN_TWIN, CONVENTIONS, energy_mj, first_layer
-from .recorder import Recorder, name_before_compiling
+from .recorder import Recorder, before_compiling, name_before_compiling
 from .report import Energy, Layer, Report
 from .site import Record, Site
 
@@ -36,13 +36,13 @@ def summarize(
     """The report of a run, with energies at these prices."""
     model, record, prices = recorder.model, recorder.record, Prices(mac_pj, ac_pj)
     sites = list(record.sites.values())
-    in_model = all(site.name.startswith('model.') for site in sites)
+    depth = _depth_of_model(model, [site.name for site in sites])
     stages: dict[str, list[Site]] = {}
     for site in sites:
-        stages.setdefault(_stage_of(site.name, in_model), []).append(site)
+        stages.setdefault(_stage_of(site.name, depth), []).append(site)
     stage_parameters: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        stage = _stage_of(name_before_compiling(name), in_model)
+        stage = _stage_of(name_before_compiling(name), depth)
         stage_parameters[stage] = stage_parameters.get(stage, 0) + parameter.numel()
     site_parameters = _parameters_of_sites(recorder)
     total = _layer('total', '', 'model', sites, record, prices, sum(stage_parameters.values()))
@@ -78,9 +78,24 @@ def summarize(
     )
 
 
-def _stage_of(name: str, in_model: bool) -> str:
-    """'stages.1.blocks.0.mlp' -> 'stages.1', 'head.fc' -> 'head'; timm's feature nets keep all in 'model'."""
-    parts = name.split('.')[in_model:]
+def _depth_of_model(model: Any, names: Sequence[str]) -> int:
+    """How many parts of all names lead to the model inside a wrapper that runs too: timm's feature nets, a Sequential.
+
+    One that has no other modules that count, such as one of a normalisation and a model.
+    """
+    parts = [name.split('.') for name in names]
+    depth = 0
+    while parts and all(len(p) > depth + 1 and p[depth] == parts[0][depth] for p in parts):
+        name = parts[0][depth]
+        if name not in ('model', 'body', 'module', 'backbone') and not isinstance(model, nn.Sequential):
+            break
+        model, depth = before_compiling(getattr(model, name)), depth + 1
+    return depth
+
+
+def _stage_of(name: str, depth: int) -> str:
+    """'stages.1.blocks.0.mlp' -> 'stages.1', 'head.fc' -> 'head'; a wrapper's part in front is left out."""
+    parts = name.split('.')[depth:]
     return '.'.join(parts[: 1 + (len(parts) > 1 and parts[1].isdigit())])
 
 

@@ -25,7 +25,7 @@ def lif(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v
     v_threshold, v_rest = neuron.v_threshold, neuron.v_rest
     current = x.to(membrane_dtype(x.dtype))
     if v is None:
-        v = torch.full_like(current[0], v_rest)
+        v = current.new_full((), v_rest)  # of no size: an export would keep that of its example
     divisor: Any = neuron.tau if tau is None else tau.reshape(()).to(current)
     spikes = []
     for x_t in current.unbind(0):
