@@ -17,7 +17,8 @@ def check_column_names(name: str, split: str, folder: str | None, keys: Sequence
     for key in keys:
         if key not in columns:
             raise ValueError(
-                f'it has no column {key!r} but {printable(", ".join(columns), 500)}: --input-key and --target-key name them'
+                f'it has no column {key!r} but {printable(", ".join(columns), 500)}: --input-key and --target-key name '
+                'them'
             )
 
 
