@@ -21,6 +21,7 @@ from ..layers import (
     to_time_first,
 )
 from ..ops.backend import keep_switches
+from .weights import check_finite
 
 __all__ = [
     'KEEP',
@@ -181,6 +182,10 @@ class SpikingTransformer(nn.Module):
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        check_finite(state_dict, f'this state dict of a {type(self).__name__}')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes

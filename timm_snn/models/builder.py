@@ -19,6 +19,8 @@ from .untrusted import ReadingWeights, adopt_sizes, check_config, check_hash, ma
 from .untrusted import WeightsMismatch as WeightsMismatch
 from .untrusted import argument_names as argument_names
 from .untrusted import check_state_dict as check_state_dict
+from .untrusted import place_of
+from .weights import check_finite as check_finite
 
 __all__ = ['build_spiking_model']
 
@@ -42,7 +44,7 @@ def build_spiking_model(
 
     Raises, in one line: RuntimeError if there are no weights, or they cannot be read or are for other classes or
     channels; huggingface_hub's own errors if the Hub does not have or give them; ValueError for a config.json whose
-    settings are not those of a model of ours.
+    settings are not those of a model of ours, and for weights that are not finite.
     """
     saved_args = kwargs.get('pretrained_model_args') or {}  # came with the weights, not from the caller
     config, has_tag = '', bool(pretrained_cfg)
@@ -63,6 +65,7 @@ def build_spiking_model(
         if is_from_hub(cfg):
             check_hash(cfg, kwargs.get('cache_dir'))
         reading.end()
+        check_finite(state_dict, place_of(cfg))
         state_dict = filter_fn(state_dict, model)
         adopt_sizes(state_dict, model, _sizes_asked_for(kwargs, saved_args))
         return state_dict

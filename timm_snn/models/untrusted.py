@@ -31,6 +31,7 @@ __all__ = [
     'check_hash',
     'check_state_dict',
     'make_from_config',
+    'place_of',
 ]
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
@@ -153,16 +154,20 @@ class ReadingWeights:
 
 
 def _unreadable(error: Exception, variant: str, cfg: dict[str, Any]) -> Exception:
-    if not is_from_hub(cfg):
-        place = cfg.get('file') or cfg.get('url') or 'the state dict given'
-    elif isinstance(error, (HTTPError, EntryNotFoundError, OfflineModeIsEnabled, HFValidationError)):
+    from_hub = (HTTPError, EntryNotFoundError, OfflineModeIsEnabled, HFValidationError)
+    if is_from_hub(cfg) and isinstance(error, from_hub):
         return hub_error(error, variant, cfg)
-    else:
-        place = f'{cfg["hf_hub_id"]} on the Hugging Face Hub, file {cfg["hf_hub_filename"]}'
     return RuntimeError(
-        f'cannot read weights for {variant} from {place}: {_reason(error, str(cfg.get("file")))}; expected a '
+        f'cannot read weights for {variant} from {place_of(cfg)}: {_reason(error, str(cfg.get("file")))}; expected a '
         '.safetensors file, or a .pth file with a state dict that torch.load opens with weights_only=True'
     )
+
+
+def place_of(cfg: Mapping[str, Any]) -> str:
+    """Where the weights of a pretrained config come from, for messages."""
+    if is_from_hub(cfg):
+        return f'{cfg["hf_hub_id"]} on the Hugging Face Hub, file {cfg["hf_hub_filename"]}'
+    return str(cfg.get('file') or cfg.get('url') or 'the state dict given')
 
 
 def _reason(error: Exception, file: str) -> str:
