@@ -187,6 +187,10 @@ class SpikingTransformer(nn.Module):
         check_finite(state_dict, f'this state dict of a {type(self).__name__}')
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def init_non_persistent_buffers(self) -> None:
+        # There are none. transformers, which loads without load_state_dict, calls what has timm's name here at the end.
+        check_finite(self.state_dict(), f'this {type(self).__name__}')
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
         # in_features: pruning may have left fewer than the head was made for

@@ -15,11 +15,10 @@ from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
 from .keys import rename_keys as rename_keys
 from .pretrained import is_from_hub, refuse_untrained, resolve_source
-from .untrusted import ReadingWeights, adopt_sizes, check_config, check_hash, make_from_config
+from .untrusted import ReadingWeights, adopt_sizes, check_config, check_hash, make_from_config, place_of
 from .untrusted import WeightsMismatch as WeightsMismatch
 from .untrusted import argument_names as argument_names
 from .untrusted import check_state_dict as check_state_dict
-from .untrusted import place_of
 from .weights import check_finite as check_finite
 
 __all__ = ['build_spiking_model']
