@@ -1,7 +1,9 @@
 """Weights that are not finite: refused by name, on every way in."""
 
 import copy
+import pickle
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -72,3 +74,36 @@ def test_every_dtype_is_looked_at():
         with pytest.raises(ValueError, match='values in a:'):
             check_finite({'a': torch.tensor([1, float('nan')]).to(dtype)}, 'it')
     check_finite({'n': torch.tensor(3), 'b': torch.tensor(True), 's': 'text', 'm': torch.ones(1, device='meta')}, 'it')
+
+
+@pytest.mark.parametrize('container', ['net', 'model_state_dict', 'checkpoint'])
+def test_authors_files_load_by_any_name_and_with_numpy_values_beside(model, tmp_path, container):
+    weights = {f'module.{key}': value for key, value in model.state_dict().items()}
+    torch.save({container: weights, 'acc': np.float64(90.2), 'classes': np.arange(3)}, tmp_path / 'a.pth')
+    loaded = timm.create_model('msvit_4_96', pretrained=True, pretrained_cfg_overlay=dict(file=tmp_path / 'a.pth'))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / 'a.pth', weights_only=True)  # the types are known to our loading alone
+
+
+def test_a_file_of_several_is_refused_with_their_names(model, tmp_path):
+    torch.save({'net': model.state_dict(), 'teacher': model.state_dict()}, tmp_path / 'a.pth')
+    with pytest.raises(RuntimeError, match=r'it holds 2 state dicts, net, teacher: name one, by .*state_dict='):
+        timm.create_model('msvit_4_96', pretrained=True, pretrained_cfg_overlay=dict(file=tmp_path / 'a.pth'))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ('code from the file ran',))
+
+
+def test_the_advice_about_a_pickle_can_be_followed(model, tmp_path, capsys):
+    torch.save({'state_dict': model.state_dict(), 'args': Evil()}, tmp_path / 'a.pth')
+    overlay = dict(file=tmp_path / 'a.pth')
+    with pytest.raises(RuntimeError, match=r"asks for .*print; .*\['state_dict'\], 'weights.pth'\)") as error:
+        timm.create_model('msvit_4_96', pretrained=True, pretrained_cfg_overlay=overlay)
+    assert 'ran' not in capsys.readouterr().out
+    advice = str(error.value).partition('save the weights alone: ')[2].partition(';')[0]
+    saved = tmp_path / 'weights.pth'
+    exec(advice.replace("'weights.pth'", 'saved'), {'torch': torch, 'FILE': overlay['file'], 'saved': saved})
+    timm.create_model('msvit_4_96', pretrained=True, pretrained_cfg_overlay=dict(file=saved))

@@ -15,11 +15,12 @@ from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
 from .keys import rename_keys as rename_keys
 from .pretrained import is_from_hub, refuse_untrained, resolve_source
-from .untrusted import ReadingWeights, adopt_sizes, check_config, check_hash, make_from_config, place_of
+from .settings import argument_names as argument_names
+from .settings import check_config, make_from_config
+from .untrusted import ReadingWeights, adopt_sizes, check_hash, place_of
 from .untrusted import WeightsMismatch as WeightsMismatch
-from .untrusted import argument_names as argument_names
 from .untrusted import check_state_dict as check_state_dict
-from .weights import check_finite as check_finite
+from .weights import check_finite, unpack
 
 __all__ = ['build_spiking_model']
 
@@ -63,6 +64,7 @@ def build_spiking_model(
     def fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         if is_from_hub(cfg):
             check_hash(cfg, kwargs.get('cache_dir'))
+        state_dict = unpack(state_dict)
         reading.end()
         check_finite(state_dict, place_of(cfg))
         state_dict = filter_fn(state_dict, model)

@@ -21,6 +21,8 @@ from timm.models import PretrainedCfg, get_model_args, resolve_pretrained_cfg
 from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
+from ..files import printable, write_whole_text
+
 __all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
 
 # The organisation on the Hugging Face Hub. TIMM_SNN_HUB_ORG, read once, is a laboratory that serves its own weights.
@@ -117,9 +119,9 @@ def save_for_hf(
                 )
     timm_save_for_hf(model, str(folder), model_config, model_args, safe_serialization, data_config)
     path = Path(folder) / 'config.json'
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding='utf-8'))
     config['model_args'].pop('num_classes', None)
-    path.write_text(json.dumps(config, indent=2) + '\n')
+    write_whole_text(path, json.dumps(config, indent=2) + '\n')
 
 
 def resolve_source(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -188,7 +190,9 @@ def hub_error(error: Exception, variant: str, cfg: Mapping[str, Any]) -> Excepti
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """For a message: an error may quote a file of a stranger."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return printable(line, 400)
 
 
 def _reworded(error: Exception, message: str) -> Exception:
