@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     'POOL',
     'SpikingStage',
     'SpikingTransformer',
+    'attention_layer',
     'embedding_widths',
     'neuron_layer',
     'per_stage',
@@ -42,6 +44,25 @@ def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any)
     """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None."""
     settings = {name: value for name, value in dict(settings, backend=backend).items() if value is not None}
     return partial(neurons.get(lif_layer), **settings) if settings else neurons.get(lif_layer)
+
+
+def attention_layer(attn: str | LayerFn, **options: Any) -> LayerFn:
+    """A name in `timm_snn.layers.attentions` or a layer, with those of a family's own options that it takes.
+
+    Whoever writes an attention needs none of them. With `pre_activation`, for families whose streams are currents, a
+    neuron is put before a layer that does not have it, so that the layer sees spikes.
+    """
+    layer = attentions.get(attn)
+    parameters = signature(layer).parameters.values()
+    takes_all = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+    taken = {k: v for k, v in options.items() if takes_all or k in {p.name for p in parameters}}
+    made = partial(layer, **taken) if taken else layer
+    return made if taken.keys() >= options.keys() & {'pre_activation'} else partial(_behind_a_neuron, made)
+
+
+def _behind_a_neuron(attn: LayerFn, *args: Any, lif_layer: LayerFn, device=None, dtype=None, **kwargs) -> nn.Module:
+    dd = {'device': device, 'dtype': dtype}
+    return nn.Sequential(lif_layer().to(**dd), attn(*args, lif_layer=lif_layer, **dd, **kwargs))
 
 
 def per_stage(value: Any, num_stages: int, name: str) -> tuple:
