@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -36,6 +37,8 @@ PUBLISHED: frozenset[str] = frozenset()
 WEIGHTS = Path(__file__).parents[1] / 'weights'
 
 FILENAME = 'model.safetensors'
+
+LONGEST_WAIT = 60  # seconds that a server may ask for between two tries, of which huggingface_hub makes six
 
 _recipes: dict[str, str] = {}  # of each tag, the training config below recipes/configs
 
@@ -160,6 +163,32 @@ def refuse_untrained(cfg: Mapping[str, Any]) -> None:
             f"load a file of yours with pretrained_cfg_overlay=dict(file='model.safetensors'), or set TIMM_SNN_HUB_ORG "
             'to an organisation that has it; timm_snn.list_pretrained() lists what can be loaded'
         )
+
+
+@contextmanager
+def bounded_hub() -> Iterator[None]:
+    """In it, no answer names a file outside of huggingface_hub's cache, or has it wait for more than a minute.
+
+    huggingface_hub takes names from ETag and X-Repo-Commit as they come, and waits for as long as Retry-After says.
+    It lets us see each answer of its client, but not how long one takes in small drips.
+    """
+    hooks = getattr(get_session(), 'event_hooks', {}).get('response', [])  # before version 1 it had no such hooks
+    hooks.append(_check_answer)
+    try:
+        yield
+    finally:
+        hooks.remove(_check_answer)
+
+
+def _check_answer(response: Any) -> None:
+    for name in ('etag', 'x-linked-etag', 'x-repo-commit', 'x-xet-hash'):
+        value = response.headers.get(name, '').removeprefix('W/').strip('"')
+        if value in ('.', '..') or any(c in value for c in '/\\\0'):
+            raise ValueError(f'the server names a file outside of the cache, {name}: {printable(value, 100)}')
+    retry_after = response.headers.get('retry-after', '').strip()
+    if retry_after.isdigit() and int(retry_after[:9]) > LONGEST_WAIT:
+        response.headers['retry-after'] = str(LONGEST_WAIT)
+    response.headers.pop('ratelimit', None)  # another way to say the same
 
 
 def hub_error(error: Exception, variant: str, cfg: Mapping[str, Any]) -> Exception:

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Container, Mapping
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ..files import printable
 from .keys import find_mismatches
-from .pretrained import first_line, hub_error, is_from_hub
+from .pretrained import bounded_hub, first_line, hub_error, is_from_hub
 from .weights import ignoring_numpy
 
 __all__ = [
@@ -52,7 +53,7 @@ class ReadingWeights:
         self.variant = variant
         self.cfg = cfg
         self.in_progress = False
-        self.unpickling = ignoring_numpy()
+        self.limits = ExitStack()
 
     def begin(self) -> None:
         self.in_progress = True
@@ -61,11 +62,13 @@ class ReadingWeights:
         self.in_progress = False
 
     def __enter__(self) -> 'ReadingWeights':
-        self.unpickling.__enter__()
+        self.limits.enter_context(ignoring_numpy())
+        if is_from_hub(self.cfg):
+            self.limits.enter_context(bounded_hub())
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        self.unpickling.__exit__(kind, error, traceback)
+        self.limits.close()
         if self.in_progress and isinstance(error, _UNREADABLE):
             raise _unreadable(error, self.variant, self.cfg) from error
 
