@@ -25,6 +25,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from timm_snn.files import printable
 from timm_snn.models import save_for_hf
 from timm_snn.models.builder import argument_names
 from timm_snn.profiling import Report
@@ -163,13 +164,13 @@ def open_folder(path: Path) -> Source:
     if not (path / 'model.safetensors').is_file():
         raise UserError(f'{path} has no model.safetensors: hub/convert.py makes a model folder of other files')
     if others := sorted(entry.name for entry in path.iterdir() if entry.name not in FILES):
-        print(f'note: left out, as it is no part of a model: {", ".join(others)}', file=sys.stderr)
+        print(f'note: left out, as it is no part of a model: {printable(", ".join(others))}', file=sys.stderr)
     model = open_model(f'local-dir:{path}')
     with one_line_errors(f'read {path / "config.json"}'):
         config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
         origin = config.get('converted_from', {})
         if origin and not (isinstance(origin, dict) and {'file', 'sha256'} <= origin.keys()):
-            raise ValueError(f'converted_from is {origin!r}, expected the file and its sha256')
+            raise ValueError(f'converted_from is {printable(repr(origin))}, expected the file and its sha256')
     return Source(model, origin=origin, folder=path if (path / 'README.md').is_file() else None)
 
 
