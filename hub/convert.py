@@ -56,7 +56,7 @@ def read_weights(file: Path, use_ema: bool, key: str | None = None) -> dict[str,
         with ignoring_numpy():
             checkpoint = torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        needs = torch.serialization.get_unsafe_globals_in_checkpoint(file) if zipfile.is_zipfile(file) else []
+        needs = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file)) if zipfile.is_zipfile(file) else []
         asks = f', but asks for {printable(", ".join(needs))}; if you trust its authors, {ADVICE}' if needs else ''
         raise ValueError(f'it is no file of weights alone, and nothing of it was run{asks}') from error
     return unpack(checkpoint, use_ema=use_ema, key=key)

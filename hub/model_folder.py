@@ -308,16 +308,14 @@ def fill_folder(
 def in_dtype(model: Any, dtype: str) -> dict[str, Tensor]:
     """The state dict to store. In float16 norms and biases stay as they are: they are small, and sensitive.
 
-    Raises: UserError if weights leave the range of float16, or are not finite.
+    Raises: UserError if weights leave the range of float16. Others are finite, or the model would not have loaded.
     """
-    state = model.state_dict()
     stored = {
         key: value.to(torch.float16 if dtype == 'float16' and value.ndim > 1 else value.dtype).contiguous()
-        for key, value in state.items()
+        for key, value in model.state_dict().items()
     }
-    for what, tensors in (('are not finite', state), ('are too large for float16', stored)):
-        if wrong := [key for key, value in tensors.items() if not value.isfinite().all()]:
-            raise UserError(f'weights {what} in {len(wrong)} tensors (first: {wrong[0]})')
+    if wrong := [key for key, value in stored.items() if not value.isfinite().all()]:
+        raise UserError(f'weights are too large for float16 in {len(wrong)} tensors (first: {wrong[0]})')
     return stored
 
 

@@ -203,7 +203,7 @@ def test_files_that_are_no_weights_are_refused_and_not_run(refused, tmp_path):
     (tmp_path / 'noise.safetensors').write_bytes(b'noise' * 100)
     (tmp_path / 'empty.pth').touch()
     reasons = {
-        'evil.pth': 'it is no file of weights alone, and nothing of it was run, but asks for pathlib.Path',
+        'evil.pth': 'nothing of it was run, but asks for builtins.getattr, pathlib.Path',
         'list.pth': 'it holds no state dict',
         'noise.pth': 'it is no file of weights alone, and nothing of it was run; ',
         'noise.safetensors': '',
