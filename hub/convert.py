@@ -6,17 +6,21 @@
 
 Any registered model: its own key map (`checkpoint_filter_fn` of its file) makes the authors' keys ours. Every tensor of
 the model must be in the file, with its shape, and nothing else. Pickles are opened with weights_only=True, which runs
-no code from them. Containers ('state_dict', 'model') and prefixes of DDP and torch.compile are taken off.
+no code from them; NumPy values beside the weights are passed over. The weights are found in whichever part of the file
+they are ('state_dict', 'model', 'net', ...), and prefixes that all keys have (DDP's, torch.compile's) are taken off.
 """
 
 import hashlib
 import pickle
+import zipfile
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import timm
+import torch
 from card import make_card
 from model_folder import (
     Source,
@@ -27,11 +31,13 @@ from model_folder import (
     read_report,
     write_folder,
 )
-from timm.models import load_state_dict
 from timm.utils import ParseKwargs
 from torch import Tensor
 
+from timm_snn.files import check_regular_file, printable
 from timm_snn.models.builder import WeightsMismatch, find_mismatches
+from timm_snn.models.untrusted import ADVICE
+from timm_snn.models.weights import ignoring_numpy, unpack
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.models import key_map
 from timm_snn.training.options import ArgumentParser
@@ -39,18 +45,21 @@ from timm_snn.training.options import ArgumentParser
 SHOWN = 20  # keys of each kind in an error
 
 
-def read_weights(file: Path, use_ema: bool) -> dict[str, Tensor]:
-    """Raises: OSError, ValueError and others if the file cannot be read, or holds no state dict."""
-    if not file.is_file():
+def read_weights(file: Path, use_ema: bool, key: str | None = None) -> dict[str, Tensor]:
+    """Raises: OSError, ValueError and others if the file cannot be read, or holds no state dict, or several."""
+    if not file.exists():
         raise FileNotFoundError('there is no such file')
+    check_regular_file(file)
+    if file.suffix == '.safetensors':
+        return unpack(safetensors.torch.load_file(file))
     try:
-        return load_state_dict(str(file), use_ema=use_ema)
-    except RuntimeError as error:
-        if not isinstance(error.__cause__, pickle.UnpicklingError):
-            raise
-        raise ValueError('it is no file of weights alone, and nothing of it was run') from error
-    except AttributeError as error:  # timm asks it for items() and its keys for startswith()
-        raise ValueError('it holds no state dict') from error
+        with ignoring_numpy():
+            checkpoint = torch.load(file, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        needs = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file)) if zipfile.is_zipfile(file) else []
+        asks = f', but asks for {printable(", ".join(needs))}; if you trust its authors, {ADVICE}' if needs else ''
+        raise ValueError(f'it is no file of weights alone, and nothing of it was run{asks}') from error
+    return unpack(checkpoint, use_ema=use_ema, key=key)
 
 
 def fit(weights: dict[str, Tensor], model: Any) -> dict[str, list[str]]:
@@ -67,7 +76,8 @@ def fit(weights: dict[str, Tensor], model: Any) -> dict[str, list[str]]:
 def summarize(found: dict[str, list[str]]) -> str:
     """'2 keys missing (a, b), 1 key unexpected (c)'."""
     return ', '.join(
-        f'{len(keys)} {"key" if len(keys) == 1 else "keys"} {kind} ({"; ".join(keys[:SHOWN])}'
+        f'{len(keys)} {"key" if len(keys) == 1 else "keys"} {kind} '
+        f'({"; ".join(printable(key, 100) for key in keys[:SHOWN])}'
         + (f'; and {len(keys) - SHOWN} more)' if len(keys) > SHOWN else ')')
         for kind, keys in found.items()
     )
@@ -84,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add('--num-classes', type=int, help="default: the tag's")
     add('--in-chans', type=int, help="default: the tag's")
     add('--ema', action=BooleanOptionalAction, default=True, help='take averaged weights where the file has both')
+    add('--key', help='of the weights where the file has several, as net or checkpoint.model; default: the only ones')
     add('--url', help='where the file came from, for the card')
     add_folder_options(parser)
     parser.set_defaults(license='unknown')
@@ -96,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError('it is not of timm_snn')
         name_training(model, args.model)
     with one_line_errors(f'read weights from {args.file}', 'expected .safetensors or .pth'):
-        weights = read_weights(args.file, args.ema)
+        weights = read_weights(args.file, args.ema, args.key)
         digest = hashlib.sha256(args.file.read_bytes()).hexdigest()
         found = fit(weights, model)
     if found:

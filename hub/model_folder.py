@@ -25,6 +25,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from timm_snn.files import printable
 from timm_snn.models import save_for_hf
 from timm_snn.models.builder import argument_names
 from timm_snn.profiling import Report
@@ -163,13 +164,13 @@ def open_folder(path: Path) -> Source:
     if not (path / 'model.safetensors').is_file():
         raise UserError(f'{path} has no model.safetensors: hub/convert.py makes a model folder of other files')
     if others := sorted(entry.name for entry in path.iterdir() if entry.name not in FILES):
-        print(f'note: left out, as it is no part of a model: {", ".join(others)}', file=sys.stderr)
+        print(f'note: left out, as it is no part of a model: {printable(", ".join(others))}', file=sys.stderr)
     model = open_model(f'local-dir:{path}')
     with one_line_errors(f'read {path / "config.json"}'):
         config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
         origin = config.get('converted_from', {})
         if origin and not (isinstance(origin, dict) and {'file', 'sha256'} <= origin.keys()):
-            raise ValueError(f'converted_from is {origin!r}, expected the file and its sha256')
+            raise ValueError(f'converted_from is {printable(repr(origin))}, expected the file and its sha256')
     return Source(model, origin=origin, folder=path if (path / 'README.md').is_file() else None)
 
 
@@ -307,16 +308,14 @@ def fill_folder(
 def in_dtype(model: Any, dtype: str) -> dict[str, Tensor]:
     """The state dict to store. In float16 norms and biases stay as they are: they are small, and sensitive.
 
-    Raises: UserError if weights leave the range of float16, or are not finite.
+    Raises: UserError if weights leave the range of float16. Others are finite, or the model would not have loaded.
     """
-    state = model.state_dict()
     stored = {
         key: value.to(torch.float16 if dtype == 'float16' and value.ndim > 1 else value.dtype).contiguous()
-        for key, value in state.items()
+        for key, value in model.state_dict().items()
     }
-    for what, tensors in (('are not finite', state), ('are too large for float16', stored)):
-        if wrong := [key for key, value in tensors.items() if not value.isfinite().all()]:
-            raise UserError(f'weights {what} in {len(wrong)} tensors (first: {wrong[0]})')
+    if wrong := [key for key, value in stored.items() if not value.isfinite().all()]:
+        raise UserError(f'weights are too large for float16 in {len(wrong)} tensors (first: {wrong[0]})')
     return stored
 
 

@@ -9,6 +9,7 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub import errors
+from huggingface_hub.utils import _http
 from timm.models import save_for_hf
 
 import timm_snn
@@ -224,6 +225,24 @@ class TestHostileRepositories:
         with pytest.raises(errors.HFValidationError, match='cannot load weights for msvit_4_96') as error:
             from_repo('../..')
         one_line(error)
+
+    @pytest.mark.parametrize('name', ['ETag', 'X-Linked-ETag', 'X-Repo-Commit'])
+    @pytest.mark.parametrize('value', ['"../../evil"', '/tmp/evil', '..', 'a\\\\b'])
+    def test_no_answer_names_a_file_outside_of_the_cache(self, hub, trained, tmp_path, name, value):
+        hub.add(REPO, trained[1])
+        with hub.fault(FILE, headers={name: value}), pytest.raises((RuntimeError, ValueError)) as error:
+            from_repo(REPO)
+        assert 'names a file outside of the cache' in str(error.value) and '\n' not in str(error.value)
+        assert not [path for path in tmp_path.rglob('*evil*')]
+
+    @pytest.mark.parametrize('headers', [{'Retry-After': '9' * 12}, {'RateLimit': '"api";r=0;t=999999'}])
+    def test_no_server_has_us_wait_for_long(self, hub, trained, monkeypatch, headers):
+        waited = []
+        monkeypatch.setattr(_http.time, 'sleep', waited.append)
+        hub.add(REPO, trained[1])
+        with hub.fault('/cdn/', times=2, status=429, headers=headers):
+            assert is_equal(from_repo(REPO), trained[0])
+        assert waited and max(waited) <= 61
 
     @pytest.mark.parametrize(
         ('change', 'message'),

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import lively
 from timm_snn.models import save_for_hf
@@ -52,6 +54,16 @@ def test_the_pipeline_classifies_pictures_with_a_model_of_three_channels(saved):
     assert sum(answer['score'] for answer in answers) == pytest.approx(1)
     with pytest.raises(ValueError, match=r'expected images \[B, 1, H, W\]'):  # it makes three channels of any picture
         transformers.pipeline('image-classification', model=str(saved[1][1]))(picture.convert('L'))
+
+
+def test_weights_that_are_not_finite_are_refused(saved, tmp_path):
+    shutil.copytree(saved[1][1], tmp_path / 'model')
+    file = tmp_path / 'model' / 'model.safetensors'
+    weights = load_file(file)
+    weights['stem.units.0.bn.running_var'][0] = float('nan')
+    save_file(weights, file, {'format': 'pt'})
+    with pytest.raises(ValueError, match=r'MSViT has NaN or infinite values in stem\.units\.0\.bn\.running_var'):
+        transformers.AutoModelForImageClassification.from_pretrained(tmp_path / 'model')
 
 
 def test_the_hub_serves_transformers_too(saved, hub):

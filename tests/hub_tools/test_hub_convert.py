@@ -1,10 +1,12 @@
 """hub/convert.py: files in the authors' layouts become folders, and everything else is refused in one line."""
 
+import argparse
 import hashlib
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -49,6 +51,44 @@ def test_containers_and_prefixes_are_taken_off(tmp_path, container, prefix):
     torch.save(nested(weights, container, prefix), tmp_path / 'a.pth')
     found = convert.read_weights(tmp_path / 'a.pth', use_ema=True)
     assert torch.equal(found['a.weight'], weights['a.weight']) and (len(found) == 1 or container is None)
+
+
+@pytest.mark.parametrize('container', ['net', 'model_state_dict', 'teacher', 'checkpoint.model'])
+@pytest.mark.parametrize('prefix', ['net.', 'module.model.', 'backbone.'])
+def test_whatever_the_part_with_the_weights_is_called_it_is_found(tmp_path, container, prefix):
+    beside = {
+        'best_acc': np.float64(95.5),
+        'epoch': np.int64(3),
+        'confusion': np.eye(3),
+        'loss': torch.tensor(0.1),
+        'optimizer': {'state': {0: {'exp_avg': torch.ones(2)}}, 'param_groups': [{'lr': 0.1}]},
+        'args': argparse.Namespace(lr=0.1),
+    }
+    checkpoint = {prefix + 'a.weight': torch.rand(2), prefix + 'b': torch.ones(1)}
+    for name in reversed(container.split('.')):
+        checkpoint = {name: checkpoint} | beside
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    found = convert.read_weights(tmp_path / 'a.pth', use_ema=True)
+    assert set(found) == {'a.weight', 'b'}
+    assert convert.read_weights(tmp_path / 'a.pth', True, container).keys() == found.keys()
+
+
+def test_one_of_several_parts_is_named(command, refused, own, tmp_path):
+    averaged = {key: value + 1 if value.is_floating_point() else value for key, value in own.items()}
+    torch.save({'net': own, 'net_ema': averaged}, tmp_path / 'a.pth')
+    line = refused('convert.py', tmp_path / 'a.pth', 'msvit_4_96', '--output', tmp_path / 'out')
+    assert 'it holds 2 state dicts, net, net_ema: name one, by --key' in line
+    command('convert.py', tmp_path / 'a.pth', 'msvit_4_96', '--output', tmp_path / 'out', '--key', 'net_ema')
+    weights = safetensors.torch.load_file(tmp_path / 'out' / 'model.safetensors')
+    assert torch.equal(weights['head.fc.bias'], averaged['head.fc.bias'])
+    line = refused('convert.py', tmp_path / 'a.pth', 'msvit_4_96', '--output', tmp_path / 'other', '--key', 'ema')
+    assert "it holds no state dict 'ema', but net, net_ema" in line
+
+
+def test_weights_that_are_not_finite_are_refused(refused, own, tmp_path):
+    torch.save(own | {'head.fc.bias': torch.full((10,), float('nan'))}, tmp_path / 'a.pth')
+    line = refused('convert.py', tmp_path / 'a.pth', 'msvit_4_96', '--output', tmp_path / 'out')
+    assert 'NaN or infinite values in head.fc.bias' in line and not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('suffix', ['safetensors', 'pth.tar'])
@@ -163,9 +203,9 @@ def test_files_that_are_no_weights_are_refused_and_not_run(refused, tmp_path):
     (tmp_path / 'noise.safetensors').write_bytes(b'noise' * 100)
     (tmp_path / 'empty.pth').touch()
     reasons = {
-        'evil.pth': 'it is no file of weights alone, and nothing of it was run',
+        'evil.pth': 'nothing of it was run, but asks for builtins.getattr, pathlib.Path',
         'list.pth': 'it holds no state dict',
-        'noise.pth': 'it is no file of weights alone, and nothing of it was run',
+        'noise.pth': 'it is no file of weights alone, and nothing of it was run; ',
         'noise.safetensors': '',
         'empty.pth': '',
         'missing.pth': 'there is no such file',

@@ -69,6 +69,7 @@ class Fault:
     cut_after: int | None = None  # send so many bytes of the content, then close the connection
     corrupt: bool = False  # send other bytes than the ETag says
     delay: float = 0.0
+    headers: Mapping[str, str] = field(default_factory=dict)  # in the place of what is right
 
 
 class LoopbackHub:
@@ -207,7 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, headers: Mapping[str, str], content: bytes = b'') -> None:
         self.send_response(status)
-        for name, value in {'Content-Length': str(len(content)), **headers}.items():
+        wrong = self.fault.headers if self.fault else {}
+        for name, value in {'Content-Length': str(len(content)), **headers, **wrong}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != 'HEAD':

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any, ClassVar
 
 import torch
@@ -21,12 +22,14 @@ from ..layers import (
     to_time_first,
 )
 from ..ops.backend import keep_switches
+from .weights import check_finite
 
 __all__ = [
     'KEEP',
     'POOL',
     'SpikingStage',
     'SpikingTransformer',
+    'attention_layer',
     'embedding_widths',
     'neuron_layer',
     'per_stage',
@@ -41,6 +44,25 @@ def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any)
     """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None."""
     settings = {name: value for name, value in dict(settings, backend=backend).items() if value is not None}
     return partial(neurons.get(lif_layer), **settings) if settings else neurons.get(lif_layer)
+
+
+def attention_layer(attn: str | LayerFn, **options: Any) -> LayerFn:
+    """A name in `timm_snn.layers.attentions` or a layer, with those of a family's own options that it takes.
+
+    Whoever writes an attention needs none of them. With `pre_activation`, for families whose streams are currents, a
+    neuron is put before a layer that does not have it, so that the layer sees spikes.
+    """
+    layer = attentions.get(attn)
+    parameters = signature(layer).parameters.values()
+    takes_all = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+    taken = {k: v for k, v in options.items() if takes_all or k in {p.name for p in parameters}}
+    made = partial(layer, **taken) if taken else layer
+    return made if taken.keys() >= options.keys() & {'pre_activation'} else partial(_behind_a_neuron, made)
+
+
+def _behind_a_neuron(attn: LayerFn, *args: Any, lif_layer: LayerFn, device=None, dtype=None, **kwargs) -> nn.Module:
+    dd = {'device': device, 'dtype': dtype}
+    return nn.Sequential(lif_layer().to(**dd), attn(*args, lif_layer=lif_layer, **dd, **kwargs))
 
 
 def per_stage(value: Any, num_stages: int, name: str) -> tuple:
@@ -187,6 +209,14 @@ class SpikingTransformer(nn.Module):
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        check_finite(state_dict, f'this state dict of a {type(self).__name__}')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def init_non_persistent_buffers(self) -> None:
+        # There are none. transformers, which loads without load_state_dict, calls what has timm's name here at the end.
+        check_finite(self.state_dict(), f'this {type(self).__name__}')
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes

@@ -16,10 +16,12 @@ from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
 from .keys import rename_keys as rename_keys
 from .pretrained import is_from_hub, refuse_untrained, resolve_source
-from .untrusted import ReadingWeights, adopt_sizes, check_config, check_hash, make_from_config
+from .settings import argument_names as argument_names
+from .settings import check_config, make_from_config
+from .untrusted import ReadingWeights, adopt_sizes, check_hash, place_of
 from .untrusted import WeightsMismatch as WeightsMismatch
-from .untrusted import argument_names as argument_names
 from .untrusted import check_state_dict as check_state_dict
+from .weights import check_finite, unpack
 
 __all__ = ['build_spiking_model']
 
@@ -44,7 +46,7 @@ def build_spiking_model(
 
     Raises, in one line: RuntimeError if there are no weights, or they cannot be read or are for other classes or
     channels; huggingface_hub's own errors if the Hub does not have or give them; ValueError for a config.json whose
-    settings are not those of a model of ours.
+    settings are not those of a model of ours, and for weights that are not finite.
     """
     saved_args = kwargs.get('pretrained_model_args') or {}  # came with the weights, not from the caller
     config, has_tag = '', bool(pretrained_cfg)
@@ -64,7 +66,9 @@ def build_spiking_model(
     def fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         if is_from_hub(cfg):
             check_hash(cfg, kwargs.get('cache_dir'))
+        state_dict = unpack(state_dict)
         reading.end()
+        check_finite(state_dict, place_of(cfg))
         state_dict = filter_fn(state_dict, model)
         adopt_sizes(state_dict, model, _sizes_asked_for(kwargs, saved_args))
         return state_dict

@@ -42,9 +42,17 @@ from ..layers import (
     SpikingMlp,
     SpikingResidual,
     SpikingStem,
-    attentions,
 )
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, embedding_widths, neuron_layer, per_stage
+from .base import (
+    KEEP,
+    POOL,
+    SpikingStage,
+    SpikingTransformer,
+    attention_layer,
+    embedding_widths,
+    neuron_layer,
+    per_stage,
+)
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -80,10 +88,8 @@ class MaxFormerBlock(nn.Sequential):
         layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
         branches: dict[str, nn.Module] = {}
         if isinstance(mixer, str):
-            attn_layer = attentions.get(mixer)
-            branches['mixer'] = attn_layer(
-                dim, num_heads, attn_v_threshold=attn_v_threshold, pre_activation=True, **layer
-            )
+            attn_layer = attention_layer(mixer, pre_activation=True)
+            branches['mixer'] = attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, **layer)
         elif mixer is not None:
             branches['mixer'] = LifConvBn(dim, dim, mixer, bias=True, groups=dim, **layer)
         hidden_dim = int(dim * mlp_ratio)
@@ -110,7 +116,7 @@ class MaxFormer(SpikingTransformer):
         embed_dims: Channels of each stage.
         depths: Blocks of each stage; a stage may have none.
         mixers: What mixes tokens in the blocks of each stage: the kernel size of a depthwise convolution, the name in
-            `timm_snn.layers.attentions` of attention that takes `pre_activation`, or None for the MLP alone.
+            `timm_snn.layers.attentions` of attention, or None for the MLP alone.
         num_heads: Heads of attention, the same in all stages or one number each.
         mlp_ratio: Hidden width of the MLP over the width of its stage. At 1 both of its convolutions have a residual.
         num_steps: T. Images are repeated so often, 5-D input must have as many frames. No weight depends on it: assign

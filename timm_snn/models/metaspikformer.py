@@ -39,7 +39,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import ConvBn, CurrentStem, LayerFn, SepConv, SpikingBlock, SpikingMlp, attentions
-from .base import SpikingStage, SpikingTransformer, neuron_layer
+from .base import SpikingStage, SpikingTransformer, attention_layer, neuron_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, match_pointwise_shapes, rename_keys
@@ -78,7 +78,7 @@ class MetaSpikformer(SpikingTransformer):
         mlp_ratio: Hidden width of what mixes channels over the width of the stage.
         num_steps: T. Images are repeated so often, 5-D input must have as many frames. No weight depends on it: assign
             `model.num_steps` to run the same weights for more or fewer steps.
-        attn: Name in `timm_snn.layers.attentions` or layer, which is called with `pre_activation=True`.
+        attn: Name in `timm_snn.layers.attentions` or layer, called with `pre_activation=True` if it takes that.
         attn_v_threshold: Threshold of the neuron inside attention; all others have the neuron layer's default.
         lif_layer: Name in `timm_snn.layers.neurons` or layer, called as `lif_layer()` and, inside attention, as
             `lif_layer(v_threshold=...)`.
@@ -156,7 +156,7 @@ class MetaSpikformer(SpikingTransformer):
         dim: int, hidden_dim: int, drop_path: float, layer: dict[str, Any], attention: LayerFn
     ) -> nn.Module:
         mlp = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
-        return MetaSpikformerBlock(attention(dim, pre_activation=True, **layer), mlp, drop_path)
+        return MetaSpikformerBlock(attention_layer(attention, pre_activation=True)(dim, **layer), mlp, drop_path)
 
 
 AUTHORS_KEYS: KeyRules = (

@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,6 +21,8 @@ from huggingface_hub.errors import (
 from timm.models import PretrainedCfg, get_model_args, resolve_pretrained_cfg
 from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
+
+from ..files import printable, write_whole_text
 
 __all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
 
@@ -34,6 +37,8 @@ PUBLISHED: frozenset[str] = frozenset()
 WEIGHTS = Path(__file__).parents[1] / 'weights'
 
 FILENAME = 'model.safetensors'
+
+LONGEST_WAIT = 60  # seconds that a server may ask for between two tries, of which huggingface_hub makes six
 
 _recipes: dict[str, str] = {}  # of each tag, the training config below recipes/configs
 
@@ -117,9 +122,9 @@ def save_for_hf(
                 )
     timm_save_for_hf(model, str(folder), model_config, model_args, safe_serialization, data_config)
     path = Path(folder) / 'config.json'
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding='utf-8'))
     config['model_args'].pop('num_classes', None)
-    path.write_text(json.dumps(config, indent=2) + '\n')
+    write_whole_text(path, json.dumps(config, indent=2) + '\n')
 
 
 def resolve_source(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -160,6 +165,32 @@ def refuse_untrained(cfg: Mapping[str, Any]) -> None:
         )
 
 
+@contextmanager
+def bounded_hub() -> Iterator[None]:
+    """In it, no answer names a file outside of huggingface_hub's cache, or has it wait for more than a minute.
+
+    huggingface_hub takes names from ETag and X-Repo-Commit as they come, and waits for as long as Retry-After says.
+    It lets us see each answer of its client, but not how long one takes in small drips.
+    """
+    hooks = getattr(get_session(), 'event_hooks', {}).get('response', [])  # before version 1 it had no such hooks
+    hooks.append(_check_answer)
+    try:
+        yield
+    finally:
+        hooks.remove(_check_answer)
+
+
+def _check_answer(response: Any) -> None:
+    for name in ('etag', 'x-linked-etag', 'x-repo-commit', 'x-xet-hash'):
+        value = response.headers.get(name, '').removeprefix('W/').strip('"')
+        if value in ('.', '..') or any(c in value for c in '/\\\0'):
+            raise ValueError(f'the server names a file outside of the cache, {name}: {printable(value, 100)}')
+    retry_after = response.headers.get('retry-after', '').strip()
+    if retry_after.isdigit() and int(retry_after[:9]) > LONGEST_WAIT:
+        response.headers['retry-after'] = str(LONGEST_WAIT)
+    response.headers.pop('ratelimit', None)  # another way to say the same
+
+
 def hub_error(error: Exception, variant: str, cfg: Mapping[str, Any]) -> Exception:
     """An error of the same type and with the same attributes, that says in one line what failed and what to do."""
     revision = cfg['hf_hub_id'].partition('@')[2]
@@ -188,7 +219,9 @@ def hub_error(error: Exception, variant: str, cfg: Mapping[str, Any]) -> Excepti
 
 
 def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """For a message: an error may quote a file of a stranger."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return printable(line, 400)
 
 
 def _reworded(error: Exception, message: str) -> Exception:

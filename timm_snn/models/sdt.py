@@ -42,9 +42,8 @@ from ..layers import (
     SpikingPatchSplitting,
     SpikingResidual,
     SpikingStem,
-    attentions,
 )
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, attention_layer, neuron_layer, tokenizer_widths
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -124,7 +123,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
         widths = tokenizer_widths(embed_dim, pools)
         neuron = neuron_layer(lif_layer, backend)
         options = {'erode': True} if erode else {}
-        attn_layer = partial(attentions.get(attn), attn_v_threshold=attn_v_threshold, **options)
+        attn_layer = partial(attention_layer(attn, **options), attn_v_threshold=attn_v_threshold)
 
         stem = SpikingStem(in_chans, widths[:1], (KEEP,), lif_layer=neuron, **dd)
         embeds: list[nn.Module] = [

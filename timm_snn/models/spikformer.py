@@ -30,15 +30,14 @@ Shapes of spikformer_8_384:
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
+from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, attention_layer, neuron_layer, tokenizer_widths
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, match_pointwise_shapes, rename_keys
@@ -121,7 +120,7 @@ class Spikformer(SpikingTransformer):
         cml = downsample == 'cml'
         neuron = neuron_layer(lif_layer, backend)
         options = {k: v for k, v in dict(scale=attn_scale, qkv_bias=qkv_bias).items() if v is not None}
-        attn_layer = partial(attentions.get(attn), **options)
+        attn_layer = attention_layer(attn, **options)
 
         stem = SpikingStem(in_chans, widths[:1], (cml and pools[0],), lif_layer=neuron, **dd)
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, depth)

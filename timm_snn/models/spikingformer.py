@@ -35,8 +35,8 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvBn, LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem, attentions
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer, tokenizer_widths
+from ..layers import ConvBn, LayerFn, SpikingBlock, SpikingMlp, SpikingPatchSplitting, SpikingStem
+from .base import KEEP, POOL, SpikingStage, SpikingTransformer, attention_layer, neuron_layer, tokenizer_widths
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, match_pointwise_shapes, rename_keys
@@ -79,7 +79,7 @@ class Spikingformer(SpikingTransformer):
             `model.num_steps` to run the same weights for more or fewer steps.
         pools: Whether what each of the first four convolutions of the tokenizer gives is pooled.
         downsample: 'spike' pools spikes, 'cml' the current before the neuron.
-        attn: Name in `timm_snn.layers.attentions` or layer, which is called with `pre_activation=True`.
+        attn: Name in `timm_snn.layers.attentions` or layer, called with `pre_activation=True` if it takes that.
         attn_v_threshold: Threshold of the neuron inside attention; all others have the neuron layer's default.
         lif_layer: Name in `timm_snn.layers.neurons` or layer, called as `lif_layer()` and, inside attention, as
             `lif_layer(v_threshold=...)`.
@@ -120,7 +120,7 @@ class Spikingformer(SpikingTransformer):
             raise ValueError(f"downsample must be 'spike' or 'cml', got {downsample!r}")
         cml = downsample == 'cml'
         neuron = neuron_layer(lif_layer, backend, tau=tau)
-        attn_layer = partial(attentions.get(attn), attn_v_threshold=attn_v_threshold, pre_activation=True)
+        attn_layer = partial(attention_layer(attn, pre_activation=True), attn_v_threshold=attn_v_threshold)
 
         stem = SpikingStem(in_chans, widths[:1], (cml and pools[0],), lif_layer=neuron, **dd)
         embeds: list[nn.Module] = [
