@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from timm_snn.data.cache import FrameCache
 
@@ -157,6 +159,16 @@ def test_a_file_or_a_folder_in_the_way_is_survived(cache, source):
             assert cache.load(name, stamp) is None
         with pytest.warns(UserWarning, match='cannot write'):
             cache.store(name, stamp, FRAMES)
+
+
+def test_a_fifo_and_a_dtype_of_others_are_made_anew(cache, source):
+    stamp = cache.stamp([source])
+    os.mkfifo(cache.path('a'))
+    torch_file = {'array': torch.ones(2, dtype=torch.bfloat16)}
+    safetensors.torch.save_file(torch_file, cache.path('b'), {'name': 'b', 'stamp': stamp})
+    for name in ('a', 'b'):
+        with pytest.warns(UserWarning, match='made anew'):
+            assert cache.load(name, stamp) is None
 
 
 def test_a_folder_that_cannot_be_made_says_what_to_do(source):

@@ -239,3 +239,23 @@ def test_an_order_that_is_not_that_of_time_changes_nothing(seed):
     random = np.random.default_rng(seed)
     for order in (random.permutation(len(t)), np.argsort(t + random.normal(0, 2000, len(t)))):
         assert np.array_equal(by_time(t[order], x[order], y[order], p[order]), by_time(t, x, y, p))
+
+
+@pytest.mark.parametrize('unit', [1000, 10**6], ids=['milliseconds', 'seconds'])
+def test_times_in_coarser_integers_are_warned_of(unit):
+    events = some_events(1000, last=1_500_000)
+    with pytest.warns(UserWarning, match='are their times in milliseconds or seconds'):
+        to_frames(events._replace(t=events.t // unit), 4, sensor_size=SENSOR, split_by='time')
+
+
+def test_a_clock_that_was_reset_early_is_warned_of():
+    events = some_events(1000, last=1_500_000)
+    t = np.where(np.arange(1000) < 200, events.t, events.t - events.t[200])
+    with pytest.warns(UserWarning, match='times go back by'):
+        to_frames(events._replace(t=t), 4, sensor_size=SENSOR, split_by='time')
+
+
+def test_pixels_as_uint64_are_counted():
+    events = some_events(100)
+    wide = events._replace(x=events.x.astype(np.uint64), y=events.y.astype(np.uint64))
+    np.testing.assert_array_equal(to_frames(wide, 4, sensor_size=SENSOR), to_frames(events, 4, sensor_size=SENSOR))

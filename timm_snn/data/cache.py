@@ -16,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ..files import check_regular_file, printable
+
 __all__ = ['FrameCache']
 
 VERSION = 1  # to be raised whenever readers or `count_events` give other counts: it makes every file stale
@@ -50,14 +52,18 @@ class FrameCache:
         """The array, or None if there is none of this stamp. What is damaged counts as none, with a warning."""
         path = self.path(name)
         try:
+            check_regular_file(path)  # opening a FIFO would wait for ever
             with safe_open(path, 'numpy') as file:
-                metadata, array = file.metadata() or {}, file.get_tensor('array')
+                metadata = file.metadata() or {}
+                if (metadata.get('name'), metadata.get('stamp')) != (name, stamp):
+                    return None
+                array = file.get_tensor('array')
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError) as error:
-            warnings.warn(f'cached frames {path} cannot be read and are made anew: {error}', stacklevel=2)
-            return None
-        if (metadata.get('name'), metadata.get('stamp')) != (name, stamp):
+        except (SafetensorError, OSError, TypeError) as error:  # TypeError: of a dtype that NumPy does not have
+            warnings.warn(
+                f'cached frames {printable(path)} cannot be read and are made anew: {printable(error)}', stacklevel=2
+            )
             return None
         if metadata.get('crc32') != checksum(array):
             warnings.warn(f'cached frames {path} have a wrong checksum and are made anew', stacklevel=2)

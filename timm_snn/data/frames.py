@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ['check_frame_options', 'count_events', 'frames_of_counts', 'to_frames']
 
+SHORTEST = 10_000  # us: recordings are longer, and in milliseconds or seconds they look shorter
+
 
 def to_frames(
     events: Events,
@@ -77,7 +79,8 @@ def count_events(
                 f'event {index} has {name} = {values[index]}, not one of 0 to {limit - 1}: '
                 + ('0 is off and 1 is on' if name == 'p' else f'sensor_size (height, width) is ({height}, {width})')
             )
-    pixel = (events.p.astype(np.int64) * height + events.y) * width + events.x
+    p, x, y = (values.astype(np.int64) for values in (events.p, events.x, events.y))  # with uint64 they would be floats
+    pixel = (p * height + y) * width + x
     pixel += step_of_events(events.t, num_steps, split_by) * (2 * height * width)
     counts = np.bincount(pixel, minlength=num_steps * 2 * height * width)
     return counts.reshape(num_steps, 2, height, width).astype(np.min_scalar_type(counts.max()))
@@ -122,7 +125,7 @@ def warn_of_clock(since: np.ndarray, span: int, steps: np.ndarray, num_steps: in
     before, after = since[:-1], since[1:]
     back = np.where(before > after, before - after, np.uint64(0))
     # a recording that is only out of order goes back often, by a little or by anything
-    if (far := back > span // 2).any() and (back > span // 100).sum() <= len(since) // 10:
+    if (far := back > span // 10).any() and (back > span // 100).sum() <= len(since) // 10:
         index = int(far.argmax()) + 1
         warnings.warn(
             f'times go back by {back[index - 1]} us at event {index}, as of a clock that was reset or whose counter is '
@@ -134,6 +137,12 @@ def warn_of_clock(since: np.ndarray, span: int, steps: np.ndarray, num_steps: in
         warnings.warn(
             f'{share:.1%} of the events lie in one of {num_steps} bins by time, of {span} us in all: is a time wrong, '
             "or not in microseconds? split_by='number' does not look at times",
+            stacklevel=5,
+        )
+    elif span < SHORTEST:
+        warnings.warn(
+            f'all events lie within {span} us, which is less than {SHORTEST // 1000} ms: are their times in '
+            'milliseconds or seconds? By time, frames count in whole microseconds',
             stacklevel=5,
         )
 
