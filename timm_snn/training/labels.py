@@ -10,6 +10,7 @@ from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from ..files import check_regular_file
 from .data import Samples, class_names, summary
 from .errors import UserError, one_line_errors
 
@@ -34,6 +35,7 @@ def open_labels(model: Any, file: Path | None = None) -> Any:
         if not model.num_classes:
             raise ValueError(f'{cfg["architecture"]} has no classifier')
         if file:
+            check_regular_file(file)
             names, descriptions = file.read_text(encoding='utf-8-sig').splitlines(), None
         if names:
             if isinstance(names, dict):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..files import write_whole
+from ..files import printable, write_whole
 
 __all__ = ['make_table', 'read_csv', 'wide_console', 'write_csv']
 
@@ -34,10 +34,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def make_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
-    """Cells are shown as they are: brackets in the name of a file or a class are no markup."""
+    """Cells are shown as they are: brackets in the name of a file or a class are no markup, and escapes no commands."""
     table = Table(*columns, title=title)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(escape(printable(cell, 1000)) for cell in row))
     return table
 
 
