@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 
 from ..files import flush, write_whole_text
-from ..models.weights import check_finite
+from ..models.finite import check_finite
 from .errors import UserError, one_line_errors
 from .models import options_of
 from .progress import Progress

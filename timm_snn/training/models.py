@@ -17,7 +17,7 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from ..models import save_for_hf
-from ..models.weights import check_finite
+from ..models.finite import check_finite
 from ..ops import lif
 from .errors import one_line_errors
 
