@@ -171,13 +171,7 @@ class Run:
         accelerator, config = self.accelerator, options.as_config(args)
         setup = {'mixed_precision': accelerator.mixed_precision, 'effective_batch': self.effective_batch}
         self.checkpoints = Checkpoints(
-            accelerator,
-            args.output,
-            self.progress,
-            setup | {'options': config},  # with which a run goes on without config.yaml
-            self.ema,
-            args.checkpoint_hist,
-            f'{self.reported}_top1',
+            accelerator, args.output, self.progress, setup, self.ema, args.checkpoint_hist, f'{self.reported}_top1'
         )
         found = prepare_output(args.output, config, setup, accelerator, resume=args.resume, overwrite=args.overwrite)
         if found and (warning := self.checkpoints.load(found)):

@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from tests.support.damage import cut, flip_a_bit
-from timm_snn.training.checkpoints import Checkpoints, damage, oldest_first
+from timm_snn.training.checkpoints import Checkpoints, damage
 from timm_snn.training.progress import Progress
 
 
@@ -30,12 +30,3 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     keeper._prune()
     kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
     assert kept == ['epoch_0002', 'epoch_0005', 'epoch_0005_step_000010'] and keeper.best.name == 'epoch_0002'
-
-
-def test_checkpoints_are_ordered_by_number(tmp_path):
-    names = ['epoch_9998', 'epoch_9999', 'epoch_9999_step_999999', 'epoch_9999_step_1000000', 'epoch_10000']
-    for name in names:
-        (tmp_path / 'checkpoints' / name).mkdir(parents=True)
-    assert [path.name for path in oldest_first(tmp_path / 'checkpoints')] == names
-    Checkpoints(MagicMock(), tmp_path, Progress(), {}, None, 2, 'eval_top1')._prune()
-    assert [path.name for path in oldest_first(tmp_path / 'checkpoints')] == names[-2:]

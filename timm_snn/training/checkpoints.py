@@ -7,8 +7,8 @@ another 340 updates.
 """
 
 import json
+import os
 import random
-import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -24,10 +24,7 @@ from accelerate.utils import broadcast_object_list, load
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 
-from ..files import flush, write_whole_text
-from ..models.finite import check_finite
 from .errors import UserError, one_line_errors
-from .models import options_of
 from .progress import Progress
 
 __all__ = ['Checkpoints', 'prepare_output']
@@ -69,7 +66,7 @@ def prepare_output(
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             for path in damaged:  # out of the way of the checkpoint that will have its name
                 path.rename(free_name(path.with_name(f'damaged_{path.name}')))
-            write_whole_text(output / 'config.yaml', yaml.safe_dump(config, sort_keys=False))
+            (output / 'config.yaml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
         found = [checkpoint]
     (checkpoint,) = broadcast_object_list(found)
     if not (output / 'config.yaml').is_file():  # the other nodes would write their part of a checkpoint elsewhere
@@ -85,7 +82,7 @@ def find_checkpoint(
     output: Path, resume: str | None, overwrite: bool, say: Callable[[str], None]
 ) -> tuple[Path | None, list[Path]]:
     """The checkpoint to go on from, and the newer ones which are damaged."""
-    found = oldest_first(output / 'checkpoints')[::-1]
+    found = sorted((output / 'checkpoints').glob('epoch_*'), reverse=True)
     checkpoint, damaged = None, []
     if resume == 'auto':
         for checkpoint in found:
@@ -117,16 +114,11 @@ def find_checkpoint(
     return checkpoint, damaged
 
 
-def oldest_first(folder: Path) -> list[Path]:
-    """The checkpoints in a folder. By their numbers: by name, epoch_10000 would come before epoch_9999."""
-    named = [(re.fullmatch(r'epoch_(\d+)(?:_step_(\d+))?', path.name), path) for path in folder.glob('epoch_*')]
-    return [path for _, path in sorted(((int(name[1]), int(name[2] or 0)), path) for name, path in named if name)]
-
-
 def check_unchanged(options: dict[str, Any], checkpoint: Path) -> None:
     """Raises: UserError if the run of the checkpoint began with other options, but for those that MAY_CHANGE."""
     with one_line_errors('read the options of that run', '--resume takes a folder in OUTPUT/checkpoints'):
-        before = options_of(checkpoint) | json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
+        before = yaml.safe_load((checkpoint.parent.parent / 'config.yaml').read_text(encoding='utf-8'))
+        before |= json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
     changed = [key for key in options if key not in MAY_CHANGE and options[key] != before.get(key)]
     if changed:
         now = ', '.join(f'{key} {before.get(key)!r} to {options[key]!r}' for key in changed)
@@ -187,7 +179,7 @@ class Checkpoints:
         return target
 
     def _prune(self) -> None:
-        found = oldest_first(self.folder)
+        found = sorted(self.folder.glob('epoch_*'))
         best = self.best if self.progress.history else None
         for path in found[: -self.hist]:
             if path != best:
@@ -208,9 +200,7 @@ class Checkpoints:
             state = json.loads((checkpoint / 'progress.json').read_text(encoding='utf-8'))
             self.accelerator.load_state(str(checkpoint))
             if self.ema:
-                average = load_file(checkpoint / 'ema.safetensors')
-                check_finite(average, 'the averaged weights')
-                self.ema.module.load_state_dict(average)
+                self.ema.module.load_state_dict(load_file(checkpoint / 'ema.safetensors'))
             vars(self.progress).update(state)
             missing = not_restored(load(random_states)) if random_states.is_file() else 'all'
         if not missing:
@@ -224,9 +214,7 @@ class Checkpoints:
     def load_weights(self, checkpoint: Path, model: torch.nn.Module) -> None:
         """Load only the weights that `metric` is about: the average where there is one."""
         with one_line_errors(f'read checkpoint {checkpoint}'):
-            weights = load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors'))
-            check_finite(weights, 'the weights')
-            model.load_state_dict(weights)
+            model.load_state_dict(load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors')))
 
     def fail(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], loss: float, norm: float) -> NoReturn:
         """Raise UserError for a loss or a norm of the gradient that is not finite; all processes call it.
@@ -244,7 +232,7 @@ class Checkpoints:
                 gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
                 broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
                 facts = {'where': where, 'loss': loss, 'gradient norm': norm, 'gradients that are not finite': broken}
-                write_whole_text(folder / 'facts.json', json.dumps(facts, indent=1))
+                (folder / 'facts.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
         is_sharded = accelerator.distributed_type == DistributedType.FSDP
         start_from = '' if is_sharded else f' --checkpoint {folder}/state/model.safetensors'
         raise UserError(
@@ -306,6 +294,17 @@ def crc32(path: Path) -> int:
         while block := file.read(1 << 20):
             checksum = zlib.crc32(block, checksum)
     return checksum
+
+
+def flush(path: Path) -> None:
+    """To the disk; of a folder, the names in it."""
+    if os.name == 'nt':
+        return  # which cannot open a folder, nor flush what is open for reading
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def free_name(path: Path) -> Path:

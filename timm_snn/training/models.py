@@ -17,7 +17,6 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from ..models import save_for_hf
-from ..models.finite import check_finite
 from ..ops import lif
 from .errors import one_line_errors
 
@@ -30,7 +29,6 @@ __all__ = [
     'key_map',
     'open_model',
     'open_to_train',
-    'options_of',
     'save_model',
     'steps_of',
 ]
@@ -77,7 +75,6 @@ def open_model(
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
-        check_finite(model.state_dict(), str(file or name))
         if num_steps:
             if not hasattr(model, 'num_steps'):
                 raise ValueError('it has no time steps: leave out --num-steps')
@@ -111,7 +108,6 @@ def open_to_train(
             drop_path_rate=drop_path,
             **(model_kwargs or {}),
         )
-        check_finite(model.state_dict(), str(checkpoint or name))
         if grad_checkpointing:
             model.set_grad_checkpointing()
         modules = dict(model.named_modules())
@@ -175,19 +171,13 @@ def run_options(checkpoint: Path, name: str) -> dict[str, Any]:
 
     Raises: ValueError if it trained another model.
     """
-    run = options_of(checkpoint)
-    if run and run['model'] != name:
+    config = checkpoint.resolve().parent.parent / 'config.yaml'
+    if not config.is_file():
+        return {}
+    run = yaml.safe_load(config.read_text(encoding='utf-8'))
+    if run['model'] != name:
         raise ValueError(f'{checkpoint} is of a run that trained {run["model"]!r}: pass --model {run["model"]}')
     return run
-
-
-def options_of(checkpoint: Path) -> dict[str, Any]:
-    """The options of the run of a checkpoint, which it keeps; else those of OUTPUT/config.yaml, none without either."""
-    setup, config = checkpoint / 'setup.json', checkpoint.resolve().parent.parent / 'config.yaml'
-    kept = json.loads(setup.read_text(encoding='utf-8')).get('options') if setup.is_file() else None
-    if kept is None and config.is_file():  # a checkpoint of an earlier version has them there alone
-        kept = yaml.safe_load(config.read_text(encoding='utf-8'))
-    return kept or {}
 
 
 def run_labels(checkpoint: Path) -> Any:

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from ..files import write_whole
 from .data import UnreadableSample
 from .tables import write_csv
 
@@ -88,5 +87,4 @@ def write_summary(history: list[dict[str, float]], output: Path) -> None:
                 axes.plot(epochs, [row[f'{split}_{metric}'] for row in history], label=name)
         axes.set(xlabel='epoch', ylabel=label)
         axes.legend()
-    with write_whole(output / 'curve.png') as unfinished:
-        figure.savefig(unfinished, dpi=120, format='png')
+    figure.savefig(output / 'curve.png', dpi=120)
