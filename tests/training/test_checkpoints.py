@@ -26,7 +26,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     names = [f'epoch_{i:04d}' for i in range(1, 6)]
     for name in (*names, 'epoch_0005_step_000010'):
         (tmp_path / 'checkpoints' / name).mkdir(parents=True)
-    keeper = Checkpoints(MagicMock(), tmp_path, progress, {}, None, 2, 'eval_top1')
+    keeper = Checkpoints(MagicMock(), tmp_path, progress, {}, {}, None, 2, 'eval_top1')
     keeper._prune()
     kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
     assert kept == ['epoch_0002', 'epoch_0005', 'epoch_0005_step_000010'] and keeper.best.name == 'epoch_0002'

@@ -29,6 +29,7 @@ __all__ = [
     'key_map',
     'open_model',
     'open_to_train',
+    'options_file',
     'save_model',
     'steps_of',
 ]
@@ -171,13 +172,19 @@ def run_options(checkpoint: Path, name: str) -> dict[str, Any]:
 
     Raises: ValueError if it trained another model.
     """
-    config = checkpoint.resolve().parent.parent / 'config.yaml'
+    config = options_file(checkpoint)
     if not config.is_file():
         return {}
     run = yaml.safe_load(config.read_text(encoding='utf-8'))
     if run['model'] != name:
         raise ValueError(f'{checkpoint} is of a run that trained {run["model"]!r}: pass --model {run["model"]}')
     return run
+
+
+def options_file(checkpoint: Path) -> Path:
+    """config.yaml in OUTPUT/checkpoints/epoch_N or, of a run of an earlier version, in OUTPUT."""
+    own = checkpoint / 'config.yaml'
+    return own if own.is_file() else checkpoint.resolve().parent.parent / 'config.yaml'
 
 
 def run_labels(checkpoint: Path) -> Any:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
+from ..files import write_whole
 from .data import UnreadableSample
 from .tables import write_csv
 
@@ -87,4 +88,5 @@ def write_summary(history: list[dict[str, float]], output: Path) -> None:
                 axes.plot(epochs, [row[f'{split}_{metric}'] for row in history], label=name)
         axes.set(xlabel='epoch', ylabel=label)
         axes.legend()
-    figure.savefig(output / 'curve.png', dpi=120)
+    with write_whole(output / 'curve.png') as unfinished:
+        figure.savefig(unfinished, format='png', dpi=120)
