@@ -69,7 +69,7 @@ def prepare_output(
             accelerator.print(note)
         checkpoint, damaged = find_checkpoint(output, resume, overwrite, accelerator.print)
         if checkpoint:
-            check_unchanged(config, setup, checkpoint)
+            check_unchanged(config, setup, checkpoint, accelerator.print)
         with one_line_errors(f'write to --output {output}'):
             for path in what_a_run_left(output) if overwrite and not resume else ():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -129,22 +129,35 @@ def in_order(folder: Path) -> list[Path]:
     return [path for _, path in sorted(((int(name[1]), int(name[2] or 0)), path) for name, path in names if name)]
 
 
-def check_unchanged(config: dict[str, Any], setup: dict[str, Any], checkpoint: Path) -> None:
-    """Raises: UserError if the run of the checkpoint began with other data or options, but for those that MAY_CHANGE."""
+def check_unchanged(
+    config: dict[str, Any], setup: dict[str, Any], checkpoint: Path, say: Callable[[str], None]
+) -> None:
+    """Raises: UserError if the run of the checkpoint began with other options, but for those that MAY_CHANGE, or data.
+
+    Files of other sizes under the same names may have been repaired, and other samples to validate on train nothing
+    (without folds, which are of all samples): both are said.
+    """
     with one_line_errors('read the options of that run', '--resume takes a folder in OUTPUT/checkpoints'):
         before = yaml.safe_load(options_file(checkpoint).read_text(encoding='utf-8'))
         before |= json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
-    options, data = config | setup, setup.get('data')
+    options, data = config | setup, setup.get('data', {})
     options.pop('data', None)
     changed = [key for key in options if key not in MAY_CHANGE and options[key] != before.get(key)]
     if changed:
         now = ', '.join(f'{key} {before.get(key)!r} to {options[key]!r}' for key in changed)
         raise UserError(f'a run goes on with the options it began with, these changed: {now}')
-    if data and 'data' in before and (other := difference(before['data'], data)):  # earlier versions kept none
-        raise UserError(
-            f'a run goes on with the data it began with, and {other}: --data-dir names its folder; for a new run on '
-            f'this data pass --checkpoint {checkpoint}/model.safetensors and another --output'
-        )
+    for split in data.keys() & before.get('data', {}).keys():  # earlier versions kept none
+        other = difference(before['data'][split], data[split])
+        if not other:
+            continue
+        trains = split == 'training' or config.get('fold')
+        if other.is_of_classes or (other.is_of_samples and trains):
+            raise UserError(
+                f'a run goes on with the data it began with, and the {split} data {other.text}: --data-dir names its '
+                f'folder; for a new run on this data pass --checkpoint {checkpoint}/model.safetensors and another '
+                '--output'
+            )
+        say(f'warning: the {split} data {other.text}; the run goes on with it')
 
 
 class Checkpoints:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ..files import printable
 from .data import class_names, evenly
 from .pictures import as_text
 
-__all__ = ['difference', 'fingerprint']
+__all__ = ['Difference', 'difference', 'fingerprint']
 
 MOST_FILES = 10_000  # whose sizes are asked for, which takes seconds on a slow disk
 MOST_ROWS = 1_000  # whose pictures are read to the memory
@@ -59,18 +59,24 @@ def _size(path: str) -> int:
         return -1
 
 
-def difference(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> str | None:
-    """What is not the same in the splits of two runs, by their names, in words; None if nothing is."""
-    for split in before.keys() & now.keys():
-        old, new = before[split], now[split]
-        if old['classes'] != new['classes']:
-            return f'the classes of the {split} data are {_listed(new["classes"])} and were {_listed(old["classes"])}'
-        if old['samples'] != new['samples']:
-            return f'the {split} data has {new["samples"]} samples and had {old["samples"]}'
-        others = [key for key in old.keys() & new.keys() if old[key] != new[key]]
-        if others:
-            return f'the {split} data has other {" and ".join(sorted(others))} than it had'
-    return None
+class Difference(NamedTuple):
+    """What data is not the same, in words; whether it is other samples, or only other content of the same ones."""
+
+    text: str
+    is_of_classes: bool
+    is_of_samples: bool
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> Difference | None:
+    """What differs between the fingerprints of a split, None if nothing does."""
+    if before['classes'] != now['classes']:
+        text = f'has the classes {_listed(now["classes"])} and had {_listed(before["classes"])}'
+        return Difference(text, True, True)
+    if before['samples'] != now['samples']:
+        return Difference(f'has {now["samples"]} samples and had {before["samples"]}', False, True)
+    others = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
+    is_of_samples = not all(key.endswith('sizes') for key in others)
+    return Difference(f'has other {" and ".join(others)} than it had', False, is_of_samples) if others else None
 
 
 def _listed(names: Sequence[str] | None) -> str:

@@ -17,6 +17,7 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from ..models import save_for_hf
+from ..models.weights import check_finite
 from ..ops import lif
 from .errors import one_line_errors
 
@@ -76,6 +77,7 @@ def open_model(
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
+            check_finite(model.state_dict(), file)
         if num_steps:
             if not hasattr(model, 'num_steps'):
                 raise ValueError('it has no time steps: leave out --num-steps')
@@ -109,6 +111,8 @@ def open_to_train(
             drop_path_rate=drop_path,
             **(model_kwargs or {}),
         )
+        if checkpoint:
+            check_finite(model.state_dict(), checkpoint)
         if grad_checkpointing:
             model.set_grad_checkpointing()
         modules = dict(model.named_modules())

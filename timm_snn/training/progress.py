@@ -52,7 +52,7 @@ class Progress:
 
 
 class StopSignal:
-    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be read."""
+    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be evaluated."""
 
     def __init__(self) -> None:
         self.came = False
