@@ -156,7 +156,7 @@ def test_a_run_goes_on_without_its_config(train, output, harm):
     harm(config)
     with pytest.raises(SystemExit, match='these changed: seed 42 to 7'):
         train(*QUICK, '--output', output, '--resume', 'auto', '--seed', '7')
-    assert 'epochs 2 to 1 (nothing left' in train(*QUICK, '--output', output, '--resume', 'auto', '--epochs', '1')
+    assert 'nothing left to train' in train(*QUICK, '--output', output, '--resume', 'auto', '--epochs', '1')
     assert [line for line in config.read_text().splitlines() if 'resume' not in line] == [
         line for line in before.splitlines() if 'resume' not in line
     ]
@@ -174,9 +174,7 @@ def test_a_run_does_not_go_on_with_other_training_data(train, output):
         write_manifest(setup.parent)
 
     declare('training', classes=['cat', 'dog'])
-    with pytest.raises(
-        SystemExit, match='the training data has the classes 0, 1.* and had cat, dog: --data-dir'
-    ) as stop:
+    with pytest.raises(SystemExit, match=r'the training data has the classes .* and had cat, dog: ') as stop:
         train(*arguments)
     assert '\n' not in str(stop.value)
     declare('training', samples=7)

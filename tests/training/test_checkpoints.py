@@ -59,7 +59,7 @@ def test_the_state_kept_of_a_failure_has_the_statistics_from_before(tmp_path):
     keeper.keep_buffers(model)
     model(torch.full((4, 2), math.nan))
     assert not is_finite(model)
-    with pytest.raises(UserError, match='--checkpoint .*/failed/state/model.safetensors'):
+    with pytest.raises(UserError, match=r'--checkpoint .*/failed/state/model.safetensors'):
         keeper.fail(model, {}, math.nan, 1.0)
     saved = load_file(tmp_path / 'failed' / 'state' / 'model.safetensors')
     assert all(torch.equal(saved[name], buffer) for name, buffer in before.items())
@@ -78,7 +78,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
     saved = keeper.save()
     keeper.progress.updates = 1
     model.running_mean.fill_(math.nan)
-    with pytest.raises(UserError, match='cannot write checkpoint .* NaN or infinite values in running_mean'):
+    with pytest.raises(UserError, match=r'cannot write checkpoint .* NaN or infinite values in running_mean'):
         keeper.save()
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['epoch_0000']
     save_file(model.state_dict(), saved / 'model.safetensors')

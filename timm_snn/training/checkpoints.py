@@ -64,9 +64,7 @@ def prepare_output(
     if accelerator.is_main_process:
         with one_line_errors(f'write to --output {output}'):
             output.mkdir(parents=True, exist_ok=True)
-            note = lock_output(output)
-        if note:
-            accelerator.print(note)
+            lock_output(output)
         checkpoint, damaged = find_checkpoint(output, resume, overwrite, accelerator.print)
         if checkpoint:
             check_unchanged(config, setup, checkpoint, accelerator.print)

@@ -55,16 +55,17 @@ def mean_metrics(
         for images, labels in batches:
             if stop.came_to(accelerator):
                 return {}
-            if watched and not losses:
-                stages = timm_snn.profile(watched, images, progress=False).stages
-                rates = {f'rate_{stage.name}': stage.firing_rate for stage in stages if stage.firing_rate is not None}
             logits = learner(images)
             if logits.ndim == 3:  # of every time step
                 logits = logits.mean(1)
+            flaw = flaws_of(images, logits)
+            if watched and not losses and not flaw.any():
+                stages = timm_snn.profile(watched, images, progress=False).stages
+                rates = {f'rate_{stage.name}': stage.firing_rate for stage in stages if stage.firing_rate is not None}
             first = logits[:1] if first is None else first
             differ |= (logits != first).any()
             loss = cross_entropy(logits, labels, reduction='none')
-            measured = loss, logits.argmax(1) == labels, flaws_of(images, logits)
+            measured = loss, logits.argmax(1) == labels, flaw
             loss, hit, flaw = accelerator.gather_for_metrics(measured)  # in the order of the samples
             losses.append(loss)
             hits.append(hit)
