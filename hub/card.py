@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from model_folder import LOCAL, ROOT, Source, fixed_input, open_source, read_report, shorten
 
 import timm_snn
+from timm_snn.files import write_whole_text
 from timm_snn.profiling import Report
 from timm_snn.training.data import EVENT_DATASETS
 from timm_snn.training.errors import one_line_errors, script
@@ -346,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(card, end='')
         return
     with one_line_errors(f'write {args.output}'):
-        args.output.write_text(card, encoding='utf-8')
+        write_whole_text(args.output, card)
 
 
 if __name__ == '__main__':

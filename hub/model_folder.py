@@ -25,7 +25,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from timm_snn.files import printable
+from timm_snn.files import printable, write_whole, write_whole_text
 from timm_snn.models import save_for_hf
 from timm_snn.models.builder import argument_names
 from timm_snn.profiling import Report
@@ -292,12 +292,13 @@ def fill_folder(
         if source.origin:
             model_config['converted_from'] = source.origin
         save_for_hf(source.model, folder, model_config=model_config, model_args=pinned_args(source.model))
-        safetensors.torch.save_file(stored, folder / 'model.safetensors', metadata={'format': 'pt'})
-        (folder / 'README.md').write_text(card, encoding='utf-8')
+        with write_whole(folder / 'model.safetensors') as unfinished:
+            safetensors.torch.save_file(stored, unfinished, metadata={'format': 'pt'})
+        write_whole_text(folder / 'README.md', card)
         if source.license == OURS:
             shutil.copyfile(ROOT / 'LICENSE', folder / 'LICENSE')
         if source.run:
-            (folder / 'training.yaml').write_text(training_config(source.run), encoding='utf-8')
+            write_whole_text(folder / 'training.yaml', training_config(source.run))
         for name, rows in (('summary.csv', source.history), ('results.csv', results)):
             if rows:
                 write_csv(folder / name, rows, lineterminator='\n')

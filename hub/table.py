@@ -22,6 +22,7 @@ from timm.models import model_entrypoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_snn  # noqa: F401, registers the models
+from timm_snn.files import write_whole_text
 from timm_snn.models.pretrained import is_ours, weights_status
 from timm_snn.profiling.text import readable_count
 from timm_snn.training.errors import UserError, script
@@ -228,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(between) != len(tables) + 1:
             raise UserError(f'{name} has {len(between) - 1} marked tables, expected {len(tables)}')
         texts = [table() for table in tables]
-        path.write_text(''.join(map(''.join, zip(between, [*texts, ''], strict=True))), encoding='utf-8')
+        write_whole_text(path, ''.join(map(''.join, zip(between, [*texts, ''], strict=True))))
 
 
 if __name__ == '__main__':

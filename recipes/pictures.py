@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from timm_snn.files import write_whole
 from timm_snn.layers import MultiScaleSpikingAttention
 from timm_snn.profiling import pictures
 from timm_snn.training.data import open_samples
@@ -68,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         del makers['attention_maps']
     args.output.mkdir(parents=True, exist_ok=True)
     for name, make in makers.items():
-        with one_line_errors(f'make {name}.png'):
-            make().savefig(args.output / f'{name}.png', dpi=args.dpi)
+        with one_line_errors(f'make {name}.png'), write_whole(args.output / f'{name}.png') as unfinished:
+            make().savefig(unfinished, format='png', dpi=args.dpi)
     print(f'{len(makers)} pictures of {samples.description} in {args.output}')
 
 

@@ -84,7 +84,9 @@ def predict(model: Any, pictures: Pictures, topk: int, batch_size: int, workers:
         if good:
             logits = model(torch.stack([tensor for _, tensor in good]).to(device)).float()
             if not logits.isfinite().all():
-                raise ValueError('the model answers with numbers that are not finite')
+                wrong = next(i for (i, _), row in zip(good, logits, strict=True) if not row.isfinite().all())
+                name = printable(pictures.files[wrong], 500)
+                raise ValueError(f'the model answers {name} with numbers that are not finite')
             values, classes = logits.softmax(1).topk(topk)
             for (index, _), row, guesses in zip(good, values.tolist(), classes.tolist(), strict=True):
                 yield index, list(zip(guesses, row, strict=True))

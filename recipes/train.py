@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import timm_snn
+from timm_snn.files import write_whole_text
 from timm_snn.training import options
 from timm_snn.training.batches import BatchTransform
 from timm_snn.training.checkpoints import Checkpoints, prepare_output
@@ -51,6 +52,7 @@ from timm_snn.training.data import (
 )
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import averaged_weights, mean_metrics, predict_first
+from timm_snn.training.fingerprint import fingerprint
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
 from timm_snn.training.models import check_neurons, input_config, open_to_train, save_model
@@ -170,8 +172,18 @@ class Run:
         """Make the output and the trackers, and go on from a checkpoint if there is one to resume."""
         accelerator, config = self.accelerator, options.as_config(args)
         setup = {'mixed_precision': accelerator.mixed_precision, 'effective_batch': self.effective_batch}
+        if accelerator.is_main_process:  # which alone compares and saves it
+            train, val = map(fingerprint, self.train_set.source.datasets)
+            setup['data'] = {'training': train, 'validation': val}
         self.checkpoints = Checkpoints(
-            accelerator, args.output, self.progress, setup, self.ema, args.checkpoint_hist, f'{self.reported}_top1'
+            accelerator,
+            args.output,
+            self.progress,
+            config,
+            setup,
+            self.ema,
+            args.checkpoint_hist,
+            f'{self.reported}_top1',
         )
         found = prepare_output(args.output, config, setup, accelerator, resume=args.resume, overwrite=args.overwrite)
         if found and (warning := self.checkpoints.load(found)):
@@ -234,6 +246,7 @@ def train_step(run: Run, batches: Iterator[tuple[Tensor, Tensor]]) -> Update:
     """
     accelerator = run.accelerator
     run.scheduler.step_update(run.updates_done)
+    run.checkpoints.keep_buffers(run.prepared)
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # of the numbers of an Update
     for _ in range(run.accumulation):
         images, targets = run.transform(*next(batches))
@@ -343,7 +356,7 @@ def finish(run: Run, args: Namespace, seconds: float) -> None:
         if tested:
             result = {'epoch': run.progress.best_epoch(metric), 'samples': samples, **tested}
             with one_line_errors(f'write to --output {args.output}'):
-                (args.output / 'test.json').write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+                write_whole_text(args.output / 'test.json', json.dumps(result, indent=2) + '\n')
         say(f'{seconds:.0f} s of training; saved in {args.output}')
         say(f'prediction by {folder}: {predict_first(folder, run.val_set, run.is_events)}')
         if args.push_to_hub:

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 import timm_snn
+from timm_snn.files import write_whole_text
 from timm_snn.training.data import open_fold, open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import by_class, by_sample, evaluate, summarize
@@ -152,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(f'write to --output {args.output}'):
         for name in FILES:  # an earlier run may have had more of them
             (args.output / name).unlink(missing_ok=True)
-        (args.output / 'results.json').write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+        write_whole_text(args.output / 'results.json', json.dumps(result, indent=2) + '\n')
         write_csv(args.output / 'per_class.csv', classes)
         if wanted:
             write_csv(args.output / 'steps.csv', wanted)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from timm_snn.data import Events, read_events, read_gesture_labels, to_frames
 from timm_snn.data.frames import step_of_events
+from timm_snn.files import write_whole
 from timm_snn.profiling import pictures
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.models import open_model
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
         save_gif(images, args.output / 'frames.gif', args.frame_ms)
         for name, figure in figures.items():
-            figure.savefig(args.output / name)
+            with write_whole(args.output / name) as unfinished:
+                figure.savefig(unfinished, format='png')
     names = ', '.join(['frames.gif', *figures])
     print(f'{len(events.t):,} events of {args.recording} in {num_steps} frames: {names} in {args.output}')
 
@@ -108,7 +110,8 @@ def save_gif(images: np.ndarray, path: Path, frame_ms: int) -> None:
     scale = max(1, round(256 / max(images.shape[1:3])))
     height, width = (scale * side for side in images.shape[1:3])
     frames = [Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST) for image in images]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=frame_ms, loop=0)
+    with write_whole(path) as unfinished:
+        frames[0].save(unfinished, 'GIF', save_all=True, append_images=frames[1:], duration=frame_ms, loop=0)
 
 
 def titles(events: Events, num_steps: int, split_by: str) -> list[str]:

@@ -20,7 +20,7 @@ from tests.support.damage import cut, flip_a_bit
 from tests.support.processes import Script, run_script
 from tests.support.training import QUICK, TRAIN, weights
 from timm_snn.training.checkpoints import damage, write_manifest
-from timm_snn.training.data import TrainingSamples
+from timm_snn.training.data import Samples, TrainingSamples
 
 # All that has a state: augmentation, mixing, stochastic depth, averaging, accumulation. 10 updates an epoch.
 STATEFUL = [
@@ -146,6 +146,64 @@ def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_
     monkeypatch.delenv('ACCELERATE_MIXED_PRECISION')
     flip_a_bit(newest / 'model.safetensors')
     refused('--resume', newest, match=f'cannot read checkpoint {newest}: model.safetensors is not what was written')
+
+
+@pytest.mark.parametrize('harm', [Path.unlink, lambda path: path.write_text('')])
+def test_a_run_goes_on_without_its_config(train, output, harm):
+    """A kill may come while it is written, by earlier versions; what is needed is in the checkpoint."""
+    config = output / 'config.yaml'
+    before = config.read_text()
+    harm(config)
+    with pytest.raises(SystemExit, match='these changed: seed 42 to 7'):
+        train(*QUICK, '--output', output, '--resume', 'auto', '--seed', '7')
+    assert 'nothing left to train' in train(*QUICK, '--output', output, '--resume', 'auto', '--epochs', '1')
+    assert [line for line in config.read_text().splitlines() if 'resume' not in line] == [
+        line for line in before.splitlines() if 'resume' not in line
+    ]
+
+
+def test_a_run_does_not_go_on_with_other_training_data(train, output):
+    setup = output / 'checkpoints' / 'epoch_0001' / 'setup.json'
+    found = json.loads(setup.read_text())
+    arguments = [*QUICK, '--output', output, '--resume', 'auto', '--epochs', '1']
+
+    def declare(split: str, **facts: object) -> None:
+        other = found['data'] | {split: found['data'][split] | facts}
+        setup.write_text(json.dumps(found | {'data': other}))
+        (setup.parent / 'manifest.json').unlink()
+        write_manifest(setup.parent)
+
+    declare('training', classes=['cat', 'dog'])
+    with pytest.raises(SystemExit, match=r'the training data has the classes .* and had cat, dog: ') as stop:
+        train(*arguments)
+    assert '\n' not in str(stop.value)
+    declare('training', samples=7)
+    with pytest.raises(SystemExit, match='the training data has 1437 samples and had 7: '):
+        train(*arguments)
+    declare('validation', samples=7)
+    assert 'warning: the validation data has 360 samples and had 7; the run goes on with it' in train(*arguments)
+    setup.write_text(json.dumps({key: value for key, value in found.items() if key != 'data'}))  # an earlier version's
+    (setup.parent / 'manifest.json').unlink()
+    write_manifest(setup.parent)
+    assert 'warning' not in train(*arguments)
+
+
+def test_a_validation_sample_with_nan_is_named_and_the_run_goes_on(train, tmp_path, monkeypatch):
+    arguments = [*QUICK, '--epochs', '1', '--max-train-samples', '64', '--max-val-samples', '37', '--output', tmp_path]
+    arguments += ['--workers', '0', '--warmup-epochs', '0']
+
+    class Spoiled(Samples):
+        def __getitem__(self, number):
+            image, label = super().__getitem__(number)
+            return image * (math.nan if number == 5 else 1), label
+
+    with monkeypatch.context() as patch:
+        patch.setattr('timm_snn.training.data.Samples', Spoiled)
+        match = r'cannot evaluate: sample \d+ has pixels that are not finite .*; --resume auto goes on from .*_step_'
+        with pytest.raises(SystemExit, match=match) as stop:
+            train(*arguments)
+    assert '\n' not in str(stop.value)
+    assert 'top-1: ' in train(*arguments, '--resume', 'auto')
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(output, tmp_path):

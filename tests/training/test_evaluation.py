@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from timm_snn.training.data import Samples
 from timm_snn.training.evaluation import check_labels, evaluate, mean_metrics, running_logits
 from timm_snn.training.progress import StopSignal
 
@@ -42,8 +43,24 @@ def test_labels_that_are_not_classes_are_refused(labels, message):
 def test_logits_that_are_not_finite_are_refused():
     model = torch.nn.Linear(2, 3)
     model.num_classes = 3
-    with pytest.raises(ValueError, match='not finite'):
+    with pytest.raises(ValueError, match='sample 0 has pixels that are not finite'):
         evaluate(model, [(torch.full((1, 2), float('inf')), torch.tensor([0]))])
+
+
+@pytest.mark.parametrize('pixel', [float('nan'), float('inf'), 1e38])
+def test_the_sample_without_a_finite_answer_is_named(pixel):
+    pixels = torch.rand(7, 2)
+    pixels[5] = pixel
+    samples = Samples([(pixel, 0) for pixel in pixels], range(7))
+    model = torch.nn.Linear(2, 3)
+    torch.nn.init.constant_(model.weight, 100.0)  # 1e38 overflows
+    model.num_classes = 3
+    what = 'gets an answer of the model that is' if pixel == 1e38 else 'has pixels that are'
+    with pytest.raises(ValueError, match=f'sample 5 {what} not finite'):
+        evaluate(model, DataLoader(samples, 3))
+    accelerator, stop = Accelerator(cpu=True), StopSignal()
+    assert mean_metrics(model, accelerator.prepare(DataLoader(samples, 3)), accelerator, stop) == {}
+    assert f'sample 5 {what} not finite' in str(stop.unreadable) and stop.came_to(accelerator)
 
 
 @pytest.mark.parametrize('is_silent', [True, False])

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -22,7 +23,7 @@ from timm.models import PretrainedCfg, get_model_args, resolve_pretrained_cfg
 from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
-from ..files import printable, write_whole_text
+from ..files import flush, printable
 
 __all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
 
@@ -120,11 +121,18 @@ def save_for_hf(
                     f'{name}={layer} is a layer without a name, by which config.json could hold it: register it, as in '
                     "timm_snn.layers.neurons.register('my_neuron')(layer), and save again"
                 )
-    timm_save_for_hf(model, str(folder), model_config, model_args, safe_serialization, data_config)
-    path = Path(folder) / 'config.json'
-    config = json.loads(path.read_text(encoding='utf-8'))
-    config['model_args'].pop('num_classes', None)
-    write_whole_text(path, json.dumps(config, indent=2) + '\n')
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix='.unfinished_', dir=folder) as unfinished:  # a kill leaves the earlier files whole
+        timm_save_for_hf(model, unfinished, model_config, model_args, safe_serialization, data_config)
+        path = Path(unfinished) / 'config.json'
+        config = json.loads(path.read_text(encoding='utf-8'))
+        config['model_args'].pop('num_classes', None)
+        path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+        for file in sorted(Path(unfinished).iterdir()):
+            flush(file)
+            file.replace(folder / file.name)
+    flush(folder)
 
 
 def resolve_source(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> dict[str, Any]:

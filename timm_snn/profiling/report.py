@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..files import write_whole_text
+
 __all__ = ['NOTICE', 'Energy', 'Layer', 'Report', 'shows']
 
 NOTICE = 'estimate, arithmetic only'
@@ -170,5 +172,5 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         texts = {'json': self.to_json(), 'csv': self.to_csv(), 'md': self.to_markdown(), 'html': self.to_html(others)}
         for suffix, text in texts.items():
-            (folder / f'report.{suffix}').write_text(text, encoding='utf-8')
+            write_whole_text(folder / f'report.{suffix}', text)
         return [folder / f'report.{suffix}' for suffix in texts]

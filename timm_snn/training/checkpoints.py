@@ -1,14 +1,14 @@
 """The folder of a run and its checkpoints, which survive what happens to long runs: kills, full disks, torn files.
 
 A checkpoint is a folder of Accelerate's (weights, optimizer, scaler, random states) with what is ours beside it:
-progress.json, setup.json, ema.safetensors, and manifest.json with size and CRC-32 of every file. It is written under
-another name, flushed to the disk and renamed when complete. epoch_0012 follows the 12th epoch, epoch_0012_step_000340
-another 340 updates.
+progress.json, setup.json, config.yaml, ema.safetensors, and manifest.json with size and CRC-32 of every file. It is
+written under another name, flushed to the disk and renamed when complete, and all that a run needs to go on.
+epoch_0012 follows the 12th epoch, epoch_0012_step_000340 another 340 updates.
 """
 
 import json
-import os
 import random
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -24,13 +24,19 @@ from accelerate.utils import broadcast_object_list, load
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 
+from ..files import flush, write_whole, write_whole_text
+from ..models.weights import check_finite
 from .errors import UserError, one_line_errors
+from .fingerprint import difference
+from .lock import lock_output
+from .models import options_file
 from .progress import Progress
 
 __all__ = ['Checkpoints', 'prepare_output']
 
 # What a run leaves in --output.
 RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'test.json', 'model', 'logs', 'failed')
+NAME = re.compile(r'epoch_(\d+)(?:_step_(\d+))?')
 # Options of a run that may differ when it goes on; all others would be mixed with, or lose to, what was saved. Those of
 # the batch may as far as the effective batch stays the same, which setup.json tells.
 MAY_CHANGE = (
@@ -49,24 +55,25 @@ def prepare_output(
     resume: str | None,
     overwrite: bool,
 ) -> Path | None:
-    """Make the folder, write config.yaml, and find the checkpoint to go on from: `resume` is 'auto' or names one.
+    """Make and lock the folder, write config.yaml, find the checkpoint to go on from: `resume` is 'auto' or names one.
 
-    `config` holds the options of the run, `setup` what options do not say and a run must not change. The first process
-    decides and tells the others. Raises: UserError rather than mix two runs.
+    `config` holds the options of the run, `setup` what options do not say and a run must not change; its 'data' has the
+    fingerprints of the splits. The first process decides and tells the others. Raises: UserError rather than mix runs.
     """
     found: list[Any] = [None]
     if accelerator.is_main_process:
         with one_line_errors(f'write to --output {output}'):
             output.mkdir(parents=True, exist_ok=True)
+            lock_output(output)
         checkpoint, damaged = find_checkpoint(output, resume, overwrite, accelerator.print)
         if checkpoint:
-            check_unchanged(config | setup, checkpoint)
+            check_unchanged(config, setup, checkpoint, accelerator.print)
         with one_line_errors(f'write to --output {output}'):
             for path in what_a_run_left(output) if overwrite and not resume else ():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             for path in damaged:  # out of the way of the checkpoint that will have its name
                 path.rename(free_name(path.with_name(f'damaged_{path.name}')))
-            (output / 'config.yaml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
+            write_whole_text(output / 'config.yaml', yaml.safe_dump(config, sort_keys=False))
         found = [checkpoint]
     (checkpoint,) = broadcast_object_list(found)
     if not (output / 'config.yaml').is_file():  # the other nodes would write their part of a checkpoint elsewhere
@@ -82,7 +89,7 @@ def find_checkpoint(
     output: Path, resume: str | None, overwrite: bool, say: Callable[[str], None]
 ) -> tuple[Path | None, list[Path]]:
     """The checkpoint to go on from, and the newer ones which are damaged."""
-    found = sorted((output / 'checkpoints').glob('epoch_*'), reverse=True)
+    found = in_order(output / 'checkpoints')[::-1]
     checkpoint, damaged = None, []
     if resume == 'auto':
         for checkpoint in found:
@@ -114,15 +121,41 @@ def find_checkpoint(
     return checkpoint, damaged
 
 
-def check_unchanged(options: dict[str, Any], checkpoint: Path) -> None:
-    """Raises: UserError if the run of the checkpoint began with other options, but for those that MAY_CHANGE."""
+def in_order(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest last: by their numbers, which may have more digits than others."""
+    names = ((NAME.fullmatch(path.name), path) for path in folder.glob('epoch_*'))
+    return [path for _, path in sorted(((int(name[1]), int(name[2] or 0)), path) for name, path in names if name)]
+
+
+def check_unchanged(
+    config: dict[str, Any], setup: dict[str, Any], checkpoint: Path, say: Callable[[str], None]
+) -> None:
+    """Raises: UserError if the run of the checkpoint began with other options, but for those that MAY_CHANGE, or data.
+
+    Files of other sizes under the same names may have been repaired, and other samples to validate on train nothing
+    (without folds, which are of all samples): both are said.
+    """
     with one_line_errors('read the options of that run', '--resume takes a folder in OUTPUT/checkpoints'):
-        before = yaml.safe_load((checkpoint.parent.parent / 'config.yaml').read_text(encoding='utf-8'))
+        before = yaml.safe_load(options_file(checkpoint).read_text(encoding='utf-8'))
         before |= json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
+    options, data = config | setup, setup.get('data', {})
+    options.pop('data', None)
     changed = [key for key in options if key not in MAY_CHANGE and options[key] != before.get(key)]
     if changed:
         now = ', '.join(f'{key} {before.get(key)!r} to {options[key]!r}' for key in changed)
         raise UserError(f'a run goes on with the options it began with, these changed: {now}')
+    for split in data.keys() & before.get('data', {}).keys():  # earlier versions kept none
+        other = difference(before['data'][split], data[split])
+        if not other:
+            continue
+        trains = split == 'training' or config.get('fold')
+        if other.is_of_classes or (other.is_of_samples and trains):
+            raise UserError(
+                f'a run goes on with the data it began with, and the {split} data {other.text}: --data-dir names its '
+                f'folder; for a new run on this data pass --checkpoint {checkpoint}/model.safetensors and another '
+                '--output'
+            )
+        say(f'warning: the {split} data {other.text}; the run goes on with it')
 
 
 class Checkpoints:
@@ -133,6 +166,7 @@ class Checkpoints:
         accelerator: Accelerator,
         output: Path,
         progress: Progress,
+        config: dict[str, Any],
         setup: dict[str, Any],
         ema: ModelEmaV3 | None,
         hist: int,
@@ -141,14 +175,17 @@ class Checkpoints:
         self.accelerator = accelerator
         self.folder = output / 'checkpoints'
         self.progress = progress
+        self.config = config
         self.setup = setup
         self.ema = ema
         self.hist = hist
         self.metric = metric  # column of the history in which the best epoch is highest
+        self._buffers: list[torch.Tensor] = []
+        self._copies: list[torch.Tensor] = []
         accelerator.register_save_state_pre_hook(contiguous)
 
     def save(self) -> Path:
-        """All processes call it. Raises: UserError if the disk is full; earlier checkpoints stay."""
+        """All processes call it. Raises: UserError if the disk is full, or the weights are not finite; others stay."""
         target, unfinished = self.folder / self.progress.name, self.folder / 'unfinished'
         if target.exists():  # stopped before any update since
             return target
@@ -162,12 +199,15 @@ class Checkpoints:
                 if main:
                     (unfinished / 'progress.json').write_text(json.dumps(asdict(self.progress)), encoding='utf-8')
                     (unfinished / 'setup.json').write_text(json.dumps(self.setup), encoding='utf-8')
+                    config = yaml.safe_dump(self.config, sort_keys=False)
+                    (unfinished / 'config.yaml').write_text(config, encoding='utf-8')
                     if self.ema:
                         average = self.ema.module.state_dict()
                         contiguous([], [average], '')
                         save_file(average, unfinished / 'ema.safetensors')
                 self.accelerator.wait_for_everyone()
                 if main:
+                    check_weights(unfinished)
                     write_manifest(unfinished)
                     unfinished.rename(target)
                     flush(self.folder)
@@ -179,7 +219,7 @@ class Checkpoints:
         return target
 
     def _prune(self) -> None:
-        found = sorted(self.folder.glob('epoch_*'))
+        found = in_order(self.folder)
         best = self.best if self.progress.history else None
         for path in found[: -self.hist]:
             if path != best:
@@ -197,6 +237,7 @@ class Checkpoints:
         """
         random_states = checkpoint / f'random_states_{self.accelerator.process_index}.pkl'
         with one_line_errors(f'read checkpoint {checkpoint}'):
+            check_weights(checkpoint)
             state = json.loads((checkpoint / 'progress.json').read_text(encoding='utf-8'))
             self.accelerator.load_state(str(checkpoint))
             if self.ema:
@@ -216,29 +257,60 @@ class Checkpoints:
         with one_line_errors(f'read checkpoint {checkpoint}'):
             model.load_state_dict(load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors')))
 
+    def keep_buffers(self, model: torch.nn.Module) -> None:
+        """Copy the buffers before an update, for `fail`: a forward pass changes the running statistics in them."""
+        if not self._copies:
+            self._buffers = list(model.buffers())
+            self._copies = [buffer.clone() for buffer in self._buffers]
+        else:
+            torch._foreach_copy_(self._copies, self._buffers)  # as optimizers do it: hundreds, in a few kernels
+
     def fail(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], loss: float, norm: float) -> NoReturn:
         """Raise UserError for a loss or a norm of the gradient that is not finite; all processes call it.
 
         OUTPUT/failed keeps what is needed to look into it: the state before the update, the last batch of every
-        process, and facts.json, which names the parameters whose gradients are not finite.
+        process, and facts.json, which names the parameters whose gradients are not finite. The buffers are those of
+        `keep_buffers`; of the random states, what the batch drew is past.
         """
         folder, accelerator = self.folder.with_name('failed'), self.accelerator
         where = f'update {self.progress.updates + 1} of epoch {self.progress.epoch + 1}'
+        for buffer, copy in zip(self._buffers, self._copies, strict=True):
+            buffer.copy_(copy)
+        state, unfinished = folder / 'state', folder / 'unfinished'
         with one_line_errors(f'write {folder}'):
-            accelerator.save_state(str(folder / 'state'))
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in batch.items()}
-            save_file(tensors, folder / f'batch_{accelerator.process_index}.safetensors')
             if accelerator.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(unfinished))
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in batch.items()}
+            with write_whole(folder / f'batch_{accelerator.process_index}.safetensors') as file:
+                save_file(tensors, file)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                shutil.rmtree(state, ignore_errors=True)  # of an earlier failure
+                unfinished.rename(state)
                 gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
                 broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
                 facts = {'where': where, 'loss': loss, 'gradient norm': norm, 'gradients that are not finite': broken}
-                (folder / 'facts.json').write_text(json.dumps(facts, indent=1), encoding='utf-8')
-        is_sharded = accelerator.distributed_type == DistributedType.FSDP
-        start_from = '' if is_sharded else f' --checkpoint {folder}/state/model.safetensors'
+                write_whole_text(folder / 'facts.json', json.dumps(facts, indent=1))
+        start_from = ''
+        if accelerator.distributed_type != DistributedType.FSDP and is_finite(model):  # or it would be refused
+            start_from = f' --checkpoint {state}/model.safetensors'
         raise UserError(
             f'loss {loss:g}, gradient norm {norm:g} in {where}; the state before it and its batch are in {folder}; a '
             f'lower --lr or --clip-grad may help, in a new run: pass --output NEW{start_from} too'
         )
+
+
+def is_finite(model: torch.nn.Module) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+def check_weights(folder: Path) -> None:
+    """Raises: ValueError that names weights or buffers in a checkpoint, or averages, that are not finite."""
+    for file in (folder / 'model.safetensors', folder / 'ema.safetensors'):
+        if file.is_file():  # not where FSDP spreads them
+            check_finite(load_file(file), file.name)
 
 
 def not_restored(states: dict[str, Any]) -> str:
@@ -294,17 +366,6 @@ def crc32(path: Path) -> int:
         while block := file.read(1 << 20):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-def flush(path: Path) -> None:
-    """To the disk; of a folder, the names in it."""
-    if os.name == 'nt':
-        return  # which cannot open a folder, nor flush what is open for reading
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def free_name(path: Path) -> Path:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 import timm_snn
 
-from .data import Samples, make_transform
+from ..files import printable
+from .data import Samples, UnreadableSample, make_transform
 from .models import input_config
 from .progress import StopSignal
 
@@ -40,12 +41,13 @@ def mean_metrics(
     """Mean loss and top-1 accuracy in percent over every sample once, however many processes share them.
 
     The firing rates by stage over the first batch are added for a model to be watched. Ends early when told to stop,
-    and for a sample that cannot be read, which the other processes learn of through `stop`; what it returns is then
-    no result.
+    and for a sample that cannot be read or has no finite logits, which the other processes learn of through `stop`;
+    what it returns is then no result.
     """
     learner.eval()
     losses: list[Tensor] = []
     hits: list[Tensor] = []
+    flaws: list[Tensor] = []
     first: Tensor | None = None
     differ = torch.zeros((), dtype=torch.bool, device=accelerator.device)  # whether two samples get two answers
     rates: dict[str, float] = {}
@@ -53,19 +55,25 @@ def mean_metrics(
         for images, labels in batches:
             if stop.came_to(accelerator):
                 return {}
-            if watched and not losses:
-                stages = timm_snn.profile(watched, images, progress=False).stages
-                rates = {f'rate_{stage.name}': stage.firing_rate for stage in stages if stage.firing_rate is not None}
             logits = learner(images)
             if logits.ndim == 3:  # of every time step
                 logits = logits.mean(1)
+            flaw = flaws_of(images, logits)
+            if watched and not losses and not flaw.any():
+                stages = timm_snn.profile(watched, images, progress=False).stages
+                rates = {f'rate_{stage.name}': stage.firing_rate for stage in stages if stage.firing_rate is not None}
             first = logits[:1] if first is None else first
             differ |= (logits != first).any()
             loss = cross_entropy(logits, labels, reduction='none')
-            loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
+            measured = loss, logits.argmax(1) == labels, flaw
+            loss, hit, flaw = accelerator.gather_for_metrics(measured)  # in the order of the samples
             losses.append(loss)
             hits.append(hit)
+            flaws.append(flaw)
     if stop.came_to(accelerator):
+        return {}
+    if flaw := describe_first(torch.cat(flaws), getattr(loader, 'dataset', None)):
+        stop.unreadable = UnreadableSample(flaw)
         return {}
     loss, hit = torch.cat(losses).cpu().double(), torch.cat(hits).cpu().double()
     if len(loss) > 1 and not differ and accelerator.is_main_process:
@@ -110,11 +118,13 @@ def evaluate(
     """The outcome of every sample, in the order of the loader.
 
     `numbers` translates its labels into the model's. Returns label, prediction and probability [N], and for 1 to T
-    steps loss, top1 and top5 [N, T]. Raises: ValueError for labels out of range, and for logits that are not finite.
+    steps loss, top1 and top5 [N, T]. Raises: ValueError for labels out of range, and for the first sample whose pixels
+    or logits are not finite.
     """
     device = next(model.parameters()).device
     table = None if numbers is None else torch.tensor(numbers)
     parts: list[dict[str, Tensor]] = []
+    seen = 0
     for images, labels in tqdm(loader, 'validate', unit='batch'):
         labels = check_labels(labels, model.num_classes if table is None else len(table))
         labels = (labels if table is None else table[labels]).to(device)
@@ -123,8 +133,9 @@ def evaluate(
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
             logits = running_logits(model, images)
-        if not logits.isfinite().all():
-            raise ValueError('the model answers with numbers that are not finite')
+        if flaw := describe_first(flaws_of(images, logits), getattr(loader, 'dataset', None), seen):
+            raise ValueError(flaw)
+        seen += len(labels)
         probability, prediction = logits[:, -1].softmax(1).max(1)
         top5 = logits.topk(min(5, model.num_classes), dim=2).indices
         losses = cross_entropy(logits.transpose(1, 2), labels[:, None].expand(-1, logits.shape[1]), reduction='none')
@@ -138,6 +149,25 @@ def evaluate(
         }
         parts.append({key: value.cpu() for key, value in part.items()})
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def flaws_of(images: Tensor, logits: Tensor) -> Tensor:
+    """Of each sample: 2 if a pixel is not finite, 1 if only a logit is not, 0 if all are."""
+    pixels, answers = (tensor.flatten(1).isfinite().all(1) for tensor in (images, logits))
+    return torch.where(pixels, (~answers).long(), 2)
+
+
+def describe_first(flaws: Tensor, samples: Any, offset: int = 0) -> str | None:
+    """The first sample with a flaw, in words, of those from `offset` on; None if there is none."""
+    found = flaws.nonzero().flatten().tolist()
+    if not found:
+        return None
+    number = offset + found[0]
+    name = printable(samples.name(number), 500) if isinstance(samples, Samples) else number
+    has_bad_pixels = flaws[found[0]] == 2
+    others = f', and {len(found) - 1} more of {len(flaws)}' if len(found) > 1 else ''
+    what = 'has pixels that are' if has_bad_pixels else 'gets an answer of the model that is'
+    return f'sample {name} {what} not finite (NaN or infinite){others}'
 
 
 def running_logits(model: Any, images: Tensor) -> Tensor:

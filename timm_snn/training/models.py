@@ -17,6 +17,7 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from ..models import save_for_hf
+from ..models.weights import check_finite
 from ..ops import lif
 from .errors import one_line_errors
 
@@ -29,6 +30,7 @@ __all__ = [
     'key_map',
     'open_model',
     'open_to_train',
+    'options_file',
     'save_model',
     'steps_of',
 ]
@@ -75,6 +77,7 @@ def open_model(
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
+            check_finite(model.state_dict(), file)
         if num_steps:
             if not hasattr(model, 'num_steps'):
                 raise ValueError('it has no time steps: leave out --num-steps')
@@ -108,6 +111,8 @@ def open_to_train(
             drop_path_rate=drop_path,
             **(model_kwargs or {}),
         )
+        if checkpoint:
+            check_finite(model.state_dict(), checkpoint)
         if grad_checkpointing:
             model.set_grad_checkpointing()
         modules = dict(model.named_modules())
@@ -171,13 +176,19 @@ def run_options(checkpoint: Path, name: str) -> dict[str, Any]:
 
     Raises: ValueError if it trained another model.
     """
-    config = checkpoint.resolve().parent.parent / 'config.yaml'
+    config = options_file(checkpoint)
     if not config.is_file():
         return {}
     run = yaml.safe_load(config.read_text(encoding='utf-8'))
     if run['model'] != name:
         raise ValueError(f'{checkpoint} is of a run that trained {run["model"]!r}: pass --model {run["model"]}')
     return run
+
+
+def options_file(checkpoint: Path) -> Path:
+    """config.yaml in OUTPUT/checkpoints/epoch_N or, of a run of an earlier version, in OUTPUT."""
+    own = checkpoint / 'config.yaml'
+    return own if own.is_file() else checkpoint.resolve().parent.parent / 'config.yaml'
 
 
 def run_labels(checkpoint: Path) -> Any:

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
+from ..files import write_whole
 from .data import UnreadableSample
 from .tables import write_csv
 
@@ -51,7 +52,7 @@ class Progress:
 
 
 class StopSignal:
-    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be read."""
+    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be evaluated."""
 
     def __init__(self) -> None:
         self.came = False
@@ -87,4 +88,5 @@ def write_summary(history: list[dict[str, float]], output: Path) -> None:
                 axes.plot(epochs, [row[f'{split}_{metric}'] for row in history], label=name)
         axes.set(xlabel='epoch', ylabel=label)
         axes.legend()
-    figure.savefig(output / 'curve.png', dpi=120)
+    with write_whole(output / 'curve.png') as unfinished:
+        figure.savefig(unfinished, format='png', dpi=120)
