@@ -3,11 +3,9 @@
 import csv
 import json
 import math
-import os
-import random
 import shutil
 import signal
-import time
+import subprocess
 from pathlib import Path
 
 import accelerate
@@ -17,7 +15,8 @@ import torch
 
 import timm_snn
 from tests.support.damage import cut, flip_a_bit
-from tests.support.processes import Script, run_script
+from tests.support.kills import killed_at_change
+from tests.support.processes import run_script
 from tests.support.training import QUICK, TRAIN, weights
 from timm_snn.training.checkpoints import damage, write_manifest
 from timm_snn.training.data import TrainingSamples
@@ -39,15 +38,9 @@ def whole(tmp_path_factory) -> Path:
     return folder / 'run'
 
 
-def start(output: Path, *arguments: str) -> Script:
+def go_on(output: Path, *arguments: str, before: str = '') -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, '--workers', '2', '--output', output, '--resume', 'auto', *arguments]
-    return Script(command, output.parent)
-
-
-def wait_for_another_checkpoint(process: Script, output: Path) -> None:
-    before = set((output / 'checkpoints').glob('epoch_*'))
-    while process.poll() is None and set((output / 'checkpoints').glob('epoch_*')) <= before:
-        time.sleep(0.01)
+    return run_script(command, output.parent, before=before)
 
 
 def assert_same_weights(one: Path, two: Path) -> None:
@@ -68,33 +61,36 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert summaries[0] == summaries[1]
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_path):
-    """Also with other numbers of data loading processes."""
-    choose, output = random.Random(int(os.environ.get('KILLS_SEED', 0))), tmp_path / 'run'
-    for _ in range(3):
-        process = start(output)
-        wait_for_another_checkpoint(process, output)
-        time.sleep(choose.random())
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert not (output / 'model').exists(), 'it finished before it was killed'
-    printed, _ = start(output).communicate()
-    assert 'top-1: ' in printed
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(whole, tmp_path):
+    """Also with other numbers of data loading processes. `python -m tests.campaign --only kills` tries more."""
+    output = tmp_path / 'run'
+    for number in (30, 70, 45):
+        killed = go_on(output, '--log-with', 'none', before=killed_at_change(output, number))
+        assert killed.returncode == -signal.SIGKILL
+    assert 'top-1: ' in go_on(output).stdout
     assert_same_run(whole, output)
+
+
+# The data loading processes get it too, as under SLURM.
+SIGTERM_AFTER_THREE_UPDATES = """
+import os, signal
+from timm_snn.training.progress import Progress
+add_update = Progress.add_update
+def add_update_and_signal(self, *numbers):
+    add_update(self, *numbers)
+    if self.updates == 3:
+        os.killpg(0, signal.SIGTERM)
+Progress.add_update = add_update_and_signal
+"""
 
 
 def test_sigterm_saves_and_exits(whole, tmp_path):
     output = tmp_path / 'run'
-    process = start(output, '--checkpoint-steps', '1000')
-    while not (output / 'logs').exists():
-        time.sleep(0.05)
-    time.sleep(1.0)
-    os.killpg(process.pid, signal.SIGTERM)  # the data loading processes get it too, as under SLURM
-    printed, _ = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM, printed
+    stopped = go_on(output, '--checkpoint-steps', '1000', before=SIGTERM_AFTER_THREE_UPDATES)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stdout
     (saved,) = (output / 'checkpoints').iterdir()
-    assert f'stopped by SIGTERM; --resume auto goes on from {saved}' in printed and '_step_' in saved.name
-    start(output).communicate()
+    assert f'stopped by SIGTERM; --resume auto goes on from {saved}' in stopped.stdout and '_step_' in saved.name
+    go_on(output)
     assert_same_run(whole, output)
 
 
