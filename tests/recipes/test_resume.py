@@ -1,6 +1,5 @@
 """What happens to long runs, done to short ones: killed, told to stop, out of disk, damaged, diverged."""
 
-import csv
 import json
 import math
 import shutil
@@ -17,7 +16,7 @@ import timm_snn
 from tests.support.damage import cut, flip_a_bit
 from tests.support.kills import killed_at_change
 from tests.support.processes import run_script
-from tests.support.training import QUICK, TRAIN, weights
+from tests.support.training import QUICK, TRAIN, assert_same_run, assert_same_weights, weights
 from timm_snn.training.checkpoints import damage, write_manifest
 from timm_snn.training.data import TrainingSamples
 
@@ -41,24 +40,6 @@ def whole(tmp_path_factory) -> Path:
 def go_on(output: Path, *arguments: str, before: str = '') -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, '--workers', '2', '--output', output, '--resume', 'auto', *arguments]
     return run_script(command, output.parent, before=before)
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    """Bit for bit; otherwise the largest differences tell a last bit from another run."""
-    first, second = weights(one), weights(two)
-    assert first.keys() == second.keys()
-    differ = [key for key in first if not torch.equal(first[key], second[key])]
-    assert not differ, {key: (first[key].double() - second[key].double()).abs().max().item() for key in differ}
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    assert_same_weights(one, two)
-    summaries = [list(csv.DictReader((output / 'summary.csv').open())) for output in (one, two)]
-    for rows in summaries:
-        assert len(rows) == 2
-        for row in rows:
-            del row['images_per_s']
-    assert summaries[0] == summaries[1]
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(whole, tmp_path):

@@ -30,13 +30,14 @@ def kill_at_change(folder: str, number: int) -> None:
     A file that is written counts twice: before it is opened, and when it is open and empty. What C++ and Rust write
     does not count, and neither do other processes.
     """
-    changes, process = 0, os.getpid()
+    changes, process, folder = 0, os.getpid(), os.path.realpath(folder)
 
     def change(path: Any, directory: int = -1) -> None:
         nonlocal changes
         if isinstance(path, int) or directory != -1:  # shutil.rmtree names what it removes by the folder it is in
             path = os.readlink(f'/proc/self/fd/{path if isinstance(path, int) else directory}')
-        if os.getpid() == process and os.path.abspath(os.fsdecode(path)).startswith(folder):
+        within = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path))))
+        if os.getpid() == process and f'{within}/{os.path.basename(path)}'.startswith(folder):
             changes += 1
             if changes == number:
                 os.killpg(0, signal.SIGKILL)
