@@ -8,7 +8,7 @@ endif
 
 VERSION := $(shell sed -n "s/^__version__ = '\(.*\)'/\1/p" timm_snn/version.py)
 
-.PHONY: quickstart test test-slow test-gpu format lint type build test-package release-notes clean
+.PHONY: quickstart test test-slow test-gpu campaign format lint type build test-package release-notes clean
 
 quickstart: $(VENV)/.train  ## train on scikit-learn's digits, save the model, predict with it
 	$(BIN)/accelerate launch recipes/train.py --config recipes/configs/msvit/digits.yaml
@@ -21,6 +21,9 @@ test-slow: $(VENV)/.dev  ## what takes minutes: timm's own tests on the big mode
 
 test-gpu: $(VENV)/.dev  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+campaign: $(VENV)/.dev  ## damaged files, hostile answers and kills, for MINUTES=6 from a SEED that it prints
+	$(BIN)/python -m tests.campaign --minutes $(or $(MINUTES),6) $(if $(SEED),--seed $(SEED))
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

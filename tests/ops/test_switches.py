@@ -66,13 +66,16 @@ def test_eight_threads_run_the_backend_that_each_asked_for(monkeypatch):
 
 
 def test_tasks_do_not_change_each_others_switches():
-    async def turn(number: int) -> Switches:
+    async def turn(number: int, everybody: asyncio.Event) -> Switches:
         with switched(max_density=number / 8):
-            await asyncio.sleep(0)
+            if number == 7:
+                everybody.set()
+            await everybody.wait()
             return switches()
 
     async def all_of_them() -> list[Switches]:
-        return await asyncio.gather(*map(turn, range(8)))
+        everybody = asyncio.Event()
+        return await asyncio.gather(*(turn(number, everybody) for number in range(8)))
 
     assert asyncio.run(all_of_them()) == [Switches(max_density=number / 8) for number in range(8)]
 

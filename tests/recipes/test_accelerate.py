@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import os
 import re
 import shlex
@@ -9,8 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -125,7 +125,9 @@ trap 'echo saved >> log; exit 1' TERM
 printf '%s\\n' "$@" > "arguments.$SLURM_NODEID"
 [[ $TRAINING == done ]] && exit 0
 [[ $TRAINING == fails ]] && exit 3
-while true; do sleep 0.05; done
+echo "node $SLURM_NODEID has started"
+mkfifo "nothing.$SLURM_NODEID"
+read -r <>"nothing.$SLURM_NODEID"
 """
 
 
@@ -145,7 +147,8 @@ def job(tmp_path):
         settings |= dict(SLURM_JOB_ID='4711', SLURM_JOB_NODELIST='first,second', SLURM_JOB_NUM_NODES='2')
         settings |= dict(SLURM_GPUS_ON_NODE=str(gpus), SLURM_CPUS_PER_TASK='64')
         environment = {**os.environ, **settings, 'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}'}
-        jobs.append(subprocess.Popen(['bash', str(SBATCH), *arguments], cwd=tmp_path, env=environment))
+        command = ['bash', str(SBATCH), *arguments]
+        jobs.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True))
         return jobs[-1]
 
     yield start
@@ -155,11 +158,10 @@ def job(tmp_path):
                 os.killpg(int(node.read_text()), signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def wait_for_lines(job: subprocess.Popen, text: str, count: int = 1) -> None:
+    """Until the job has printed so many lines that begin with `text`; it must not end before."""
+    found = itertools.islice((line for line in job.stdout or () if line.startswith(text)), count)
+    assert len(list(found)) == count, 'the job has ended'
 
 
 needs_setsid = pytest.mark.skipif(not shutil.which('setsid'), reason='the stand-in of srun needs setsid')
@@ -187,7 +189,7 @@ def test_slurm_starts_accelerate_on_every_node(job, tmp_path):
 @needs_setsid
 def test_slurm_stops_training_before_the_time_is_over_and_queues_the_job_again(job, tmp_path):
     process = job(QUICK_ACCELERATE, TRAINING='is long')
-    wait_for(lambda: len(list(tmp_path.glob('arguments.*'))) == 2)
+    wait_for_lines(process, 'node ', 2)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(20) == 1
     lines = (tmp_path / 'log').read_text().splitlines()
@@ -197,10 +199,8 @@ def test_slurm_stops_training_before_the_time_is_over_and_queues_the_job_again(j
 @needs_setsid
 def test_slurm_does_not_queue_again_what_failed_or_was_cancelled(job, tmp_path):
     assert job(QUICK_ACCELERATE, TRAINING='fails').wait(20) == 1
-    for path in tmp_path.glob('arguments.*'):
-        path.unlink()
     process = job(QUICK_ACCELERATE, TRAINING='is long')
-    wait_for(lambda: len(list(tmp_path.glob('arguments.*'))) == 2)
+    wait_for_lines(process, 'node ', 2)
     process.terminate()  # scancel: to the script and to the steps
     subprocess.run([tmp_path / 'bin' / 'scancel'], cwd=tmp_path, check=True)
     assert process.wait(20) == -signal.SIGTERM
@@ -220,9 +220,9 @@ def test_slurm_asks_for_the_nodes_and_gpus_of_the_yaml():
 def test_slurm_trains_on_two_nodes_stops_and_goes_on(job, tmp_path):
     """With Accelerate and train.py, on two CPU processes."""
     tiny = [*QUICK, '--epochs', '3', '--log-with', 'none', '--no-overwrite', '--output', 'out']
-    run = dict(ACCELERATE_USE_CPU='True', PYTHONPATH=str(ROOT))
+    run = dict(ACCELERATE_USE_CPU='True', PYTHONPATH=str(ROOT), PYTHONUNBUFFERED='1')
     process = job(ACCELERATE, *tiny, gpus=1, **run)
-    wait_for((tmp_path / 'out' / 'summary.csv').exists, 300)
+    wait_for_lines(process, 'epoch 1/3')
     process.send_signal(signal.SIGUSR1)
     assert process.wait(120) == 1
     assert 'scontrol requeue 4711' in (tmp_path / 'log').read_text()

@@ -1,13 +1,10 @@
 """What happens to long runs, done to short ones: killed, told to stop, out of disk, damaged, diverged."""
 
-import csv
 import json
 import math
-import os
-import random
 import shutil
 import signal
-import time
+import subprocess
 from pathlib import Path
 
 import accelerate
@@ -17,8 +14,9 @@ import torch
 
 import timm_snn
 from tests.support.damage import cut, flip_a_bit
-from tests.support.processes import Script, run_script
-from tests.support.training import QUICK, TRAIN, weights
+from tests.support.kills import killed_at_change
+from tests.support.processes import run_script
+from tests.support.training import QUICK, TRAIN, assert_same_run, assert_same_weights, weights
 from timm_snn.training.checkpoints import damage, write_manifest
 from timm_snn.training.data import Samples, TrainingSamples
 
@@ -39,62 +37,41 @@ def whole(tmp_path_factory) -> Path:
     return folder / 'run'
 
 
-def start(output: Path, *arguments: str) -> Script:
+def go_on(output: Path, *arguments: str, before: str = '') -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, '--workers', '2', '--output', output, '--resume', 'auto', *arguments]
-    return Script(command, output.parent)
+    return run_script(command, output.parent, before=before)
 
 
-def wait_for_another_checkpoint(process: Script, output: Path) -> None:
-    before = set((output / 'checkpoints').glob('epoch_*'))
-    while process.poll() is None and set((output / 'checkpoints').glob('epoch_*')) <= before:
-        time.sleep(0.01)
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    """Bit for bit; otherwise the largest differences tell a last bit from another run."""
-    first, second = weights(one), weights(two)
-    assert first.keys() == second.keys()
-    differ = [key for key in first if not torch.equal(first[key], second[key])]
-    assert not differ, {key: (first[key].double() - second[key].double()).abs().max().item() for key in differ}
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    assert_same_weights(one, two)
-    summaries = [list(csv.DictReader((output / 'summary.csv').open())) for output in (one, two)]
-    for rows in summaries:
-        assert len(rows) == 2
-        for row in rows:
-            del row['images_per_s']
-    assert summaries[0] == summaries[1]
-
-
-def test_a_run_killed_at_random_moments_ends_with_the_same_weights(whole, tmp_path):
-    """Also with other numbers of data loading processes."""
-    choose, output = random.Random(int(os.environ.get('KILLS_SEED', 0))), tmp_path / 'run'
-    for _ in range(3):
-        process = start(output)
-        wait_for_another_checkpoint(process, output)
-        time.sleep(choose.random())
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert not (output / 'model').exists(), 'it finished before it was killed'
-    printed, _ = start(output).communicate()
-    assert 'top-1: ' in printed
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(whole, tmp_path):
+    """Also with other numbers of data loading processes. `python -m tests.campaign --only kills` tries more."""
+    output = tmp_path / 'run'
+    for number in (30, 70, 45):
+        killed = go_on(output, '--log-with', 'none', before=killed_at_change(output, number))
+        assert killed.returncode == -signal.SIGKILL
+    assert 'top-1: ' in go_on(output).stdout
     assert_same_run(whole, output)
+
+
+# The data loading processes get it too, as under SLURM.
+SIGTERM_AFTER_THREE_UPDATES = """
+import os, signal
+from timm_snn.training.progress import Progress
+add_update = Progress.add_update
+def add_update_and_signal(self, *numbers):
+    add_update(self, *numbers)
+    if self.updates == 3:
+        os.killpg(0, signal.SIGTERM)
+Progress.add_update = add_update_and_signal
+"""
 
 
 def test_sigterm_saves_and_exits(whole, tmp_path):
     output = tmp_path / 'run'
-    process = start(output, '--checkpoint-steps', '1000')
-    while not (output / 'logs').exists():
-        time.sleep(0.05)
-    time.sleep(1.0)
-    os.killpg(process.pid, signal.SIGTERM)  # the data loading processes get it too, as under SLURM
-    printed, _ = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM, printed
+    stopped = go_on(output, '--checkpoint-steps', '1000', before=SIGTERM_AFTER_THREE_UPDATES)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stdout
     (saved,) = (output / 'checkpoints').iterdir()
-    assert f'stopped by SIGTERM; --resume auto goes on from {saved}' in printed and '_step_' in saved.name
-    start(output).communicate()
+    assert f'stopped by SIGTERM; --resume auto goes on from {saved}' in stopped.stdout and '_step_' in saved.name
+    go_on(output)
     assert_same_run(whole, output)
 
 

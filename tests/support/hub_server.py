@@ -68,8 +68,8 @@ class Fault:
     error_code: str | None = None
     cut_after: int | None = None  # send so many bytes of the content, then close the connection
     corrupt: bool = False  # send other bytes than the ETag says
-    delay: float = 0.0
-    headers: Mapping[str, str] = field(default_factory=dict)  # in the place of what is right
+    content: bytes | None = None  # send this instead
+    headers: Mapping[str, str] = field(default_factory=dict)  # send these instead, or beside the Hub's own
 
 
 class LoopbackHub:
@@ -182,11 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
                     fault.times -= 1
                     self.fault = fault
                     break
-        if self.fault:
-            time.sleep(self.fault.delay)
-            if self.fault.status:
-                self._error(self.fault.status, self.fault.error_code, 'switched on by a test')
-                return
+        if self.fault and self.fault.status:
+            self._error(self.fault.status, self.fault.error_code, 'switched on by a test')
+            return
         for pattern, methods, handle in ROUTES:
             if self.command in methods and (match := re.fullmatch(pattern, self.route)):
                 if handle in WRITES and self.headers.get('Authorization') != f'Bearer {TOKEN}':
@@ -207,9 +205,14 @@ class _Handler(BaseHTTPRequestHandler):
         return b''.join(chunks)
 
     def _send(self, status: int, headers: Mapping[str, str], content: bytes = b'') -> None:
+        headers = {'Content-Length': str(len(content)), **headers}
+        if self.fault:
+            if self.fault.content is not None:
+                content = self.fault.content
+                headers['Content-Length'] = str(len(content))
+            headers |= self.fault.headers
         self.send_response(status)
-        wrong = self.fault.headers if self.fault else {}
-        for name, value in {'Content-Length': str(len(content)), **headers, **wrong}.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != 'HEAD':

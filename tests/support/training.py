@@ -1,5 +1,6 @@
 """Short training runs on real digits. A conftest imports the fixtures that its tests use."""
 
+import csv
 import functools
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,24 @@ QUICK = ['--config', str(DIGITS), '--img-size', '16', '--batch-size', '64', '--e
 def weights(output: Path) -> dict[str, torch.Tensor]:
     """The weights of the model that a run saved."""
     return safetensors.torch.load_file(output / 'model' / 'model.safetensors')
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    """Bit for bit; otherwise the largest differences tell a last bit from another run."""
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    differ = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not differ, {key: (first[key].double() - second[key].double()).abs().max().item() for key in differ}
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    assert_same_weights(one, two)
+    summaries = [list(csv.DictReader((output / 'summary.csv').open())) for output in (one, two)]
+    for rows in summaries:
+        assert len(rows) == 2
+        for row in rows:
+            del row['images_per_s']
+    assert summaries[0] == summaries[1]
 
 
 @pytest.fixture
