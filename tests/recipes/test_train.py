@@ -67,7 +67,7 @@ def test_a_run_is_not_written_over_unless_asked(train, output):
     assert [path.name for path in (output / 'checkpoints').iterdir()] == ['epoch_0001']
 
 
-RUN = ['checkpoints', 'config.yaml', 'curve.png', 'logs', 'model', 'summary.csv']
+RUN = ['.lock', 'checkpoints', 'config.yaml', 'curve.png', 'logs', 'model', 'summary.csv']
 
 
 @pytest.fixture
