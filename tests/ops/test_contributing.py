@@ -72,7 +72,7 @@ def test_a_right_backend_passes(tmp_path):
 @pytest.mark.parametrize(
     ('right', 'wrong'),
     [
-        ('h - r * neuron.v_threshold if', 'h - r if'),
+        ('v = h - r * neuron.v_threshold', 'v = h - r'),
         ('v - leak / tau + i', 'v - leak / tau + i / tau'),
         ('s.detach() if neuron.detach_reset else s', 's.detach()'),
         ('spikes.append(s)', 'spikes.append(s.nan_to_num(0))'),
