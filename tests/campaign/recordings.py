@@ -29,12 +29,9 @@ def trials(folder: Path) -> Iterator[Callable[[Random], str]]:
         (root / split / str(digit)).mkdir(parents=True)
         writers.nmnist(root / split / str(digit) / '1.bin', writers.random_events(40, 34, seed=number))
     expected = [frames for frames, _ in NMNIST(root, num_steps=2)]
+    os.environ['HF_DATASETS_CACHE'] = str(folder / 'datasets')  # read when it is imported, which write_rows does
     rows = write_rows(NMNIST(root, num_steps=2), folder / 'rows', 'train')[0]
     whole_rows = rows.read_bytes()
-    os.environ['HF_DATASETS_CACHE'] = str(folder / 'datasets')
-    import datasets  # which reads it now
-
-    datasets.disable_progress_bars()
 
     def recording(random: Random) -> str:
         kind = random.choice(list(SUFFIXES))

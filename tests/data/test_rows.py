@@ -94,6 +94,14 @@ def test_rows_written_again_are_read_anew(root):
     assert_same(EventRows(root / 'rows'), dataset)
 
 
+@pytest.mark.parametrize('left', [0, 100, -100])
+def test_a_torn_file_of_rows_is_refused_by_name(root, left):
+    (path,) = write_rows(NMNIST(root, num_steps=2), root / 'rows')
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match=f'cannot read rows of frames from {path.parent}, split train: .*write_rows'):
+        EventRows(path.parent)
+
+
 def test_workers_read_rows(root):
     dataset = NMNIST(root, num_steps=3)
     write_rows(dataset, root / 'rows')

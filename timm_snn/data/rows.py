@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..files import printable
 from .datasets import EventDataset
 from .frames import check_frame_options, frames_of_counts
 
@@ -111,7 +112,14 @@ class EventRows(Dataset):
                     f'{source} must hold all files {split}-00000-of-<count>.parquet and so on that write_rows made, '
                     f'and has {", ".join(names) or "none of them"}; its splits are {others or "none"}'
                 )
-            source = datasets.Dataset.from_parquet([str(file) for file in files])
+            try:
+                source = datasets.Dataset.from_parquet([str(file) for file in files])
+            except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+                reason = printable(error.__cause__ or error)
+                raise ValueError(
+                    f'cannot read rows of frames from {printable(source)}, split {printable(split)}: {reason}; '
+                    'write them again by write_rows'
+                ) from error
         if not isinstance(source, datasets.Dataset):
             raise ValueError(f'source must be a folder or one split, a datasets.Dataset, not a {type(source).__name__}')
         frames, label = source.features.get('frames'), source.features.get('label')
