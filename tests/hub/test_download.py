@@ -235,6 +235,18 @@ class TestHostileRepositories:
         assert 'names a file outside of the cache' in str(error.value) and '\n' not in str(error.value)
         assert not [path for path in tmp_path.rglob('*evil*')]
 
+    @pytest.mark.parametrize('name', ['ETag', 'X-Linked-ETag', 'X-Repo-Commit'])
+    def test_nor_in_the_scripts_does_one_for_the_config_that_timm_reads(self, hub, trained, tmp_path, name):
+        pytest.importorskip('sklearn')
+        from timm_snn.training.errors import UserError
+        from timm_snn.training.models import open_model
+
+        hub.add(REPO, trained[1])
+        headers = {name: str(tmp_path / 'evil')}
+        with hub.fault('config.json', headers=headers), pytest.raises(UserError, match='outside of the cache'):
+            open_model(f'hf-hub:{REPO}')
+        assert not [path for path in tmp_path.rglob('*evil*')]
+
     @pytest.mark.parametrize('headers', [{'Retry-After': '9' * 12}, {'RateLimit': '"api";r=0;t=999999'}])
     def test_no_server_has_us_wait_for_long(self, hub, trained, monkeypatch, headers):
         waited = []

@@ -17,6 +17,7 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from ..models import save_for_hf
+from ..models.pretrained import bounded_hub
 from ..models.weights import check_finite
 from ..ops import lif
 from .errors import one_line_errors
@@ -67,7 +68,8 @@ def open_model(
             )
         if file and not file.is_file():
             raise FileNotFoundError(f'there is no file {file}')
-        model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
+        with bounded_hub():
+            model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
         if run:
             images = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation')
             given = {key: run[key] for key in images if run.get(key) is not None}
@@ -102,15 +104,16 @@ def open_to_train(
 ) -> Any:
     """A model to be trained, of which the modules in `freeze` are not. Raises: UserError if it cannot be made."""
     with one_line_errors(f'create model {name!r}'):
-        model: Any = timm.create_model(
-            name,
-            pretrained=pretrained,
-            checkpoint_path=str(checkpoint or ''),
-            num_classes=num_classes,
-            in_chans=in_chans,
-            drop_path_rate=drop_path,
-            **(model_kwargs or {}),
-        )
+        with bounded_hub():
+            model: Any = timm.create_model(
+                name,
+                pretrained=pretrained,
+                checkpoint_path=str(checkpoint or ''),
+                num_classes=num_classes,
+                in_chans=in_chans,
+                drop_path_rate=drop_path,
+                **(model_kwargs or {}),
+            )
         if checkpoint:
             check_finite(model.state_dict(), checkpoint)
         if grad_checkpointing:
