@@ -351,6 +351,8 @@ def finish(run: Run, args: Namespace, seconds: float) -> None:
         if accelerator.is_main_process:
             model.load_state_dict(weights)
     if accelerator.is_main_process:
+        with one_line_errors(f'write to --output {args.output}'):
+            write_summary(run.progress.history, args.output)  # of an epoch whose checkpoint was saved before a kill
         folder = args.output / 'model'
         save_model(model, folder, options.tag_of(args.model), run.class_names, run.data_config, args.fold)
         if tested:

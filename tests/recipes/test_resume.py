@@ -81,6 +81,14 @@ def test_a_finished_run_says_so(train, output):
     assert 'nothing left to train' in printed and printed.splitlines()[-1].startswith('top-1: ')
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_summary_writes_that(train, output):
+    summary = output / 'summary.csv'
+    written = summary.read_text()
+    summary.unlink()
+    train(*QUICK, '--epochs', '1', '--output', output, '--resume', 'auto')
+    assert summary.read_text() == written
+
+
 def test_a_checkpoint_that_was_not_finished_is_not_used(train, output):
     unfinished = output / 'checkpoints' / 'unfinished'
     unfinished.mkdir()
