@@ -214,10 +214,10 @@ def test_a_checkpoint_has_the_result_of_its_epoch(command, run_folder, tmp_path)
 def test_a_checkpoint_of_a_fine_tuning_run(command, run_folder, tmp_path):
     run = Path(shutil.copytree(run_folder, tmp_path / 'run'))
     base = f'local-dir:{run_folder / "model"}'
-    (run / 'config.yaml').write_text(
-        yaml.safe_dump(yaml.safe_load((run / 'config.yaml').read_text()) | {'model': base, 'model_kwargs': {}})
-    )
     checkpoint = run / 'checkpoints' / 'epoch_0001'
+    options = yaml.safe_load((run / 'config.yaml').read_text()) | {'model': base, 'model_kwargs': {}}
+    for folder in (run, checkpoint):
+        (folder / 'config.yaml').write_text(yaml.safe_dump(options))
     command('push.py', checkpoint, 'lab/x', '--dry-run', tmp_path / 'dry')
     trained, written = (safetensors.torch.load_file(f / 'model.safetensors') for f in (checkpoint, tmp_path / 'dry'))
     assert trained.keys() == written.keys() and all(torch.equal(trained[key], written[key]) for key in trained)
