@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -33,3 +35,12 @@ def test_unknown_name_and_bad_alpha_are_refused():
         get_surrogate('tanh')
     with pytest.raises(ValueError, match='alpha > 0, got -1'):
         Sigmoid(-1)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_spike_is_a_step_for_every_number(dtype):
+    info = torch.finfo(dtype)
+    sizes = [0.0, info.smallest_normal * info.eps, info.smallest_normal, info.eps, 1.0, info.max, math.inf]
+    x = torch.tensor([sign * size for size in sizes for sign in (1, -1)] + [math.nan], dtype=dtype)
+    expected = torch.where(x.isnan(), x, (x >= 0).to(dtype))
+    assert x[2] > 0 > x[3] and torch.equal(spike(x, Sigmoid()).nan_to_num(-1), expected.nan_to_num(-1))

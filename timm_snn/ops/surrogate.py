@@ -129,8 +129,10 @@ class _Spike(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, surrogate: Surrogate) -> Tensor:
-        spikes = (x >= 0).to(x.dtype)  # ties fire
-        return torch.where(x.isnan(), x, spikes)
+        # Ties fire and NaN stays. Any negative x, the smallest too, brings the sum below 1. Arithmetic is several
+        # times as fast on a CPU as a comparison, a cast and a choice.
+        one = torch.ones((), dtype=x.dtype, device=x.device)
+        return torch.add(one, x, alpha=torch.finfo(x.dtype).max).clamp_(0, 1).floor_()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
