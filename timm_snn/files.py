@@ -11,19 +11,22 @@ __all__ = ['check_regular_file', 'flush', 'printable', 'write_whole', 'write_who
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A path beside `path` to write to; afterwards `path` is the whole new file, else the old one, even after a kill.
 
-    The new file is on the disk before it takes the name, and gets the permissions that a new file has. Nothing is left
-    of it if the block raises. Raises: OSError from the disk.
+    The new file is on the disk before it takes the name, unless it need not be `durable`: a power cut may then tear it.
+    It gets the permissions that a new file has. Nothing is left of it if the block raises. Raises: OSError from the
+    disk.
     """
     # hidden, and without the suffix of `path`: a reader that lists a folder must not take it for data
     unfinished = path.with_name(f'.{path.name[:100]}.{uuid.uuid4().hex}.unfinished')
     try:
         yield unfinished
-        flush(unfinished)
+        if durable:
+            flush(unfinished)
         unfinished.replace(path)
-        flush(path.parent)
+        if durable:
+            flush(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 

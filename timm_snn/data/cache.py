@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..files import check_regular_file, printable
+from ..files import check_regular_file, printable, write_whole
 
 __all__ = ['FrameCache']
 
@@ -87,12 +86,8 @@ class FrameCache:
     def _write(self, path: Path, content: bytes) -> None:
         """Without waiting for the disk, as `load` knows a torn file by its checksum."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f'{path.name}.{uuid.uuid4().hex}')
-        try:
+        with write_whole(path, durable=False) as unfinished:
             unfinished.write_bytes(content)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:
         return self.folder / f'{name}.safetensors'
