@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 import shutil
 import struct
@@ -21,6 +20,7 @@ from timm.models import save_for_hf
 import timm_snn
 from tests.campaign.runner import check_message
 from tests.data.test_fuzz import damaged
+from tests.support.damage import NO_FILES
 
 PACKAGE = Path(timm_snn.__file__).parent
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
@@ -141,17 +141,13 @@ def _spoil_weights(path: Path, whole: bytes, random: Random) -> None:
 def _put_something_else(path: Path, random: Random) -> None:
     path = random.choice([path, path.with_name(CONFIG)])
     path.unlink()
-    match random.choice(['nothing', 'folder', 'FIFO', 'device', 'dangling link', 'loop']):
-        case 'folder':
-            path.mkdir()
-        case 'FIFO':
-            os.mkfifo(path)
-        case 'device':
-            path.symlink_to('/dev/zero')
-        case 'dangling link':
-            path.symlink_to('nowhere')
+    match random.choice(['nothing', *NO_FILES, 'loop']):
+        case 'nothing':
+            pass
         case 'loop':
             path.symlink_to(path.name)
+        case kind:
+            NO_FILES[kind](path)
 
 
 def _with_another_header(data: bytes, random: Random) -> bytes:

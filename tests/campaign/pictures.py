@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from tests.campaign.runner import check_message
 from tests.data.test_fuzz import damaged
+from tests.support.damage import NO_FILES
 from tests.support.scripts import run
 from tests.support.training import QUICK
 
@@ -112,21 +113,15 @@ def _save(path: Path, random: Random) -> None:
 
 
 def _put_no_file(path: Path, random: Random) -> None:
-    match random.choice(['folder', 'FIFO', 'device', 'dangling link', 'loop', 'link to a folder', 'link to a file']):
-        case 'folder':
-            path.mkdir()
-        case 'FIFO':
-            os.mkfifo(path)
-        case 'device':
-            path.symlink_to('/dev/zero')
-        case 'dangling link':
-            path.symlink_to('nowhere')
+    match random.choice([*NO_FILES, 'loop', 'link to a folder', 'link to a file']):
         case 'loop':
             path.with_suffix('').symlink_to('.')
         case 'link to a folder':
             path.with_suffix('').symlink_to('..')
         case 'link to a file':
             path.symlink_to('/etc/passwd')
+        case kind:
+            NO_FILES[kind](path)
 
 
 def _claiming(size: tuple[int, int]) -> bytes:
