@@ -41,20 +41,13 @@ from timm_snn.files import write_whole_text
 from timm_snn.training import options
 from timm_snn.training.batches import BatchTransform
 from timm_snn.training.checkpoints import Checkpoints, prepare_output
-from timm_snn.training.data import (
-    choose_samples,
-    class_names,
-    loading_errors,
-    make_loader,
-    make_transform,
-    note_on_pictures,
-    open_datasets,
-)
+from timm_snn.training.data import choose_samples, class_names, make_transform, note_on_pictures, open_datasets
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import averaged_weights, mean_metrics, predict_first
 from timm_snn.training.fingerprint import fingerprint
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
+from timm_snn.training.loading import loading_errors, make_loader
 from timm_snn.training.models import check_neurons, input_config, open_to_train, save_model
 from timm_snn.training.progress import Progress, StopSignal, write_summary
 from timm_snn.training.tasks import make_learner, make_task
@@ -378,10 +371,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for epoch in range(progress.epoch, run.last_epoch):
         with loading_errors('--resume auto goes on from the last checkpoint'):
             images_per_s = train_epoch(run, epoch)
-        is_whole = progress.updates == run.updates_per_epoch
-        if not is_whole:  # --max-steps; with a larger one the run can go on from here
-            run.checkpoints.save()
-        with loading_errors('--resume auto goes on from the last checkpoint'):
+            is_whole = progress.updates == run.updates_per_epoch
+            if not is_whole:  # --max-steps; with a larger one the run can go on from here
+                run.checkpoints.save()
             evaluated = validate(run)
         row = {
             'epoch': epoch,

@@ -77,7 +77,7 @@ def test_pictures_that_cannot_be_read_are_replaced_unless_all_are(broken, tmp_pa
 def test_those_that_load_data_outlive_sigterm_but_not_their_run():
     """They ignore the signal, which schedulers send to all, and multiprocessing joins them after sending it."""
     code = (
-        'from timm_snn.training.data import Digits, Samples, make_loader; import os\n'
+        'from timm_snn.training.data import Digits, Samples; from timm_snn.training.loading import make_loader\n'
         'loader = iter(make_loader(Samples(Digits(True), range(1000), lambda x: 0), 10, workers=1, pin_memory=False))\n'
         'next(loader); print([w.pid for w in loader._workers][0], flush=True); import sys; sys.last = loader\n'
         'import atexit; raise SystemExit(7)'

@@ -133,7 +133,7 @@ def test_what_is_no_picture_of_a_class_is_left_out_and_said(folder):
     (train / 'empty').mkdir()
     reader = FolderReader(train)
     assert files(train) == expected and reader.class_to_idx == {'cat': 0, 'dog': 1}
-    assert reader.note() == (
+    assert reader.left_out == (
         '1 .db, 1 .txt, 5 hidden, 1 in no folder of a class, 1 links to nothing, 1 without a suffix'
     )
 

@@ -3,11 +3,7 @@
 import bisect
 import functools
 import logging
-import multiprocessing
-import multiprocessing.util
-import os
 import random
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from timm.data import ImageDataset, create_dataset, create_transform
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
+from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms import Normalize
 
 from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
@@ -41,8 +37,6 @@ __all__ = [
     'choose_samples',
     'class_names',
     'evenly',
-    'loading_errors',
-    'make_loader',
     'make_transform',
     'note_on_pictures',
     'open_datasets',
@@ -251,58 +245,6 @@ def choose_samples(
     return TrainingSamples(source, train, seed, training_transform), Samples(source, val, transform), held_out
 
 
-def make_loader(
-    samples: Samples, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
-) -> DataLoader:
-    """Batches of all samples in their order, or of so many random ones, which are others in every epoch."""
-    if workers:
-        _kill_loaders_at_exit()
-    return DataLoader(
-        samples,
-        batch_size,
-        sampler=None if number is None else RandomSampler(samples, num_samples=number),
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_ignore_sigterm,
-        generator=torch.Generator(),  # not the global one, which must not see how often a run was stopped
-    )
-
-
-def _ignore_sigterm(_: int) -> None:
-    """The main process needs those that load data when SIGTERM tells all of them to stop, and it has to save."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@functools.cache
-def _kill_loaders_at_exit() -> None:
-    """Before Python waits for them, by a SIGTERM that they ignore: an exception on its way out keeps them alive."""
-    multiprocessing.util.Finalize(None, _kill_loaders, args=(os.getpid(),), exitpriority=100)
-
-
-def _kill_loaders(parent: int) -> None:
-    if os.getpid() == parent:  # and not in a process that was forked from it
-        for process in multiprocessing.active_children():
-            if process.daemon:
-                process.kill()
-
-
-@contextmanager
-def loading_errors(advice: str) -> Iterator[None]:
-    """Raise UserError in one line where samples cannot be read, or a process that loads them was killed."""
-    try:
-        yield
-    except UnreadableSample as error:
-        raise UserError(f'{error}, and so are those after it; {advice}') from error
-    except RuntimeError as error:
-        if not str(error).startswith('DataLoader worker (pid'):
-            raise
-        reason = ' '.join(str(error).split())
-        raise UserError(
-            f'a process that loads data has ended: {reason}; it may have needed more memory than there is: pass a '
-            f'smaller --workers; {advice}'
-        ) from error
-
-
 def evenly(indices: Sequence[int], number: int | None) -> Sequence[int]:
     """`number` of them or all, spread evenly because many data sets are sorted by class."""
     if number is None or number >= len(indices):
@@ -429,7 +371,7 @@ def open_split(
             reader = FolderReader(
                 folder_of_split(source.folder, split), class_map, natural=not source.name.startswith('torch/')
             )
-            _say_left_out(reader.note(), split, source)
+            _say_left_out(reader.left_out, split, source)
             return ImageDataset(str(source.folder), reader, input_img_mode=mode)
         return _open_by_timm(source, split, mode)
 
@@ -474,10 +416,7 @@ def note_on_pictures(dataset: Any, config: dict[str, Any]) -> str | None:
         return None
     try:
         with Image.open(dataset.reader[0][0]) as image:
-            (width, height), has_colour = (
-                image.size,
-                image.mode not in ('1', 'L', 'LA', 'I', 'F') and 'I;' not in image.mode,
-            )
+            (width, height), has_colour = image.size, Image.getmodebase(image.mode) != 'L'
     except (OSError, ValueError):  # which is said where it is read
         return None
     channels, *size = config['input_size']

@@ -61,13 +61,13 @@ def find_pictures(folder: Path) -> Found:
     """
     found = Found([], Counter())
     suffixes = picture_suffixes()
-    for file in _walk(folder, (), found.left_out):
-        try:
-            check_regular_file(file)
-        except OSError:
-            found.left_out['links to nothing' if file.is_symlink() and not file.exists() else 'no files'] += 1
-            continue
-        if file.suffix.lower() in suffixes:
+    for entry in _walk(folder, (), found.left_out):
+        file = Path(entry.path)
+        if (
+            not entry.is_file()
+        ):  # which the listing of the folder says, but for links: a million files cost no look each
+            found.left_out['links to nothing' if entry.is_symlink() and not file.exists() else 'no files'] += 1
+        elif file.suffix.lower() in suffixes:
             found.files.append(file)
         else:
             found.left_out[file.suffix.lower() or 'without a suffix'] += 1
@@ -82,7 +82,7 @@ def picture_suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], left_out: Counter[str]) -> Iterator[Path]:
+def _walk(folder: Path, above: tuple[tuple[int, int], ...], left_out: Counter[str]) -> Iterator[os.DirEntry[str]]:
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in above:  # a link to a folder that it is in
@@ -94,7 +94,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], left_out: Counter[st
         elif entry.is_dir():
             yield from _walk(Path(entry.path), (*above, identity), left_out)
         else:
-            yield Path(entry.path)
+            yield entry
 
 
 def as_text(name: str) -> str:
@@ -124,7 +124,8 @@ class FolderReader(Reader):
     """Pictures in folders with the names of their classes, as a reader of timm's: `reader[i]` is (file, label).
 
     The class is the innermost folder. Classes are numbered by the order of their names, 2 before 10 as in timm or
-    after it as in torchvision (`natural`), unless `class_to_idx` numbers them.
+    after it as in torchvision (`natural`), unless `class_to_idx` numbers them. `left_out` says what is no picture of
+    a class, None if nothing is.
     Raises: ValueError for layouts whose classes cannot be told, and where there are no pictures in folders.
     """
 
@@ -132,10 +133,10 @@ class FolderReader(Reader):
         super().__init__()
         self.root = str(root)
         found = find_pictures(root)
-        self.left_out = found.left_out
         inside = [(file, file.relative_to(root).parts[:-1]) for file in found.files]
-        self.left_out['in no folder of a class'] += sum(not folders for _, folders in inside)
-        self.left_out += Counter()  # without what is 0
+        if classless := sum(not folders for _, folders in inside):
+            found.left_out['in no folder of a class'] = classless
+        self.left_out = found.note()
         folders = {folders for _, folders in inside if folders}
         _check_layout(folders)
         classes = sorted({as_text(names[-1]) for names in folders}, key=natural_key if natural else str)
@@ -146,12 +147,8 @@ class FolderReader(Reader):
             if names and as_text(names[-1]) in self.class_to_idx
         ]
         if not self.samples:
-            left = found.note()
-            raise ValueError(f'{root} has no pictures in CLASS/' + (f'; there are {left}' if left else ''))
-
-    def note(self) -> str | None:
-        """What was left out, or None."""
-        return Found([], self.left_out).note()
+            there = f'; there are {self.left_out}' if self.left_out else ''
+            raise ValueError(f'{root} has no pictures in CLASS/{there}')
 
     def __getitem__(self, index: int) -> tuple[BytesIO, int]:
         path, label = self.samples[index]

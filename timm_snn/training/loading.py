@@ -1,0 +1,69 @@
+"""Batches of samples, and what becomes of the processes that load them."""
+
+import functools
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+
+from .data import Samples, UnreadableSample
+from .errors import UserError
+
+__all__ = ['loading_errors', 'make_loader']
+
+
+def make_loader(
+    samples: Samples, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
+) -> DataLoader:
+    """Batches of all samples in their order, or of so many random ones, which are others in every epoch."""
+    if workers:
+        _kill_loaders_at_exit()
+    return DataLoader(
+        samples,
+        batch_size,
+        sampler=None if number is None else RandomSampler(samples, num_samples=number),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_sigterm,
+        generator=torch.Generator(),  # not the global one, which must not see how often a run was stopped
+    )
+
+
+def _ignore_sigterm(_: int) -> None:
+    """The main process needs those that load data when SIGTERM tells all of them to stop, and it has to save."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@functools.cache
+def _kill_loaders_at_exit() -> None:
+    """Before Python waits for them, by a SIGTERM that they ignore: an exception on its way out keeps them alive."""
+    multiprocessing.util.Finalize(None, _kill_loaders, args=(os.getpid(),), exitpriority=100)
+
+
+def _kill_loaders(parent: int) -> None:
+    if os.getpid() == parent:  # and not in a process that was forked from it
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+
+@contextmanager
+def loading_errors(advice: str) -> Iterator[None]:
+    """Raise UserError in one line where samples cannot be read, or a process that loads them was killed."""
+    try:
+        yield
+    except UnreadableSample as error:
+        raise UserError(f'{error}, and so are those after it; {advice}') from error
+    except RuntimeError as error:
+        if not str(error).startswith('DataLoader worker (pid'):
+            raise
+        reason = ' '.join(str(error).split())
+        raise UserError(
+            f'a process that loads data has ended: {reason}; it may have needed more memory than there is: pass a '
+            f'smaller --workers; {advice}'
+        ) from error
