@@ -115,7 +115,7 @@ def test_equal_to_spikingjelly(tau, v_threshold, v_reset, detach_reset):
             )
             kwargs = dict(tau=tau, v_threshold=v_threshold, v_reset=v_reset, decay_input=decay_input)
             x = currents(num_steps, 7, 11, seed=num_steps).requires_grad_()
-            theirs, ours = node(x), lif(x, detach_reset=detach_reset, **kwargs)
+            theirs, ours = node(x), lif(x, detach_reset=detach_reset, backend='torch', **kwargs)
 
             differ = theirs != ours
             if tau == 2.0:  # the division is exact

@@ -9,6 +9,7 @@ From the strongest wish to the weakest:
     'auto'                                   otherwise: the first backend that can run the input
 
 A backend asked for by name runs or raises `BackendUnavailable`; only 'auto' chooses by itself, and logs what it chose.
+It passes a backend by that cannot be built here, after one warning that says why.
 
 Exports (torch.jit.trace, torch.export, ONNX) always take 'torch', whoever asked for another one: they record plain
 operations, which other machines can run.
@@ -17,6 +18,7 @@ operations, which other machines can run.
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import printable
 from .native.build import why_not_here
@@ -44,8 +46,9 @@ class BackendUnavailable(RuntimeError):
 class Backend:
     """An implementation of the neuron: one module and what is to be known of it before it is imported.
 
-    The module has `lif` and `why_not(x)`: why it cannot run x, or without x why it cannot run at all, ending in what to
-    install; None if it can. It may have fused ops, which are found by name: `bn_lif`, `bn_pool_lif`, `affine_lif`,
+    The module has `lif` and `why_not(x)`: why it cannot run tensors of the dtype and device of x, or without x why it
+    cannot run at all, ending in what to install; None if it can. It may have `prepare()`, which builds what it runs
+    unless that is done, and returns why it cannot, or None. It may have fused ops, which are found by name: `bn_lif`, `bn_pool_lif`, `affine_lif`,
     `affine_pool_lif` and `mssa`; what it lacks is composed of its neuron and plain torch. All have the contracts of
     backends/reference.py. It is imported when it is first asked for and may import what it needs at its top.
     """
@@ -54,7 +57,8 @@ class Backend:
     module: str  # in backends/, or a full name
     install: str = ''  # what to install if its library is missing, where that is not the library's name
     any_surrogate: bool = True  # not only those of the table in surrogate.py
-    auto: Literal['always', 'compiling', 'never'] = 'always'  # when 'auto' tries it: inside torch.compile alone?
+    # When 'auto' tries it: always, inside torch.compile alone, or where nobody follows the operations (`is_followed`).
+    auto: Literal['always', 'compiling', 'unfollowed'] = 'always'
     fuses_when_compiling: bool = True  # inside torch.compile its fused ops are faster than what Inductor makes
     adds_bias: bool = False  # its fused ops add a convolution's bias at no cost, where the convolution itself does not
 
@@ -62,6 +66,11 @@ class Backend:
         """Why it cannot run at all, or None."""
         _import(self.name)
         return _modules[self.name].why_not()
+
+    def prepare(self) -> str | None:
+        """Build what it runs, unless that is done; why that cannot be, or None."""
+        prepare = getattr(_modules[self.name], 'prepare', None)
+        return None if prepare is None else prepare()
 
     @property
     def lif(self) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -75,12 +84,12 @@ class Backend:
         return getattr(_modules[self.name], op, None)
 
 
-# In the order in which 'auto' tries them. 'compile' and 'cpp' take seconds to build when first called.
+# In the order in which 'auto' tries them.
 _BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend('compile', 'inductor', auto='compiling', fuses_when_compiling=False),
-        Backend('cpp', 'cpp', any_surrogate=False, auto='never', fuses_when_compiling=False),
+        Backend('cpp', 'cpp', any_surrogate=False, auto='unfollowed', fuses_when_compiling=False),
         Backend('triton', 'triton', any_surrogate=False, adds_bias=True),
         Backend(
             'cupy',
@@ -96,6 +105,11 @@ _modules: dict[str, ModuleType] = {}
 _in_process: str | None = None
 _in_environment: str | None = os.environ.get('TIMM_SNN_BACKEND') or None
 _logged: set[str] = set()
+_unprepared: dict[str, str] = {}  # backends that 'auto' could not build in this process, and why; it tries once
+_preparing = threading.Lock()
+# What 'auto' chose outside torch.compile, by device, dtype, whether it is followed, and whether kernels know the
+# surrogate: the choice depends on nothing else, and a small network makes it hundreds of times a second.
+_choices: dict[tuple[torch.device, torch.dtype, bool, bool], Backend] = {}
 
 
 def backends() -> list[str]:
@@ -143,14 +157,40 @@ def keep_switches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 
 
 def backend_report() -> str:
-    """A table for bug reports: every backend, and `sparse_spikes`: whether it can run here and, if not, why not."""
-    lines = [f'torch {torch.__version__}, CUDA {"available" if torch.cuda.is_available() else "not available"}']
-    reasons = {f'{name:<8}': backend.why_not() for name, backend in _BACKENDS.items()}
-    reasons['sparse_spikes, for convolutions:'] = why_not_here()
-    lines += [f'{name} {"available" if reason is None else printable(reason, 400)}' for name, reason in reasons.items()]
+    """A table for bug reports: every backend, and `sparse_spikes`: whether it can run here and, if not, why not.
+
+    Below it is what 'auto' takes on a CPU, on CUDA and inside torch.compile, and why none that it would rather take.
+    """
+    has_cuda = torch.cuda.is_available()
+    reasons = {name: backend.why_not() for name, backend in _BACKENDS.items()}
+    lines = [
+        f'torch {torch.__version__}, CUDA {"available" if has_cuda else "not available"}',
+        *(f'{name:<8} {_available(reason)}' for name, reason in reasons.items()),
+        f'sparse_spikes, for convolutions: {_available(why_not_here())}',
+        f"'auto' on a CPU: {_describe_choice('cpu', False, reasons)}",
+        f"'auto' on CUDA: {_describe_choice('cuda', False, reasons) if has_cuda else 'torch finds no such device'}",
+        f"'auto' inside torch.compile: {_describe_choice('cuda' if has_cuda else 'cpu', True, reasons)}",
+    ]
     name, asked_by = _asked_for(None)
     known = '' if name in ('auto', *_BACKENDS) else ', which does not exist'
     return '\n'.join([*lines, f'in use: {name} (by {asked_by}){known}'])
+
+
+def _available(reason: str | None) -> str:
+    return 'available' if reason is None else printable(reason, 400)
+
+
+def _describe_choice(device: str, is_compiling: bool, reasons: dict[str, str | None]) -> str:
+    """What 'auto' takes for float32 and why none before it, given why backends cannot run at all. Builds nothing."""
+    x, passed_by = torch.empty(1, 1, device=device), []
+    for name, backend in _BACKENDS.items():
+        reason = 'see above' if reasons[name] else _unprepared.get(name) or _modules[name].why_not(x)
+        if not _is_tried(backend, is_compiling, is_compiling):
+            reason = 'inside torch.compile alone' if backend.auto == 'compiling' else 'outside torch.compile alone'
+        if reason is None:
+            return '; '.join([name, *passed_by])
+        passed_by.append(f'not {name}: {printable(reason, 400)}')
+    return '; '.join(['none', *passed_by])
 
 
 def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
@@ -168,24 +208,68 @@ def _resolve(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
         return _BACKENDS['torch']
     if name != 'auto':
         backend = _BACKENDS[name]
-        if reason := _modules[name].why_not(x) or _why_not_surrogate(backend, surrogate):
+        reason = _modules[name].why_not(x) or _why_not_surrogate(backend, surrogate) or backend.prepare()
+        if reason:
             raise BackendUnavailable(f'LIF backend {name!r}, asked for by {asked_by}, cannot run: {reason}')
         return backend
-    is_compiling = torch.compiler.is_compiling()
-    if is_compiling:  # it sees the table of modules as it was at the first look
-        for name in _BACKENDS:
+    if torch.compiler.is_compiling():
+        for name in _BACKENDS:  # it sees the table of modules as it was at the first look
             _import(name)
+        return _choose(x, surrogate, is_compiling=True, followed=True)
+    key = (x.device, x.dtype, is_followed(x), is_known(surrogate))
+    if key not in _choices:
+        _choices[key] = _choose(x, surrogate, is_compiling=False, followed=key[2])
+        if _choices[key].name not in _logged:
+            _logged.add(_choices[key].name)
+            _logger.info('LIF backend: %s, chosen for a tensor on %s', _choices[key].name, x.device)
+    return _choices[key]
+
+
+def _choose(x: Tensor, surrogate: Surrogate, *, is_compiling: bool, followed: bool) -> Backend:
+    """The first backend that 'auto' can take. Raises: BackendUnavailable."""
     for name, backend in _BACKENDS.items():
-        if backend.auto == 'never' or (backend.auto == 'compiling' and not is_compiling):
+        if not _is_tried(backend, is_compiling, followed):
             continue
         _import(name)
         if _modules[name].why_not(x) is None and _why_not_surrogate(backend, surrogate) is None:
-            # in this order, so that torch.compile does not guard on the set and compile anew when a name is added
-            if not is_compiling and name not in _logged:
-                _logged.add(name)
-                _logger.info('LIF backend: %s, chosen for a tensor on %s', name, x.device)
-            return backend
+            if is_compiling or _is_prepared(backend):
+                return backend
     raise BackendUnavailable('no LIF backend can run this input; see timm_snn.backend_report()')
+
+
+def _is_tried(backend: Backend, is_compiling: bool, followed: bool) -> bool:
+    return backend.auto == 'always' or (is_compiling if backend.auto == 'compiling' else not followed)
+
+
+def _is_prepared(backend: Backend) -> bool:
+    """Whether it is built, now or before. One that cannot be is tried once in a process, and warned of once."""
+    with _preparing:  # other threads wait, for the warning as for the build
+        if backend.name in _unprepared:
+            return False
+        reason = backend.prepare()
+        if reason is not None:
+            _unprepared[backend.name] = reason
+            # of the processes that one launcher starts, the first of a machine speaks for all
+            level = logging.WARNING if os.environ.get('LOCAL_RANK', '0') == '0' else logging.INFO
+            _logger.log(
+                level,
+                "LIF backend %r is passed by, and what 'auto' takes instead is slower: %s. Start again when that is "
+                "mended; TIMM_SNN_BACKEND=torch, or timm_snn.set_backend('torch'), chooses without this warning",
+                *(backend.name, printable(reason, 400)),
+            )
+        return reason is None
+
+
+def is_followed(x: Tensor) -> bool:
+    """Whether a transform of torch.func, a dispatch mode or a subclass of Tensor follows what is done with x.
+
+    A kernel that reads memory is invisible to them; plain torch is not.
+    """
+    return (
+        type(x) not in (Tensor, nn.Parameter)
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def _why_not_surrogate(backend: Backend, surrogate: Surrogate) -> str | None:

@@ -19,13 +19,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .backend import BackendUnavailable
 from .backends.operator import Operator
 from .layout import ceil_div
-from .native.build import load_cpp, why_not_built
+from .native.build import LIBRARIES, load_cpp, why_not_built
 from .switches import switched, switches
 
 __all__ = ['conv2d', 'sparse_spikes']
 
 _SOURCE = Path(__file__).with_name('native') / 'sparse_conv.cpp'
-_OPTIONS = ('-ffp-contract=fast',)
+_OPTIONS = LIBRARIES['sparse_conv.cpp'].options
 _NAMES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16', torch.float64: 'float64'}
 # Densities up to which skipping zeros was faster than torch, on two cores with AVX2: kernels of one tap, of several.
 _BREAK_EVEN = {'forward': (0.35, 0.5), 'weight_gradient': (0.25, 0.9)}

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..layout import as_steps, channel_strides, empty_steps, from_steps, inner_size, step_strides
-from ..native.build import load_cpp, why_not_built, why_not_here
+from ..native.build import LIBRARIES, load_cpp, why_not_built, why_not_here
 from ..neuron import Neuron, membrane_dtype
 from ..surrogate import SURROGATES
 from .operator import empty_membrane, lif_operator, like_tau, one_step
 from .reference import scale_and_shift
 
-__all__ = ['affine_lif', 'bn_lif', 'lif', 'why_not']
+__all__ = ['affine_lif', 'bn_lif', 'lif', 'prepare', 'why_not']
 
 _SOURCE = Path(__file__).parents[1] / 'native' / 'lif.cpp'
-# No product is fused with a sum, which would move spikes; a choice between numbers may compute both.
-_OPTIONS = ('-ffp-contract=off', '-fno-trapping-math')
+_OPTIONS = LIBRARIES['lif.cpp'].options
 _NAMES = {
     torch.float32: 'float32',
     torch.bfloat16: 'bfloat16',
@@ -41,16 +41,19 @@ class _Call(ctypes.Structure):
 
 
 def why_not(x: Tensor | None = None) -> str | None:
-    """Why this does not run x, for which it is built; or without x why nothing can be built here."""
-    if x is not None and x.device.type != 'cpu':
+    """Why this does not run x, once it is built; or without x why nothing can be built here."""
+    if x is None:
+        return why_not_here()
+    if x.device.type != 'cpu':
         return f'it is for a CPU, got a tensor on {x.device}'
-    if x is not None and x.dtype not in _NAMES:
+    if x.dtype not in _NAMES:
         return f'it needs float16, bfloat16, float32 or float64, got {x.dtype}'
-    return why_not_here() if x is None else _why_not_built()
+    return None
 
 
 @torch.compiler.assume_constant_result  # torch.compile runs it instead of tracing it
-def _why_not_built() -> str | None:
+def prepare() -> str | None:
+    """Why its library cannot be built, or None; builds it if that is not done."""
     return why_not_built(_SOURCE, *_OPTIONS)
 
 
@@ -124,6 +127,7 @@ class _BnLif(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, tau, mean, var)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, *_):
         x, weight, bias, tau, mean, var = ctx.saved_tensors
         steps, channels, strides = _in_memory(x)

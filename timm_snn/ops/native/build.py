@@ -1,15 +1,20 @@
-"""C++ next to this file, built for the machine that runs it, when it is first needed, and kept in the user's cache.
+"""C++ next to this file, built for the machine that runs it and kept in the user's cache.
+
+It is built when the package is installed, if that can be, else when it is first needed.
 
 A library is code that this process will run, so nobody else may have written it, and it must be whole: a power cut or
 a full disk leaves a torn file, and to map that ends a process by SIGBUS. Hence the folder and the library belong to
 the user and can be written by nobody else, and the library's name has the hash of its content, which is read and
 compared before it is loaded.
+
+This file needs the standard library alone and imports nothing of ours: setup.py runs it where there is no torch yet.
 """
 
 import contextlib
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -20,10 +25,28 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from ...files import flush
+__all__ = ['LIBRARIES', 'CannotBuild', 'build_ahead', 'load_cpp', 'why_not_built', 'why_not_here']
 
-__all__ = ['CannotBuild', 'load_cpp', 'why_not_built', 'why_not_here']
+_logger = logging.getLogger(__name__)
+
+
+class Library(NamedTuple):
+    """What is to be known of a source beside this file before it is built."""
+
+    options: tuple[str, ...]  # of the compiler
+    without: str  # how a user goes without it
+
+
+LIBRARIES = {
+    'lif.cpp': Library(
+        # no product is fused with a sum, which would move spikes; a choice between numbers may compute both
+        ('-ffp-contract=off', '-fno-trapping-math'),
+        "TIMM_SNN_BACKEND=torch, or timm_snn.set_backend('torch'), does without",
+    ),
+    'sparse_conv.cpp': Library(('-ffp-contract=fast',), 'without sparse_spikes it is not needed'),
+}
 
 _OPTIONS = ('-O3', '-std=c++17', '-march=native', '-fopenmp', '-shared', '-fPIC')
 _PROBE = Path(__file__).with_name('probe.cpp')
@@ -42,7 +65,7 @@ def load_cpp(source: Path, *options: str) -> ctypes.CDLL:
 
     The cache is $XDG_CACHE_HOME/timm_snn, else ~/.cache/timm_snn; as the XDG specification asks, a relative
     $XDG_CACHE_HOME is passed over. One process builds at a time and the others wait for it; what a killed one has left
-    is removed by the next.
+    is removed by the next. The one that builds a library of `LIBRARIES` says so, since that takes a while.
 
     Raises: CannotBuild. A failure is not remembered: the next call tries again.
     """
@@ -60,7 +83,14 @@ def load_cpp(source: Path, *options: str) -> ctypes.CDLL:
             library = _find(folder, stem)
             if library is None:
                 with _alone(folder):
-                    library = _find(folder, stem) or _build([*compiler, *options, str(source)], folder, stem)
+                    library = _find(folder, stem)
+                    if library is None:
+                        if known := LIBRARIES.get(source.name):
+                            _logger.warning(
+                                'building %s for this machine, which takes about 15 s and is kept in %s: %s',
+                                *(source.name, path, known.without),
+                            )
+                        library = _build([*compiler, *options, str(source)], folder, stem)
             # By the folder that was looked at, whatever has that name by now. glibc takes two libraries of one name
             # for one, but this name has the hash.
             return ctypes.CDLL(f'/proc/self/fd/{folder}/{library}')
@@ -83,6 +113,20 @@ def why_not_built(source: Path, *options: str) -> str | None:
 def why_not_here() -> str | None:
     """Why no library can be built and loaded here, or None: tried on one of a few lines, in less than a second."""
     return why_not_built(_PROBE)
+
+
+def build_ahead() -> None:
+    """Builds all of `LIBRARIES`, or finds them built: what setup.py does for the user who installs the package.
+
+    Raises: CannotBuild.
+    """
+    path = _cache()
+    if platform.system() == 'Linux' and os.geteuid() == 0:
+        home = next(folder for folder in path.parents if folder.exists())
+        if owner := home.stat().st_uid:  # as by sudo: the folder would be closed to the user who has that home
+            raise CannotBuild(f'{home} belongs to user {owner}, for whom root does not build')
+    for name, library in LIBRARIES.items():
+        load_cpp(Path(__file__).with_name(name), *library.options)
 
 
 def _compiler() -> list[str]:
@@ -191,11 +235,12 @@ def _build(command: list[str], folder: int, stem: str) -> str:
         if not unfinished.is_file():
             raise CannotBuild(f'{shlex.join(command)} made no library')
         unfinished.chmod(0o600)
-        flush(unfinished)
-        name = f'{stem}-{hashlib.sha256(unfinished.read_bytes()).hexdigest()}.so'
+        with unfinished.open('rb') as file:
+            os.fsync(file)
+            name = f'{stem}-{hashlib.sha256(file.read()).hexdigest()}.so'
         _remove(folder, f'{stem}-')  # torn, or somebody else's
         unfinished.replace(here / name)
-        flush(here)
+        os.fsync(folder)
         return name
     finally:
         shutil.rmtree(workplace, ignore_errors=True)

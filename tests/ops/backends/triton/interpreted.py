@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import timm_snn
 from timm_snn.layers import ConvBnLif
-from timm_snn.ops import Neuron, Sigmoid, backend, bn_lif, lif, lif_stream, mssa
+from timm_snn.ops import Neuron, Sigmoid, bn_lif, lif, lif_stream, mssa
 
 pytestmark = [
     pytest.mark.usefixtures('poisoned'),
@@ -68,10 +68,9 @@ def test_the_kernels_really_run(monkeypatch, autocast):
     monkeypatch.setattr(
         lif_file, 'launch', lambda kernel, *a, **k: (launched.append(kernel.__name__), launch(kernel, *a, **k))
     )
-    monkeypatch.setattr(backend, '_logged', set())
     x = currents(4, 3, 5).requires_grad_()
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-        spikes = timm_snn.LIF()(x)  # 'auto'
+        spikes = timm_snn.LIF(backend='triton')(x)
     spikes.sum().backward()
     assert launched == ['_forward_kernel', '_backward_kernel'] and spikes.dtype == x.grad.dtype == torch.float32
 
