@@ -48,9 +48,10 @@ class Backend:
 
     The module has `lif` and `why_not(x)`: why it cannot run tensors of the dtype and device of x, or without x why it
     cannot run at all, ending in what to install; None if it can. It may have `prepare()`, which builds what it runs
-    unless that is done, and returns why it cannot, or None. It may have fused ops, which are found by name: `bn_lif`, `bn_pool_lif`, `affine_lif`,
-    `affine_pool_lif` and `mssa`; what it lacks is composed of its neuron and plain torch. All have the contracts of
-    backends/reference.py. It is imported when it is first asked for and may import what it needs at its top.
+    unless that is done, and returns why it cannot, or None. It may have fused ops, which are found by name: `bn_lif`,
+    `bn_pool_lif`, `affine_lif`, `affine_pool_lif` and `mssa`; what it lacks is composed of its neuron and plain torch.
+    All have the contracts of backends/reference.py. It is imported when it is first asked for and may import what it
+    needs at its top.
     """
 
     name: str
@@ -182,7 +183,8 @@ def _available(reason: str | None) -> str:
 
 def _describe_choice(device: str, is_compiling: bool, reasons: dict[str, str | None]) -> str:
     """What 'auto' takes for float32 and why none before it, given why backends cannot run at all. Builds nothing."""
-    x, passed_by = torch.empty(1, 1, device=device), []
+    x = torch.empty(1, 1, device=device)
+    passed_by: list[str] = []
     for name, backend in _BACKENDS.items():
         reason = 'see above' if reasons[name] else _unprepared.get(name) or _modules[name].why_not(x)
         if not _is_tried(backend, is_compiling, is_compiling):
@@ -231,9 +233,10 @@ def _choose(x: Tensor, surrogate: Surrogate, *, is_compiling: bool, followed: bo
         if not _is_tried(backend, is_compiling, followed):
             continue
         _import(name)
-        if _modules[name].why_not(x) is None and _why_not_surrogate(backend, surrogate) is None:
-            if is_compiling or _is_prepared(backend):
-                return backend
+        if _modules[name].why_not(x) or _why_not_surrogate(backend, surrogate):
+            continue
+        if is_compiling or _is_prepared(backend):
+            return backend
     raise BackendUnavailable('no LIF backend can run this input; see timm_snn.backend_report()')
 
 

@@ -238,14 +238,77 @@ def test_without_a_place_to_write_it_is_unavailable_and_says_what_to_set(base, n
 
 
 @needs_compiler
-def test_processes_may_build_it_at_once_and_one_does(source, cache):
+def test_who_builds_says_what_happens_and_how_to_go_without(source, cache, monkeypatch, caplog):
+    monkeypatch.setitem(build.LIBRARIES, source.name, build.Library((), 'an abacus does without'))
+    for _ in range(2):
+        write(source, 42)
+        build.load_cpp(source)
+    (record,) = caplog.records
+    assert record.levelname == 'WARNING' and '\n' not in record.getMessage()
+    for part in (source.name, str(cache), 'about 15 s', 'an abacus does without'):
+        assert part in record.getMessage()
+
+
+@needs_compiler
+def test_processes_may_build_it_at_once_and_one_does_and_says_so(source, cache):
     write(source, 7)
     code = (
-        'from pathlib import Path; from timm_snn.ops.native import build; run, count = build._run, []; '
-        'build._run = lambda command, *a, **k: ("-o" in command and count.append(1)) or run(command, *a, **k); '
-        f'print(build.load_cpp(Path({str(source)!r})).answer(), len(count))'
+        f'import pathlib, runpy; build = runpy.run_path({build.__file__!r}); '
+        'build["LIBRARIES"]["answer.cpp"] = build["LIBRARIES"]["lif.cpp"]; '
+        f'print(build["load_cpp"](pathlib.Path({str(source)!r})).answer())'
     )
-    started = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = sorted(process.communicate()[0].strip() for process in started)
-    assert said == ['7 0', '7 0', '7 1']
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = [subprocess.Popen([sys.executable, '-c', code], **pipe) for _ in range(3)]
+    printed, said = zip(*(process.communicate() for process in started), strict=True)
+    assert printed == ('7\n', '7\n', '7\n')
+    (line,) = ''.join(said).splitlines()
+    assert line.startswith('building answer.cpp for this machine')
     assert len(libraries(cache)) == 1
+
+
+@needs_compiler
+def test_paths_may_have_spaces(source, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'a cache'))
+    (tmp_path / 'a checkout').mkdir()
+    source = tmp_path / 'a checkout' / 'an answer.cpp'
+    (tmp_path / 'a checkout' / 'number.hpp').write_text('const int number = 42;\n')
+    source.write_text('#include "number.hpp"\nextern "C" int answer() { return number; }\n')
+    assert build.load_cpp(source).answer() == 42
+
+
+@needs_compiler
+def test_a_home_that_cannot_be_written_is_no_reason_not_to_load_what_is_there(source, cache, builds, monkeypatch):
+    """As in a container, whose image was made with the libraries and runs read-only."""
+    write(source, 42)
+    build.load_cpp(source)
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, 'Read-only file system')
+
+    write(source, 42)
+    with monkeypatch.context() as patch:
+        for name in ('chmod', 'fchmod', 'unlink', 'rename', 'replace'):
+            patch.setattr(os, name, refuse)
+        assert build.load_cpp(source).answer() == 42
+    assert builds == [1]
+
+
+@needs_compiler
+def test_all_libraries_are_built_ahead(source, cache, tmp_path, monkeypatch):
+    write(source, 42)
+    monkeypatch.setattr(build, 'LIBRARIES', {source.name: build.Library(('-DX=1',), '')})
+    monkeypatch.setattr(build, '__file__', str(tmp_path / 'build.py'))
+    build.build_ahead()
+    assert len(libraries(cache)) == 1
+    monkeypatch.setattr(build, '_build', None)
+    build.load_cpp.cache_clear()
+    assert build.load_cpp(source, '-DX=1').answer() == 42  # by the name that the first use looks for
+
+
+@needs_root
+def test_root_does_not_build_into_the_home_of_another_user(source, cache):
+    cache.parent.mkdir()
+    os.chown(cache.parent, 12345, 12345)
+    with pytest.raises(build.CannotBuild, match='belongs to user 12345'):
+        build.build_ahead()
+    assert not cache.exists()

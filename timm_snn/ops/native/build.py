@@ -120,9 +120,8 @@ def build_ahead() -> None:
 
     Raises: CannotBuild.
     """
-    path = _cache()
     if platform.system() == 'Linux' and os.geteuid() == 0:
-        home = next(folder for folder in path.parents if folder.exists())
+        home = next(folder for folder in _cache().parents if folder.exists())
         if owner := home.stat().st_uid:  # as by sudo: the folder would be closed to the user who has that home
             raise CannotBuild(f'{home} belongs to user {owner}, for whom root does not build')
     for name, library in LIBRARIES.items():
