@@ -29,6 +29,7 @@ _OPTIONS = LIBRARIES['sparse_conv.cpp'].options
 _NAMES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16', torch.float64: 'float64'}
 # Densities up to which skipping zeros was faster than torch, on two cores with AVX2: kernels of one tap, of several.
 _BREAK_EVEN = {'forward': (0.35, 0.5), 'weight_gradient': (0.25, 0.9)}
+_BLOCK = 32  # outputs that are summed together
 _SAMPLE = 61  # every so many numbers are looked at for the density; a prime, so that no channel is left out
 # torch's bfloat16 convolutions take many times as long as float32 ones on a CPU without AVX-512.
 _SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'DEFAULT')
@@ -210,7 +211,7 @@ def _call(name: str, x: Tensor, weight: Tensor, padding: tuple[int, int], *tenso
     n, c, h, w = x.shape
     o, _, *kernel = weight.shape
     shape = (ctypes.c_int64 * 13)(n, h, w, c, o, *kernel, *padding, *weight.stride())
-    function = getattr(_library(), f'{name}_{_NAMES[x.dtype]}_{_block(o)}')
+    function = getattr(_library(), f'{name}_{_NAMES[x.dtype]}')
     return function(shape, *(ctypes.c_void_p(t.data_ptr()) for t in tensors), torch.get_num_threads())
 
 
@@ -228,11 +229,6 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _block(out_chs: int) -> int:
-    """Outputs that are summed together: 64, or 32 if those of the last block would be empty."""
-    return 32 if 0 < out_chs % 64 <= 32 else 64
-
-
 def _packed_weight(weight: Tensor, x: Tensor) -> Tensor | None:
     """[O, C, KH, KW] -> [blocks, KH, KW, C, block], rounded to the dtype of x; frozen ones are kept.
 
@@ -244,7 +240,7 @@ def _packed_weight(weight: Tensor, x: Tensor) -> Tensor | None:
     if made_from is not None and parameter in _packed and _packed[parameter][0] == key:
         return _packed[parameter][1]
     o, c, *kernel = weight.shape
-    rows = torch.empty(ceil_div(o, _block(o)), *kernel, c, _block(o), dtype=_sum_dtype(x.dtype))
+    rows = torch.empty(ceil_div(o, _BLOCK), *kernel, c, _BLOCK, dtype=_sum_dtype(x.dtype))
     weight = weight.detach().to(x.dtype)
     finite_rows = rows if _call('pack', x, weight, (0, 0), weight, rows) else None
     if made_from is not None:

@@ -15,48 +15,62 @@
 #include <vector>
 
 #include "sparse_tiles.hpp"
+#include "vectors.hpp"
 
 namespace {
 
 constexpr int REGISTER = 32;  // bytes
+// Numbers that are summed together, as in sparse_conv.py: few, so that the rows of a slice fit into the nearest cache
+constexpr int B = 32;
 
 // B sums in vector registers
-template <typename A, int B>
+template <typename A>
 struct RegisterSums {
     typedef A vec __attribute__((vector_size(REGISTER), aligned(alignof(A)), may_alias));
     static constexpr int LANES = REGISTER / sizeof(A), SIZE = B / LANES;
     vec sums[SIZE];
 
-    void load(const A* from) {
+    INLINE void load(const A* from) {
         for (int i = 0; i < SIZE; i++) sums[i] = *(const vec*)(from + i * LANES);
     }
-    void save(A* to) const {
+    INLINE void save(A* to) const {
         for (int i = 0; i < SIZE; i++) *(vec*)(to + i * LANES) = sums[i];
     }
-    // Adds rows[list[j]] for all j, times values[j] unless there are none, which means that all are 1
-    template <typename Index>
-    void add(const A* rows, const Index* list, const A* values, int64_t count) {
-        if (values == nullptr) {
-            for (int64_t j = 0; j < count; j++) {
-                const A* row = rows + int64_t(list[j]) * B;
+    template <bool ONES>
+    INLINE void add(const A* matrix, const Rows<A>& rows, int64_t j) {
+        const A* row = matrix + int64_t(rows.list[j]) * B;
 #pragma GCC unroll 16
-                for (int i = 0; i < SIZE; i++) sums[i] += *(const vec*)(row + i * LANES);
-            }
-        } else {
-            for (int64_t j = 0; j < count; j++) {
-                const A* row = rows + int64_t(list[j]) * B;
-#pragma GCC unroll 16
-                for (int i = 0; i < SIZE; i++) sums[i] += values[j] * *(const vec*)(row + i * LANES);
-            }
+        for (int i = 0; i < SIZE; i++) {
+            vec numbers = *(const vec*)(row + i * LANES);
+            sums[i] += ONES ? numbers : rows.values[j] * numbers;
         }
     }
 };
 
+// Adds rows of the matrix to two sums of B numbers: two at a time, since an addition waits for the one before it
+template <bool ONES, typename A>
+void add_rows(const A* matrix, const Rows<A>& first, A* to_first, const Rows<A>& second, A* to_second) {
+    RegisterSums<A> a, b;
+    a.load(to_first), b.load(to_second);
+    int64_t both = std::min(first.count, second.count), j = 0;
+    for (; j < both; j++) a.template add<ONES>(matrix, first, j), b.template add<ONES>(matrix, second, j);
+    for (int64_t i = j; i < first.count; i++) a.template add<ONES>(matrix, first, i);
+    for (int64_t i = j; i < second.count; i++) b.template add<ONES>(matrix, second, i);
+    a.save(to_first), b.save(to_second);
+}
+
+template <typename A>
+void add_rows(const A* matrix, const Rows<A>& first, A* to_first, const Rows<A>& second, A* to_second) {
+    (first.values ? add_rows<false, A> : add_rows<true, A>)(matrix, first, to_first, second, to_second);
+}
+
 // Output channels o to o + B of a tile
-template <typename X, typename A, int B>
+template <typename X, typename A>
 void forward_tile(const Shape& s, const Tile& t, const PixelLists<A>& seen, int64_t o, const A* weight, const A* bias,
                   X* y) {
     static thread_local std::vector<A> sums;  // [pixel][B]
+    A nowhere[B] = {};
+    const Rows<A> nothing{};
     sums.resize(t.rows() * t.columns() * B);
     for (int64_t i = 0; i < t.rows() * t.columns(); i++) std::copy_n(bias + o, B, &sums[i * B]);
     for (int64_t chunk = 0; chunk < seen.chunks; chunk++)
@@ -64,18 +78,16 @@ void forward_tile(const Shape& s, const Tile& t, const PixelLists<A>& seen, int6
             for (int64_t kw = 0; kw < s.KW; kw++) {
                 const A* slice = weight + ((o / B * s.KH + kh) * s.KW + kw) * s.C * B;
                 int64_t dy = kh - s.PH, dx = kw - s.PW;
-                for (int64_t r = std::max(t.r0, -dy); r < std::min(t.r1, s.H - dy); r++)
-                    for (int64_t c = std::max(t.c0, -dx); c < std::min(t.c1, s.W - dx); c++) {
-                        int64_t pixel = (r + dy - seen.y0) * seen.width + c + dx - seen.x0;
-                        const int32_t* start = &seen.start[pixel * seen.chunks + chunk];
-                        int64_t begin = start[0], count = start[1] - begin;
-                        if (count == 0) continue;
-                        A* to = &sums[((r - t.r0) * t.columns() + c - t.c0) * B];
-                        RegisterSums<A, B> sum;
-                        sum.load(to);
-                        sum.add(slice, &seen.index[begin], seen.values.empty() ? nullptr : &seen.values[begin], count);
-                        sum.save(to);
+                for (int64_t r = std::max(t.r0, -dy); r < std::min(t.r1, s.H - dy); r++) {
+                    int64_t begin = std::max(t.c0, -dx), end = std::min(t.c1, s.W - dx);
+                    int64_t pixel = (r + dy - seen.y0) * seen.width + begin + dx - seen.x0;
+                    A* to = &sums[((r - t.r0) * t.columns() + begin - t.c0) * B];
+                    for (int64_t c = begin; c < end; c += 2, pixel += 2, to += 2 * B) {
+                        bool has_next = c + 1 < end;
+                        add_rows(slice, seen.rows(pixel, chunk), to, has_next ? seen.rows(pixel + 1, chunk) : nothing,
+                                    has_next ? to + B : nowhere);
                     }
+                }
             }
     for (int64_t r = t.r0; r < t.r1; r++)
         for (int64_t c = t.c0; c < t.c1; c++) {
@@ -85,7 +97,7 @@ void forward_tile(const Shape& s, const Tile& t, const PixelLists<A>& seen, int6
         }
 }
 
-template <typename X, typename A, int B>
+template <typename X, typename A>
 void forward(const Shape& s, const void* x, const void* packed, const void* bias, void* y, int threads) {
     std::vector<Tile> tiles = tiles_of(s);
     std::vector<PixelLists<A>> seen(tiles.size());
@@ -97,13 +109,13 @@ void forward(const Shape& s, const void* x, const void* packed, const void* bias
         // block by block, so that the weights of a block stay in the second-level cache for all tiles
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < blocks * count; i++)
-            forward_tile<X, A, B>(s, tiles[i % count], seen[i % count], i / count * B, (const A*)packed, (const A*)bias,
+            forward_tile<X, A>(s, tiles[i % count], seen[i % count], i / count * B, (const A*)packed, (const A*)bias,
                                   (X*)y);
     }
 }
 
 // The gradient of the weight. One thread sums a number, tile by tile, so that the number of threads changes nothing.
-template <typename X, typename A, int B>
+template <typename X, typename A>
 void weight_gradient(const Shape& s, const void* x, const void* gy, void* gweight, int threads) {
     std::vector<Tile> tiles = tiles_of(s);
     std::vector<ChannelLists<A>> columns(tiles.size());
@@ -121,6 +133,8 @@ void weight_gradient(const Shape& s, const void* x, const void* gy, void* gweigh
         static thread_local std::vector<A> rows;  // gradients of a tile, [rows + 1][width][B]
         static thread_local std::vector<A> sums;  // [KW][c1 - c0][B]
         sums.assign(s.KW * (c1 - c0) * B, 0);
+        A nowhere[B] = {};
+        const Rows<A> nothing{};
         for (size_t i = 0; i < tiles.size(); i++) {
             const Tile& t = tiles[i];
             const ChannelLists<A>& seen = columns[i];
@@ -132,16 +146,12 @@ void weight_gradient(const Shape& s, const void* x, const void* gy, void* gweigh
                     for (int64_t j = 0; j < outputs; j++) row[j] = value(from[j]);
                 }
             for (int64_t kw = 0; kw < s.KW; kw++)
-                for (int64_t c = c0; c < c1; c++) {
-                    const int64_t* start = &seen.start[c * (seen.rows + 1) + kh];
-                    int64_t begin = start[0], count = start[t.rows()] - begin;
-                    if (count == 0) continue;
+                for (int64_t c = c0; c < c1; c += 2) {
+                    const A* matrix = rows.data() + (s.KW - 1 - kw - kh * seen.width) * B;
                     A* to = &sums[(kw * (c1 - c0) + c - c0) * B];
-                    RegisterSums<A, B> sum;
-                    sum.load(to);
-                    sum.add(rows.data() + (s.KW - 1 - kw - kh * seen.width) * B, &seen.index[begin],
-                            seen.values.empty() ? nullptr : &seen.values[begin], count);
-                    sum.save(to);
+                    bool has_next = c + 1 < c1;
+                    add_rows(matrix, seen.of(c, kh, t.rows()), to, has_next ? seen.of(c + 1, kh, t.rows()) : nothing,
+                                has_next ? to + B : nowhere);
                 }
         }
         for (int64_t kw = 0; kw < s.KW; kw++)
@@ -153,7 +163,7 @@ void weight_gradient(const Shape& s, const void* x, const void* gy, void* gweigh
 }
 
 // The weight as the forward pass reads it. Returns whether all of it is finite.
-template <typename X, typename A, int B>
+template <typename X, typename A>
 bool pack(const Shape& s, const void* weight, void* packed, int threads) {
     constexpr int64_t COLUMNS = 16;  // transposed at a time: as many as a line of the cache holds
     int64_t blocks = (s.O + B - 1) / B, taps = s.KH * s.KW;
@@ -208,20 +218,19 @@ extern "C" void fingerprint(const void* memory, int64_t size, uint64_t* to, int 
     *to = fingerprint((const char*)memory, size, threads);
 }
 
-#define EXPORT(NAME, X, A, B)                                                                                       \
-    extern "C" void forward_##NAME##_##B(const Shape* s, const void* x, const void* packed, const void* bias,       \
-                                         void* y, int threads) {                                                    \
-        forward<X, A, B>(*s, x, packed, bias, y, threads);                                                          \
-    }                                                                                                               \
-    extern "C" void weight_gradient_##NAME##_##B(const Shape* s, const void* x, const void* gy, void* gweight,      \
-                                                 int threads) {                                                     \
-        weight_gradient<X, A, B>(*s, x, gy, gweight, threads);                                                      \
-    }                                                                                                               \
-    extern "C" int pack_##NAME##_##B(const Shape* s, const void* weight, void* packed, int threads) {               \
-        return pack<X, A, B>(*s, weight, packed, threads);                                                          \
+#define EXPORT(NAME, X, A)                                                                                     \
+    extern "C" void forward_##NAME(const Shape* s, const void* x, const void* packed, const void* bias, void* y, \
+                                   int threads) {                                                              \
+        forward<X, A>(*s, x, packed, bias, y, threads);                                                        \
+    }                                                                                                          \
+    extern "C" void weight_gradient_##NAME(const Shape* s, const void* x, const void* gy, void* gweight,       \
+                                           int threads) {                                                      \
+        weight_gradient<X, A>(*s, x, gy, gweight, threads);                                                    \
+    }                                                                                                          \
+    extern "C" int pack_##NAME(const Shape* s, const void* weight, void* packed, int threads) {                \
+        return pack<X, A>(*s, weight, packed, threads);                                                        \
     }
-#define EXPORT_BOTH(NAME, X, A) EXPORT(NAME, X, A, 32) EXPORT(NAME, X, A, 64)
 
-EXPORT_BOTH(float32, float, float)
-EXPORT_BOTH(bfloat16, bf16, float)
-EXPORT_BOTH(float64, double, double)
+EXPORT(float32, float, float)
+EXPORT(bfloat16, bf16, float)
+EXPORT(float64, double, double)

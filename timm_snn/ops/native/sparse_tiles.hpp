@@ -39,6 +39,14 @@ std::vector<Tile> tiles_of(const Shape& s) {
     return tiles;
 }
 
+// Rows that a list names, times values unless there are none, which means that all are 1
+template <typename A>
+struct Rows {
+    const uint16_t* list;
+    const A* values;
+    int64_t count;
+};
+
 // The nonzeros of x that a tile sees, listed by pixel in chunks of channels, for the forward pass
 template <typename A>
 struct PixelLists {
@@ -47,6 +55,11 @@ struct PixelLists {
     std::vector<int32_t> start;   // of each list, [pixel][chunk], and the end of the last
     int64_t y0, x0, width;        // the first row and column of x that the tile sees, and how many columns
     int64_t chunks;
+
+    Rows<A> rows(int64_t pixel, int64_t chunk) const {
+        const int32_t* at = &start[pixel * chunks + chunk];
+        return {&index[at[0]], values.empty() ? nullptr : &values[at[0]], at[1] - at[0]};
+    }
 
     template <typename X>
     void fill(const Shape& s, const Tile& t, const X* x) {
@@ -78,6 +91,12 @@ struct ChannelLists {
     std::vector<A> values;       // empty if all are 1
     std::vector<int64_t> start;  // of each row of a channel, [C][rows + 1], with the end of its last
     int64_t rows, width;
+
+    // Of a channel, in `count` rows from `first` on
+    Rows<A> of(int64_t channel, int64_t first, int64_t count) const {
+        const int64_t* at = &start[channel * (rows + 1) + first];
+        return {&index[at[0]], values.empty() ? nullptr : &values[at[0]], at[count] - at[0]};
+    }
 
     template <typename X>
     void fill(const Shape& s, const Tile& t, const X* x) {
