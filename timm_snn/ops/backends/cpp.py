@@ -17,7 +17,6 @@ from ..native.build import LIBRARIES, load_cpp, why_not_built, why_not_here
 from ..neuron import Neuron, membrane_dtype
 from ..surrogate import SURROGATES
 from .operator import empty_membrane, lif_operator, like_tau, one_step
-from .reference import scale_and_shift
 
 __all__ = ['affine_lif', 'bn_lif', 'lif', 'prepare', 'why_not']
 
@@ -35,7 +34,7 @@ _SURROGATES = list(SURROGATES)  # in the order of lif.cpp
 class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ('T', 'rows', 'C', 'S', 'x_stride', 'grad_stride')),
-        *((name, ctypes.c_double) for name in ('tau', 'v_threshold', 'v_rest', 'alpha')),
+        *((name, ctypes.c_double) for name in ('tau', 'v_threshold', 'v_rest', 'alpha', 'eps')),
         *((name, ctypes.c_int32) for name in ('hard_reset', 'decay_input', 'detach_reset', 'surrogate', 'threads')),
     )
 
@@ -105,52 +104,43 @@ def bn_lif(
 def affine_lif(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     """The neuron of x * scale + shift, [C] each, without a gradient."""
     steps, channels, strides = _in_memory(x)
-    return from_steps(_fire(steps, channels, scale, shift, _settings(neuron, tau)), x, strides)
+    spikes = torch.empty(steps.shape, dtype=steps.dtype)
+    _call('fire', steps, channels, _settings(neuron, tau), (steps, None, scale, shift, spikes, None))
+    return from_steps(spikes, x, strides)
 
 
 class _BnLif(torch.autograd.Function):
-    @staticmethod
-    def forward(x, weight, bias, tau, neuron, eps):
-        steps, channels, strides = _in_memory(x)
-        mean, var = torch.empty(2, x.shape[2], dtype=membrane_dtype(x.dtype)).unbind()
-        settings = _settings(neuron, tau)
-        _call('statistics', steps, channels, settings, (steps, mean, var))
-        spikes = _fire(steps, channels, *scale_and_shift(weight, bias, mean, var, eps), settings)
-        return from_steps(spikes, x, strides), mean, var
+    """With `ctx` in forward: torch looks up signatures in every call of one that has `setup_context`."""
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, tau, ctx.neuron, ctx.eps = inputs
-        _, mean, var = output
+    def forward(ctx, x, weight, bias, tau, neuron, eps):
+        steps, channels, strides = _in_memory(x)
+        dtype = membrane_dtype(x.dtype)
+        norm = torch.empty(5, x.shape[2], dtype=dtype)  # see Norm in bn_lif.hpp
+        spikes = torch.empty(steps.shape, dtype=steps.dtype)
+        settings = _settings(neuron, tau, eps)
+        affine = [t.to(dtype).contiguous() for t in (weight, bias)]
+        _call('bn_fire', steps, channels, settings, (steps, *affine, norm, spikes))
+        ctx.settings, ctx.dtypes = settings, (weight.dtype, bias.dtype)
+        ctx.save_for_backward(x, norm, tau)
+        mean, var = norm[0], norm[1]
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, tau, mean, var)
+        return from_steps(spikes, x, strides), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *_):
-        x, weight, bias, tau, mean, var = ctx.saved_tensors
+        x, norm, tau = ctx.saved_tensors
         steps, channels, strides = _in_memory(x)
         grad_steps = as_steps(grad, strides)
-        scale, shift = scale_and_shift(weight, bias, mean, var, ctx.eps)
-        grad_x, sums = torch.empty_like(steps), mean.new_empty(2, len(mean))
-        grad_tau = None if tau is None else mean.new_zeros(())
-        _call(
-            'bn_backward',
-            steps,
-            channels,
-            _settings(ctx.neuron, tau),
-            (steps, scale, shift, mean, (var + ctx.eps).rsqrt(), grad_steps, grad_x, sums, grad_tau),
-            grad_steps.stride(0),
-        )
-        grads = from_steps(grad_x, x, strides), sums[1].to(weight.dtype), sums[0].to(bias.dtype)
+        grad_x, sums = torch.empty_like(steps), norm.new_empty(2, norm.shape[1])
+        grad_tau = None if tau is None else norm.new_zeros(())
+        tensors = (steps, norm, grad_steps, grad_x, sums, grad_tau)
+        _call('bn_backward', steps, channels, ctx.settings, tensors, grad_steps.stride(0))
+        of_weight, of_bias = ctx.dtypes
+        grads = from_steps(grad_x, x, strides), sums[1].to(of_weight), sums[0].to(of_bias)
         return *grads, like_tau(grad_tau, tau), None, None
-
-
-def _fire(steps: Tensor, channels: tuple[int, int], scale: Tensor, shift: Tensor, settings: tuple) -> Tensor:
-    spikes = torch.empty(steps.shape, dtype=steps.dtype)
-    _call('fire', steps, channels, settings, (steps, None, scale, shift, spikes, None))
-    return spikes
 
 
 def _in_memory(x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, ...]]:
@@ -159,11 +149,11 @@ def _in_memory(x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, ...]]:
     return as_steps(x, strides), (x.shape[2], inner_size(x, strides)), strides
 
 
-def _settings(neuron: Neuron, tau: Tensor | None) -> tuple:
+def _settings(neuron: Neuron, tau: Tensor | None, eps: float = 0.0) -> tuple:
     """Of a neuron, as `_Call` lists them: numbers, then flags."""
     surrogate = neuron.surrogate
     return (
-        *(float(neuron.tau if tau is None else tau), neuron.v_threshold, neuron.v_rest, surrogate.alpha),  # type: ignore[arg-type]
+        *(float(neuron.tau if tau is None else tau), neuron.v_threshold, neuron.v_rest, surrogate.alpha, eps),  # type: ignore[arg-type]
         *(neuron.v_reset is not None, neuron.decay_input, neuron.detach_reset, _SURROGATES.index(surrogate.name)),
     )
 

@@ -42,9 +42,17 @@ struct ChannelSums {
     }
 };
 
-// Mean and biased variance of each channel. The sums are of distances from its first number, to lose no digits.
+// What batch norm knows of each channel, [5][C]: mean, biased variance, 1 / standard deviation, and x as current:
+// x * scale + shift
+template <typename A>
+struct Norm {
+    A *mean, *var, *rstd, *scale, *shift;
+    Norm(A* at, int64_t C) : mean(at), var(at + C), rstd(at + 2 * C), scale(at + 3 * C), shift(at + 4 * C) {}
+};
+
+// The sums are of distances from the first number of a channel, to lose no digits.
 template <typename X, typename A>
-void statistics(const Call& call, const X* x, A* mean, A* var) {
+void normalise(const Call& call, const X* x, const A* weight, const A* bias, const Norm<A>& norm) {
     typedef Pack<A> P;
     Partition partition(call, P::N);
     ChannelSums<A> sums(partition);
@@ -69,7 +77,11 @@ void statistics(const Call& call, const X* x, A* mean, A* var) {
     double count = double(call.T) * call.rows * call.S;
     for (int64_t c = 0; c < call.C; c++) {
         double distance = total[c] / count;
-        mean[c] = first[c] + distance, var[c] = std::max(total[call.C + c] / count - distance * distance, 0.0);
+        norm.mean[c] = first[c] + distance;
+        norm.var[c] = std::max(total[call.C + c] / count - distance * distance, 0.0);
+        norm.rstd[c] = 1 / std::sqrt(norm.var[c] + A(call.eps));
+        norm.scale[c] = weight[c] * norm.rstd[c];
+        norm.shift[c] = bias[c] - norm.mean[c] * norm.scale[c];
     }
 }
 
@@ -81,15 +93,15 @@ void statistics(const Call& call, const X* x, A* mean, A* var) {
 // The first pass over memory takes the sums and keeps g in grad_x; the second completes it. In half precision grad_x
 // would round g once more, so the second pass computes g again.
 template <typename X, typename A, bool USUAL>
-void bn_backward(const Call& call, const X* x, const A* scale, const A* shift, const A* mean, const A* rstd,
-                 const X* grad, X* grad_x, A* grad_affine, A* grad_tau) {
+void bn_backward(const Call& call, const X* x, const Norm<A>& norm, const X* grad, X* grad_x, A* grad_affine,
+                 A* grad_tau) {
     typedef Pack<A> P;
     constexpr bool KEEPS = std::is_same<X, A>::value;
     Partition partition(call, P::N);
     ChannelSums<A> sums(partition);
     std::vector<A> tau_parts(grad_tau ? partition.items() : 0);
-    std::vector<A> scales = cyclic(scale, call.C), shifts = cyclic(shift, call.C), means = cyclic(mean, call.C),
-                   rstds = cyclic(rstd, call.C);
+    std::vector<A> scales = cyclic(norm.scale, call.C), shifts = cyclic(norm.shift, call.C),
+                   means = cyclic(norm.mean, call.C), rstds = cyclic(norm.rstd, call.C);
     auto run = [&](Neurons<X, A, USUAL>& neurons, const Span& s, auto use) {
         neurons.set_scale(s, scales, shifts);
         neurons.run(s, x, nullptr);
@@ -123,7 +135,7 @@ void bn_backward(const Call& call, const X* x, const A* scale, const A* shift, c
     double count = double(call.T) * call.rows * call.S;
     std::vector<A> offsets(call.C), slopes(call.C);  // of what the statistics take from g, a line in x - mean
     for (int64_t c = 0; c < call.C; c++) {
-        offsets[c] = total[c] / count, slopes[c] = total[call.C + c] * rstd[c] / count;
+        offsets[c] = total[c] / count, slopes[c] = total[call.C + c] * norm.rstd[c] / count;
     }
     offsets = cyclic(offsets.data(), call.C), slopes = cyclic(slopes.data(), call.C);
     parallel<X, A, USUAL>(partition, [&](Neurons<X, A, USUAL>& neurons, int64_t item) {

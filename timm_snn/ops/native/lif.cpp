@@ -76,13 +76,15 @@ void fire_backward(const Call& call, const X* x, const A* v, const X* grad, cons
         (is_usual(*call, grad_tau) ? fire_backward<X, A, true> : fire_backward<X, A, false>)(                          \
             *call, x, v, grad, grad_v, grad_x, grad_v_first, grad_tau);                                                \
     }                                                                                                                  \
-    extern "C" void bn_backward_##NAME(const Call* call, const X* x, const A* scale, const A* shift, const A* mean,    \
-                                       const A* rstd, const X* grad, X* grad_x, A* grad_affine, A* grad_tau) {         \
-        (is_usual(*call, grad_tau) ? bn_backward<X, A, true> : bn_backward<X, A, false>)(                              \
-            *call, x, scale, shift, mean, rstd, grad, grad_x, grad_affine, grad_tau);                                  \
+    extern "C" void bn_fire_##NAME(const Call* call, const X* x, const A* weight, const A* bias, A* norm, X* spikes) { \
+        Norm<A> at(norm, call->C);                                                                                     \
+        normalise<X, A>(*call, x, weight, bias, at);                                                                   \
+        fire_##NAME(call, x, nullptr, at.scale, at.shift, spikes, nullptr);                                            \
     }                                                                                                                  \
-    extern "C" void statistics_##NAME(const Call* call, const X* x, A* mean, A* var) {                                 \
-        statistics<X, A>(*call, x, mean, var);                                                                         \
+    extern "C" void bn_backward_##NAME(const Call* call, const X* x, A* norm, const X* grad, X* grad_x,                \
+                                       A* grad_affine, A* grad_tau) {                                                  \
+        (is_usual(*call, grad_tau) ? bn_backward<X, A, true> : bn_backward<X, A, false>)(                              \
+            *call, x, Norm<A>(norm, call->C), grad, grad_x, grad_affine, grad_tau);                                    \
     }
 
 EXPORT(float32, float, float)

@@ -8,7 +8,7 @@
 // Field by field as in backends/cpp.py
 struct Call {
     int64_t T, rows, C, S, x_stride, grad_stride;
-    double tau, v_threshold, v_rest, alpha;
+    double tau, v_threshold, v_rest, alpha, eps;
     int32_t hard_reset, decay_input, detach_reset, surrogate, threads;
 };
 
