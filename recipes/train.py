@@ -48,6 +48,7 @@ from timm_snn.training.fingerprint import fingerprint
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
 from timm_snn.training.loading import loading_errors, make_loader
+from timm_snn.training.on_device import Augmentation, DeviceImages
 from timm_snn.training.models import check_neurons, input_config, open_to_train, save_model
 from timm_snn.training.progress import Progress, StopSignal, write_summary
 from timm_snn.training.tasks import make_learner, make_task
@@ -131,10 +132,16 @@ class Run:
                 f'{len(self.train_set)} training samples do not fill a batch of {batch_size} for each of '
                 f'{num_processes} processes and {self.accumulation} steps of accumulation: pass a smaller --batch-size'
             )
-        on_gpu = self.accelerator.device.type == 'cuda'
-        self.loader_of = partial(make_loader, batch_size=batch_size, workers=args.workers, pin_memory=on_gpu)
+        device, is_quiet = self.accelerator.device, not self.accelerator.is_main_process
+        self.loader_of = partial(
+            make_loader, batch_size=batch_size, workers=args.workers, pin_memory=device.type == 'cuda'
+        )
+        self.device_images = None
+        if args.data_on_device:
+            augment = Augmentation(self.data_config, **options.transform_options(args))
+            self.device_images = DeviceImages(self.train_set, device, augment, is_quiet)
         self.train_loader, self.val_loader = self.accelerator.prepare(
-            self.loader_of(self.train_set, number=self.updates_per_epoch * self.effective_batch),
+            self.loader_of(self.device_images or self.train_set, number=self.updates_per_epoch * self.effective_batch),
             self.loader_of(self.val_set),
         )
 
@@ -150,7 +157,9 @@ class Run:
         self.ema = None
         if args.model_ema:
             self.ema = ModelEmaV3(self.learner, args.model_ema_decay, use_warmup=args.model_ema_warmup)
-        self.transform = BatchTransform(self.model.num_classes, self.is_events, **options.batch_options(args))
+        self.transform = BatchTransform(
+            self.model.num_classes, self.is_events, images_of=self.device_images, **options.batch_options(args)
+        )
         criterion = create_classification_loss(smoothing=args.smoothing, soft_targets=self.transform.mix is not None)
         self.task = make_task(self.prepared, criterion, accelerator.device, **options.task_options(args))
         schedule = dict(step_on_epochs=False, updates_per_epoch=self.updates_per_epoch)

@@ -269,6 +269,30 @@ def test_a_run_of_max_steps_goes_on_with_more(tmp_path):
     assert_same_weights(tmp_path / 'whole', tmp_path / 'parts')
 
 
+def test_images_on_the_device_are_augmented_alike_after_a_stop(train, tmp_path):
+    """What is drawn for a sample depends on the seed, the epoch and the sample; also with accumulation and mixing."""
+    arguments = [
+        *QUICK,
+        '--data-on-device',
+        '--max-train-samples',
+        '160',
+        '--max-val-samples',
+        '37',
+        '--batch-size',
+        '16',
+    ]
+    arguments += ['--grad-accum-steps', '2', '--reprob', '0.5', '--color-jitter', '0.4', '--mixup', '0.2']
+    train(*arguments, '--output', tmp_path / 'whole', '--max-steps', '6')
+    train(*arguments, '--output', tmp_path / 'parts', '--max-steps', '3')
+    train(*arguments, '--output', tmp_path / 'parts', '--max-steps', '6', '--resume', 'auto')
+    assert_same_weights(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_what_cannot_be_done_on_the_device_is_refused_before_training(train, tmp_path):
+    with pytest.raises(SystemExit, match='no policy such as --aa rand-m3-inc1'):
+        train(*QUICK, '--data-on-device', '--aa', 'rand-m3-inc1', '--output', tmp_path)
+
+
 def test_a_run_may_stop_at_the_end_of_an_epoch(train, tmp_path):
     arguments = [*QUICK, '--max-train-samples', '128', '--max-val-samples', '37', '--max-steps', '2']
     printed = train(*arguments, '--output', tmp_path)

@@ -1,5 +1,6 @@
 """The last steps of a training batch before the model sees it, on the device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ __all__ = ['BatchTransform']
 class BatchTransform:
     """Memory format, augmentation of event frames, and mixing of pairs of samples.
 
-    Returns images and targets: labels [B], or [B, num_classes] where samples are mixed. `event_aug` holds arguments of
+    Returns images and targets: labels [B], or [B, num_classes] where samples are mixed. `images_of` gives the images of
+    a batch of numbers, where that is what is loaded (`on_device.DeviceImages`). `event_aug` holds arguments of
     `EventAugment`, or is None for none. Samples are mixed if `mixup` or `cutmix` is positive, up to `off_epoch` if that
     is not 0. Raises: UserError for arguments out of range.
     """
@@ -25,6 +27,7 @@ class BatchTransform:
         num_classes: int,
         is_events: bool,
         *,
+        images_of: Callable[[Tensor], Tensor] | None = None,
         channels_last: bool = False,
         event_aug: dict[str, Any] | None = None,
         mixup: float = 0.0,
@@ -34,6 +37,7 @@ class BatchTransform:
         label_smoothing: float = 0.1,
         off_epoch: int = 0,
     ) -> None:
+        self.images_of = images_of
         self.channels_last = channels_last
         self.off_epoch = off_epoch
         self.mix: Any = None
@@ -54,6 +58,8 @@ class BatchTransform:
             self.mix.mixup_enabled = self.off_epoch == 0 or epoch < self.off_epoch
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.images_of:
+            images = self.images_of(images)
         if self.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.augment:

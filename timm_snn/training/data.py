@@ -180,15 +180,18 @@ class TrainingSamples(Samples):
         self.seed = seed
         self.epoch = 0
 
-    def __getitem__(self, number: int) -> tuple[Any, Any]:
-        for tried in range(_MOST_UNREADABLE):
+    def read_or_next(self, number: int) -> tuple[Any, Any]:
+        """The image without a transform, and its label."""
+        last = min(_MOST_UNREADABLE, len(self)) - 1
+        for tried in range(last):
             try:
-                image, label = self._read_or_say((number + tried) % len(self))
-                break
+                return self._read_or_say((number + tried) % len(self))
             except UnreadableSample as error:
-                if tried + 1 == min(_MOST_UNREADABLE, len(self)):
-                    raise
                 _logger.warning('%s; the next one is taken', error)
+        return self._read_or_say((number + last) % len(self))
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        image, label = self.read_or_next(number)
         with randomness_of(self.seed, self.epoch, int(self.indices[number])):
             return self.transform(image) if self.transform else image, label
 

@@ -37,7 +37,10 @@ __all__ = [
 ]
 
 # Options that would be ignored without others, and are refused rather.
-FOR_IMAGES = ('scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'crop_pct', 'interpolation')
+FOR_IMAGES = (
+    *('scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'crop_pct', 'interpolation'),
+    'data_on_device',
+)
 FOR_EVENTS = ('event_aug', 'split_by')
 FOR_COLUMNS = ('input_key', 'target_key')
 FOR_A_TEACHER = ('kd_checkpoint', 'kd_temperature', 'kd_task_weight')
@@ -258,6 +261,12 @@ def training_parser(description: str | None = None) -> ArgumentParser:
         help='halve the batch until it fits into memory, and accumulate as many more; tried without --compile',
     )
     add('--workers', '-j', type=natural_int, default=2, help='processes that load data; 0 loads in the main one')
+    add(
+        '--data-on-device',
+        action=flag,
+        default=False,
+        help='keep the training images in the memory of the device, and augment whole batches there',
+    )
     add = parser.add_argument_group('augmentation and regularisation').add_argument
     add('--scale', type=float, nargs=2, default=(0.08, 1.0), help='area of random resized crops')
     add('--ratio', type=float, nargs=2, default=(3 / 4, 4 / 3), help='and their aspect ratio')

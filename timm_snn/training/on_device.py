@@ -1,0 +1,299 @@
+"""Training images that lie on the device, augmented there batch by batch: what --data-on-device does.
+
+A small picture takes longer to decode and augment than to train on. Here all are decoded once, and a batch is a few
+operations on tensors. What is drawn, and in which order it is applied, is what timm's training transform does: random
+resized crop, horizontal flip, colour jitter, normalisation, random erasing.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .data import TrainingSamples
+from .errors import UserError
+
+__all__ = ['Augmentation', 'DeviceImages', 'random_numbers']
+
+_ATTEMPTS = 10  # to draw a box that fits, as timm
+_ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # timm's
+_LUMA = (0.299, 0.587, 0.114)  # of Pillow's grey
+_MOST_OF_MEMORY = 0.7  # of what is free, for the images
+
+
+class DeviceImages(Dataset):
+    """The images of a run as one tensor of bytes [N, C, H, W] on a device.
+
+    As a data set it gives numbers of samples and labels, for a loader to draw batches from; called with the numbers of
+    a batch, [B], it gives the augmented images, [B, C, *input size].
+
+    What is drawn for a sample depends on the run's seed, the epoch and the sample alone, as in `TrainingSamples`, so
+    that a run which goes on in the middle of an epoch repeats what it would have done.
+
+    Raises: UserError for images of several sizes, or more of them than fit into memory.
+    """
+
+    def __init__(self, samples: TrainingSamples, device: torch.device, augment: 'Augmentation', quiet: bool) -> None:
+        self.samples, self.device, self.augment = samples, device, augment
+        images: list[np.ndarray] = []
+        self.labels: list[int] = []
+        bar = tqdm(range(len(samples)), 'decoding', leave=False, disable=quiet, delay=2)
+        for number in bar:
+            image, label = samples.read_or_next(number)
+            image = np.asarray(image)
+            if not images:
+                _check_memory(image.size * len(samples), device)
+            elif image.shape != images[0].shape:
+                raise UserError(
+                    f'--data-on-device takes images of one size, and sample {samples.name(number)} is '
+                    f'{_size(image)} where the first is {_size(images[0])}: leave it out'
+                )
+            images.append(image)
+            self.labels.append(int(label))
+        stacked = torch.from_numpy(np.stack(images))
+        self.images = (stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)).contiguous().to(device)
+        self.indices = torch.tensor(list(samples.indices), device=device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        return number, self.labels[number]
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        numbers = numbers.to(self.device)
+        key = (self.samples.seed, self.samples.epoch)
+        return self.augment(self.images[numbers], key, self.indices[numbers])
+
+
+class Augmentation:
+    """timm's training transform for batches, with the arguments of `data.make_transform`.
+
+    Images are resized as Pillow does, and rounded to whole levels where it rounds. Raises: UserError for what is not
+    done here: policies (`auto_augment`) and interpolations other than bilinear, bicubic and random.
+    """
+
+    def __init__(
+        self,
+        data_config: dict[str, Any],
+        *,
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = None,
+        re_prob: float = 0.0,
+        re_mode: str = 'pixel',
+    ) -> None:
+        if auto_augment:
+            raise UserError(f'--data-on-device has no policy such as --aa {auto_augment}: leave one of them out')
+        interpolation = data_config['interpolation']
+        if interpolation not in ('bilinear', 'bicubic', 'random'):
+            raise UserError(
+                f'--data-on-device resizes by bilinear or bicubic interpolation, or either at random, not by '
+                f'{interpolation!r}: pass another --interpolation, or leave it out'
+            )
+        self.size = data_config['input_size'][1:]
+        self.mean, self.std = (torch.tensor(data_config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
+        self.interpolation = interpolation
+        self.scale, self.ratio, self.hflip, self.color_jitter = scale, ratio, hflip, color_jitter
+        self.re_prob, self.re_mode = re_prob, re_mode
+
+    def __call__(self, images: Tensor, key: tuple[int, int], indices: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] of these samples, for a seed and an epoch -> normalised [B, C, *size]."""
+        height, width = images.shape[2:]
+        draw = _Draws(key, indices)
+        boxes = draw_crops(draw, height, width, self.scale, self.ratio)
+        flips = draw(1)[:, 0] < self.hflip
+        cubic = torch.full_like(flips, self.interpolation == 'bicubic')
+        if self.interpolation == 'random':
+            cubic = draw(1)[:, 0] < 0.5
+        x = resized_crops(images.float(), boxes, self.size, flips, cubic)
+        if self.color_jitter:
+            x = jittered(draw, x, self.color_jitter)
+        x = (x / 255 - self.mean.to(x.device)) / self.std.to(x.device)
+        return erased(draw, x, self.re_prob, self.re_mode) if self.re_prob else x
+
+
+class _Draws:
+    """Random numbers of the samples of a batch, others at every call."""
+
+    def __init__(self, key: tuple[int, int], indices: Tensor) -> None:
+        self.key, self.indices, self.drawn = key, indices, 0
+
+    def __call__(self, count: int) -> Tensor:
+        """Uniform in [0, 1), float64 [B, count]."""
+        self.drawn += 1
+        return random_numbers((*self.key, self.drawn), self.indices, count)
+
+
+def random_numbers(key: Sequence[int], indices: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1), float64 [len(indices), count], which depend on their arguments alone, on any device.
+
+    SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) of a counter, in integers that wrap around.
+    """
+    state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0].astype(np.int64))
+    places = torch.arange(count, device=indices.device)
+    x = _mixed(indices[:, None] * _signed(0x9E3779B97F4A7C15) + state) + places * _signed(0xD1342543DE82EF95)
+    return _shifted(_mixed(x), 11).double() * 2.0**-53
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros; that of torch repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64)  # of one with the highest bit set
+
+
+def draw_crops(draw: Any, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> Tensor:
+    """Boxes [B, 4] of top, left, height and width, with timm's distribution of random resized crops."""
+    logs = math.log(ratio[0]), math.log(ratio[1])
+    area = height * width * _between(draw(_ATTEMPTS), *scale)
+    aspect = _between(draw(_ATTEMPTS), *logs).exp()
+    h, w = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+    fits = (w <= width) & (h <= height)
+    middle = _central_crop(height, width, ratio)
+    h, w = (torch.where(fits.any(1), _first(n, fits), whole) for n, whole in zip((h, w), middle, strict=True))
+    where = draw(2)
+    top, left = (
+        torch.where(fits.any(1), (where[:, i] * (size - n + 1)).floor(), ((size - n) / 2).floor())
+        for i, (size, n) in enumerate(((height, h), (width, w)))
+    )
+    return torch.stack([top, left, h, w], 1)
+
+
+def _central_crop(height: int, width: int, ratio: Sequence[float]) -> tuple[int, int]:
+    """Height and width of what is taken where no box has fitted."""
+    if width / height < min(ratio):
+        return round(width / min(ratio)), width
+    if width / height > max(ratio):
+        return height, round(height * max(ratio))
+    return height, width
+
+
+def _between(uniform: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * uniform
+
+
+def _first(numbers: Tensor, fits: Tensor) -> Tensor:
+    """Of each row the first that fits; any if none does."""
+    return numbers.gather(1, fits.byte().argmax(1, keepdim=True))[:, 0]
+
+
+def resized_crops(x: Tensor, boxes: Tensor, size: Sequence[int], flips: Tensor, cubic: Tensor) -> Tensor:
+    """Crops of x [B, C, H, W], resized as by Pillow, with a filter that is as wide as what becomes one pixel.
+
+    x has levels of 0 to 255, and the result whole ones. `flips` mirrors, `cubic` is bicubic instead of bilinear; [B].
+    """
+    top, left, height, width = boxes.unbind(1)
+    rows = _filters(top, height, x.shape[2], size[0], cubic)
+    columns = _filters(left, width, x.shape[3], size[1], cubic)
+    columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+    x = _levels(x @ columns.to(x.dtype).transpose(1, 2)[:, None])  # Pillow rounds after the rows, too
+    return _levels(rows.to(x.dtype)[:, None] @ x)
+
+
+def _filters(start: Tensor, length: Tensor, size_in: int, size_out: int, cubic: Tensor) -> Tensor:
+    """What each number of a line [size_in] adds to those of a line that a part of it becomes: [B, size_out, size_in]."""
+    start, length = start[:, None, None], length[:, None, None]
+    scale = length / size_out
+    centre = (torch.arange(size_out, device=start.device)[:, None] + 0.5) * scale
+    place = torch.arange(size_in, device=start.device) - start
+    distance = ((place + 0.5 - centre) / scale.clamp(min=1)).abs()
+    near = ((1.5 * distance - 2.5) * distance * distance + 1).double()  # Keys' kernel with a = -1/2
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    bicubic = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    weights = torch.where(cubic[:, None, None], bicubic, (1 - distance).clamp(min=0))
+    weights = torch.where((place >= 0) & (place < length), weights, 0.0)
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _levels(x: Tensor) -> Tensor:
+    return (x + 0.5).floor_().clamp_(0, 255)
+
+
+def jittered(draw: Any, x: Tensor, strength: float) -> Tensor:
+    """Brightness, contrast and saturation times random factors, one after the other in a random order.
+
+    x [B, C, H, W] has levels of 0 to 255. Grey images have no saturation.
+    """
+    factors = _between(draw(3), max(0.0, 1 - strength), 1 + strength).to(x.dtype)
+    order = draw(3).argsort(1)
+    for place in range(3):
+        which = order[:, place]
+        grey = _grey(x)
+        mean = _levels(grey.mean((1, 2, 3), keepdim=True))
+        others = (torch.zeros_like(mean), mean, grey)  # what the image is blended with
+        factor = factors.gather(1, which[:, None]).view(-1, 1, 1, 1)
+        for i, other in enumerate(others):
+            x = torch.where((which == i).view(-1, 1, 1, 1), _truncated(other + factor * (x - other)), x)
+    return x
+
+
+def _grey(x: Tensor) -> Tensor:
+    """As Pillow converts colours to grey, [B, 1, H, W]."""
+    if x.shape[1] == 1:
+        return x
+    return _levels((x * x.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True))
+
+
+def _truncated(x: Tensor) -> Tensor:
+    return x.floor().clamp_(0, 255)  # as Pillow blends
+
+
+def erased(draw: Any, x: Tensor, probability: float, mode: str) -> Tensor:
+    """A random box of an image is erased with this probability: by zeros, a random colour, or random pixels.
+
+    x [B, C, H, W] is normalised, and so is what is put there.
+    """
+    height, width = x.shape[2:]
+    area = height * width * _between(draw(_ATTEMPTS), *_ERASED_AREA)
+    aspect = _between(draw(_ATTEMPTS), *map(math.log, _ERASED_ASPECT)).exp()
+    h, w = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w < width) & (h < height)
+    where = draw(3)
+    chosen = fits.any(1) & (where[:, 2] < probability)
+    inside = chosen[:, None, None]
+    for axis, (size, n) in enumerate(((height, _first(h, fits)), (width, _first(w, fits)))):
+        start = (where[:, axis] * (size - n + 1)).floor()[:, None]
+        places = torch.arange(size, device=x.device)
+        line = (places >= start) & (places < start + n[:, None])
+        inside = inside & line.unsqueeze(1 + (axis == 0))
+    return torch.where(inside[:, None], _filling(draw, x, mode), x)
+
+
+def _filling(draw: Any, x: Tensor, mode: str) -> Tensor:
+    if mode == 'const':
+        return torch.zeros_like(x)
+    shape = x.shape[1:] if mode == 'pixel' else (x.shape[1], 1, 1)
+    count = math.prod(shape)
+    uniform = draw(2 * count)
+    radius, angle = (-2 * (1 - uniform[:, :count]).log()).sqrt(), 2 * math.pi * uniform[:, count:]
+    return (radius * angle.cos()).to(x.dtype).view(len(x), *shape)  # normal numbers, by Box and Muller
+
+
+def _check_memory(needed: int, device: torch.device) -> None:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
+    if needed > _MOST_OF_MEMORY * free:
+        raise UserError(
+            f'--data-on-device needs {needed / 1e9:.1f} GB for the images, and {device} has {free / 1e9:.1f} GB free, '
+            f'of which it takes {_MOST_OF_MEMORY:.0%} at most: leave it out'
+        )
+
+
+def _size(image: np.ndarray) -> str:
+    return f'{image.shape[1]} x {image.shape[0]}'
