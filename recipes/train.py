@@ -48,8 +48,8 @@ from timm_snn.training.fingerprint import fingerprint
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
 from timm_snn.training.loading import loading_errors, make_loader
-from timm_snn.training.on_device import Augmentation, DeviceImages
 from timm_snn.training.models import check_neurons, input_config, open_to_train, save_model
+from timm_snn.training.on_device import Augmentation, DeviceImages
 from timm_snn.training.progress import Progress, StopSignal, write_summary
 from timm_snn.training.tasks import make_learner, make_task
 

@@ -72,7 +72,7 @@ def test_a_batch_has_a_box_for_each_image():
 
 
 @pytest.mark.parametrize(
-    'scale,ratio,size', [((0.08, 1.0), (3 / 4, 4 / 3), (32, 32)), ((0.5, 1.0), (0.9, 1.1), (20, 40))]
+    ('scale', 'ratio', 'size'), [((0.08, 1.0), (3 / 4, 4 / 3), (32, 32)), ((0.5, 1.0), (0.9, 1.1), (20, 40))]
 )
 def test_boxes_have_timms_distribution(scale, ratio, size):
     number = 4000
@@ -199,7 +199,7 @@ def test_several_sizes_are_refused():
 
 def test_too_many_are_refused(monkeypatch):
     monkeypatch.setattr(on_device, '_MOST_OF_MEMORY', 1e-12)
-    with pytest.raises(UserError, match='needs 0.0 GB for the images, and cpu has .* GB free'):
+    with pytest.raises(UserError, match=r'needs 0\.0 GB for the images, and cpu has .* GB free'):
         DeviceImages(TrainingSamples(Pictures((8, 8)), range(1), seed=0), CPU, Augmentation(CONFIG), quiet=True)
 
 

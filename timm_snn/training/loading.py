@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from .data import Samples, UnreadableSample
 from .errors import UserError
+from .on_device import DeviceImages
 
 __all__ = ['loading_errors', 'make_loader']
 
 
 def make_loader(
-    samples: Samples, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
+    samples: Samples | DeviceImages, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
 ) -> DataLoader:
     """Batches of all samples in their order, or of so many random ones, which are others in every epoch."""
     if workers:

@@ -208,7 +208,7 @@ def resized_crops(x: Tensor, boxes: Tensor, size: Sequence[int], flips: Tensor, 
 
 
 def _filters(start: Tensor, length: Tensor, size_in: int, size_out: int, cubic: Tensor) -> Tensor:
-    """What each number of a line [size_in] adds to those of a line that a part of it becomes: [B, size_out, size_in]."""
+    """What a line of numbers adds to each of the line that a part of it becomes, [B, size_out, size_in]."""
     start, length = start[:, None, None], length[:, None, None]
     scale = length / size_out
     centre = (torch.arange(size_out, device=start.device)[:, None] + 0.5) * scale
