@@ -330,7 +330,7 @@ def take_indices(num_features: int, indices: int | Sequence[int] | None) -> tupl
 
 def named_layers(args: Mapping[str, Any]) -> dict[str, Any]:
     """A model's arguments for JSON: layers become the names that they are registered by, others stay as they are."""
-    registries = {'lif_layer': neurons, 'attn': attentions, 'patch_embed': patch_embeds}
+    registries = {'lif_layer': neurons, 'attn': attentions, 'mixers': attentions, 'patch_embed': patch_embeds}
 
     def named(registry: Registry, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
