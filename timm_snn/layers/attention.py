@@ -165,13 +165,17 @@ class SpikingSelfAttention(nn.Module):
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
         # First K^T V, D x D, which is linear in N. The scale is a power of two and exact anywhere; on Q it keeps the
         # product within the range of float16.
-        y = (q * self.scale) @ (k.transpose(1, 2) @ v)
+        y = (q * self.scale) @ self._key_values(k, v, x.shape[0])
         # -1 is the batch, which an ONNX export would keep from its example. [T, B, heads, N, D]
         y = self.attn_lif(y.unflatten(0, [x.shape[0], -1, x.shape[2] // self.head_dim]))
         y = merge_heads(y, tokens)
         if self.on_maps:
             return self.proj(y.unflatten(3, [H, W]))
         return self.proj(y).unflatten(3, [H, W])
+
+    def _key_values(self, k: Tensor, v: Tensor, num_steps: int) -> Tensor:
+        """K^T V of every step [T * B * heads, D, D], of k and v [..., N, D]; STAtten adds up steps here."""
+        return k.transpose(1, 2) @ v
 
     def _heads(self, x: Tensor) -> Tensor:
         """[T, B, C, N], or maps, -> [T * B * heads, N, D]: a view, or of channels_last a copy that moves whole rows."""

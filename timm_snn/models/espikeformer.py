@@ -36,6 +36,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import IntegerNeuron, LayerFn, SepConv, SpikingMlp, SpikingResidual
+from .base import attention_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, match_pointwise_shapes, rename_keys
@@ -70,8 +71,8 @@ class ESpikeformerBlock(nn.Module):
 class ESpikeformer(MetaSpikformer):
     """Hierarchical spiking transformer of integer spikes (arXiv 2411.16061).
 
-    Arguments, shapes and errors are those of `MetaSpikformer`, with other defaults; `attn` is of the layers that take
-    and return currents.
+    Arguments, shapes and errors are those of `MetaSpikformer`, with other defaults. An `attn` without an argument
+    `pre_activation` takes currents and returns them.
     """
 
     def __init__(
@@ -105,7 +106,8 @@ class ESpikeformer(MetaSpikformer):
     ) -> nn.Module:
         conv = SepConv(dim, kernel_size=3, depthwise_lif=True, **layer)
         mlp = SpikingMlp(dim, hidden_dim, pre_activation=True, **layer)
-        return ESpikeformerBlock(conv, attention(dim, **layer), mlp, drop_path)
+        attn = attention_layer(attention, neuron_first=False, pre_activation=True)
+        return ESpikeformerBlock(conv, attn(dim, **layer), mlp, drop_path)
 
 
 AUTHORS_KEYS: KeyRules = (
