@@ -2,7 +2,7 @@
 
     python hub/table.py
 
-Numbers that are not counted here come from docs/published.csv, hub/results.csv and, by benchmarks/family.py,
+What is not counted here comes from docs/published.csv, docs/compared.csv, hub/results.csv and, by benchmarks/family.py,
 benchmarks/results/cpu/family.csv.
 """
 
@@ -103,7 +103,10 @@ def render_families() -> str:
 
 def render_models() -> str:
     """A row for every tag."""
-    header = 'model | parameters | as released | input | T | GMACs per step | published top-1 | source | top-1 here'
+    header = (
+        'model | parameters | as released | input | T | GMACs per step | published top-1 | source | top-1 here | '
+        'compared with'
+    )
     return markdown(header, [model_row(tag, f'{dense_macs(tag) / 1e9:#.3g}') for tag in tags()])
 
 
@@ -120,12 +123,18 @@ def model_row(tag: str, gmacs: str) -> list[str]:
         paper.get('top1', '') + (f' ({paper["note"]})' if paper.get('note') else ''),
         link(paper['source']) if paper.get('source') else '',
         measured_top1(tag),
+        compared().get(tag.partition('.')[0], ''),
     ]
 
 
 @functools.cache
 def published() -> dict[str, dict[str, str]]:
     return {row['model']: row for row in read_csv(ROOT / 'docs' / 'published.csv')}
+
+
+@functools.cache
+def compared() -> dict[str, str]:
+    return {row['model']: row['with'] for row in read_csv(ROOT / 'docs' / 'compared.csv')}
 
 
 def measured_top1(tag: str) -> str:

@@ -6,7 +6,8 @@
     python recipes/validate.py --model local-dir:output/fold_2/model --dataset digits --fold 2/5
 
 Every sample of the split counts once, in one process. A spiking model is causal: the mean of its first t outputs is
-what it would answer with T = t, so that one run gives the accuracy of early exit at each t; --num-steps sets T.
+what it would answer with T = t, so that one run gives the accuracy of early exit at each t; --num-steps sets T. One
+with attention over chunks of steps answers at the end of each chunk.
 
 Leaves in --output: results.json, per_class.csv, steps.csv (of models with time steps) and, with --predictions,
 predictions.csv.
@@ -68,6 +69,12 @@ def fold_or_none(text: str) -> str:
     return text if text == 'none' else fold(text)
 
 
+def early_exits(model: Any) -> list[int]:
+    """The steps after which a model answers as one of so few steps: all, or the ends of its chunks of steps."""
+    chunk = getattr(model, 'chunk_steps', 1)
+    return [*range(chunk, model.num_steps, chunk), model.num_steps]
+
+
 def percent(row: dict[str, Any], metric: str) -> str:
     return f'{row[metric]:.2f} % ({row[f"{metric}_correct"]} of {row["samples"]})'
 
@@ -106,6 +113,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'{args.model} answers once, not after every time step: leave out --steps')
     if args.steps and max(args.steps) > model.num_steps:
         raise UserError(f'{args.model} runs for T = {model.num_steps}: pass --num-steps {max(args.steps)}')
+    exits = early_exits(model) if has_steps else []
+    if wrong := [step for step in args.steps or () if step not in exits]:
+        raise UserError(
+            f'{args.model} has attention over chunks of {model.chunk_steps} steps and no answer after {wrong[0]}: '
+            f'--steps takes some of {", ".join(map(str, exits))}'
+        )
     source = data_source(args)
     held_out = fold_of(args.model, args.checkpoint)
     if held_out and args.fold is None:
@@ -133,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = time.perf_counter() - start
 
     steps, classes = summarize(outcome, model.num_classes), by_class(outcome, names)
-    wanted = [row for row in steps if not args.steps or row['num_steps'] in args.steps] if has_steps else []
+    wanted = [row for row in steps if row['num_steps'] in (args.steps or exits)]
     result = {
         'model': args.model,
         'checkpoint': str(args.checkpoint) if args.checkpoint else None,

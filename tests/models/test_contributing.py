@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.support.families import MODELS, SMALLEST, shallow
 from timm_snn.layers import attentions
+from timm_snn.models.settings import argument_names
 
 ROOT = Path(__file__).parents[2]
 CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
@@ -54,15 +55,13 @@ def test_an_attention_of_the_documented_signature_works_in_every_member(name, mo
         def forward(self, x):
             return self.lif(x * self.weight)
 
-    family = name.partition('_')[0]
-    if family == 'spikingresformer':
+    if 'attn' not in argument_names(type(timm.create_model(name, device='meta'))):
         return  # as the text says
-    choice = dict(mixers=(7, 5, 'mine')) if family == 'maxformer' else dict(attn='mine')
-    meta = timm.create_model(name, device='meta', **choice)
+    meta = timm.create_model(name, device='meta', attn='mine')
     assert sum(isinstance(module, MyAttention) for module in meta.modules()) > 0
     if name not in SMALLEST:
         return  # which would take long
-    model = shallow(timm.create_model(name, num_steps=1, num_classes=3, **choice))
+    model = shallow(timm.create_model(name, num_steps=1, num_classes=3, attn='mine'))
     x = torch.rand(2, model.in_chans, 64, 64)
     logits = model(x)
     logits.square().sum().backward()

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models import save_for_hf
 
 from tests.conftest import lively
 from timm_snn.layers import LIF, EfficientSpikeDrivenSelfAttention, IntegerNeuron
@@ -16,6 +17,26 @@ def test_models_have_as_many_parameters_and_entries_as_the_released_code(name, p
     model = timm.create_model(name, device='meta')
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert len(model.state_dict()) == 605
+
+
+@pytest.mark.parametrize(('name', 'parameters'), [('espikeformer_83m', 83_230_824), ('espikeformer_173m', 170_760_040)])
+def test_reconstructions_have_the_counts_that_their_files_are_named_after(name, parameters):
+    model = timm.create_model(name, device='meta')
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert [len(stage.blocks) for stage in model.stages] == [1, 1, 2, 12]
+    for size in (224, 384):
+        taps = model.forward_intermediates(torch.empty(1, 3, size, size, device='meta'), intermediates_only=True)
+        assert [tap.shape[-1] for tap in taps] == [size // 2, size // 4, size // 8, size // 16]
+    assert timm.create_model(name, features_only=True, device='meta').feature_info.reduction() == [2, 4, 8, 16]
+
+
+def test_levels_are_those_of_every_neuron_and_are_saved(tmp_path):
+    small = dict(embed_dims=(8, 16, 32), depths=(1, 1, 1, 1), num_classes=5)
+    model = timm.create_model('espikeformer_83m', levels=8, **small)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    for found in (model, timm.create_model(f'local-dir:{tmp_path}', pretrained=True)):
+        assert {module.levels for module in found.modules() if isinstance(module, IntegerNeuron)} == {8}
+        assert not found.head_lif.normalize
 
 
 @pytest.fixture(scope='module')

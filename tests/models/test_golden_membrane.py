@@ -18,6 +18,7 @@ from timm_snn.layers import (
     LifConvBn,
     MembranePatchEmbed,
     ParametricLIF,
+    QKTokenAttention,
     SpikingMlp,
     SpikingResidual,
     SpikingSelfAttention,
@@ -84,6 +85,10 @@ BLOCKS = {
     'ms_ssa_d64_h2': (
         lambda: SpikingResidual(SpikingSelfAttention(64, 2, attn_v_threshold=0.5, pre_activation=True)),
         (('^q_', 'branch.q.0.'), (r'^(k|v|proj)_', r'branch.\1.')),
+    ),
+    'ms_qkta_d32_h4': (
+        lambda: SpikingResidual(QKTokenAttention(32, 4, pre_activation=True)),
+        (('^q_', 'branch.q.0.'), (r'^(k|proj)_', r'branch.\1.')),
     ),
     'dssa_d64_h2_p4': (lambda: SpikingResidual(DualSpikeSelfAttention(64, 2, 4, 8, ATAN)), DSSA),
     'dssa_d32_h1_p1_plif': (lambda: SpikingResidual(DualSpikeSelfAttention(32, 1, 1, 48, ATAN_PLIF)), DSSA),

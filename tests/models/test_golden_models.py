@@ -21,6 +21,7 @@ MODELS = {
     'spikformer_cifar10_4_384': ('spikformer_4_384.cifar10', {}, IMAGES),
     'maxformer_cifar10': ('maxformer_4_384.cifar10', {}, IMAGES),
     'maxformer_cifar10dvs': ('maxformer_2_256.cifar10_dvs', {'num_steps': 4}, (2, 4, 2, 128, 128)),
+    'ms_qkformer_cifar10': ('ms_qkformer_4_384.cifar10', {}, IMAGES),
     'espikeformer_small': (
         'espikeformer_5m',
         {'embed_dims': (16, 32, 64, 80), 'num_classes': 10},

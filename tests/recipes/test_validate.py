@@ -129,6 +129,18 @@ def test_one_run_gives_the_accuracy_of_every_number_of_steps(validate, saved, re
     assert json.loads((output / 'results.json').read_text())['top1_correct'] == correct[1]
 
 
+def test_attention_over_chunks_of_steps_exits_at_their_ends(validate, saved, tmp_path):
+    model = timm.create_model(f'local-dir:{saved}', pretrained=True)
+    chunked = timm.create_model('msvit_4_96', num_steps=3, depths=(0, 0, 1), attn='statten', in_chans=1)
+    chunked.load_state_dict(model.state_dict())
+    chunked.pretrained_cfg = {**model.pretrained_cfg, 'num_classes': 10}
+    save_for_hf(chunked, tmp_path / 'chunked', model_config=dict(label_names=NAMES), safe_serialization=True)
+    _, output = validate('--model', f'local-dir:{tmp_path / "chunked"}', '-n', 4)
+    assert [int(row['num_steps']) for row in rows(output / 'steps.csv')] == [2, 3]
+    with pytest.raises(SystemExit, match='chunks of 2 steps and no answer after 1: --steps takes some of 2, 3'):
+        validate('--model', f'local-dir:{tmp_path / "chunked"}', '-n', 4, '--steps', 1)
+
+
 def test_models_without_time_steps_and_files_of_an_earlier_run(validate, saved, folder):
     validate('--model', f'local-dir:{saved}', '-n', 4, '--predictions')
     arguments = ['--model', 'resnet10t', '--model-kwargs', 'in_chans=1', 'num_classes=3', '--img-size', 32]

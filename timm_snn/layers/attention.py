@@ -31,9 +31,10 @@ class MultiScaleSpikingAttention(nn.Module):
 
     `query_kernels` has a kernel size per query: 1 is Q and 3 is P, which runs over the raster order, so that a token
     sees its neighbours in the row and, at the border, the end of the row before. Others than (1, 3) are the ablations
-    of Table 3; (1,) is `QKTokenAttention`.
+    of Table 3; (1,) is `QKTokenAttention`. With `pre_activation` a neuron comes first and none last, for membrane
+    shortcuts (arXiv 2505.18608): out = BN(Conv(A * K)), with Q, P and K of SN(u).
 
-    Shape: [T, B, dim, H, W] -> spikes of the same shape.
+    Shape: [T, B, dim, H, W] -> spikes, or currents with `pre_activation`, of the same shape.
     Raises: ValueError if num_heads does not divide dim.
     """
 
@@ -43,6 +44,7 @@ class MultiScaleSpikingAttention(nn.Module):
         num_heads: int,
         attn_v_threshold: float = 1.0,
         query_kernels: Sequence[int] = (1, 3),
+        pre_activation: bool = False,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
@@ -50,14 +52,18 @@ class MultiScaleSpikingAttention(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.head_dim = head_dim_of(dim, num_heads)
+        self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
         self.q = _SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
-        self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
+        if pre_activation:
+            self.proj: nn.Module = ConvBn(dim, dim, bias=True, dims=1, **dd)
+        else:
+            self.proj = ConvBnLif(dim, dim, bias=True, dims=1, lif_layer=lif_layer, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
-        x = x.flatten(3)  # [T, B, C, N]
+        x = self.lif(x).flatten(3)  # [T, B, C, N]
         k = split_heads(self.k(x), self.head_dim)
         queries = [split_heads(q(x), self.head_dim) for q in self.q]
         x = self.proj(self._mask(queries, k).flatten(2, 3))
@@ -85,7 +91,7 @@ class MultiScaleSpikingAttention(nn.Module):
 class QKTokenAttention(MultiScaleSpikingAttention):
     """QK token attention, linear in N (QKTA, arXiv 2403.16552): A = SN(sum_d Q), out = SN(BN(Conv(A * K))).
 
-    MSSA with the point-wise query alone. Shape and errors: as `MultiScaleSpikingAttention`.
+    MSSA with the point-wise query alone. `pre_activation`, shape and errors: as `MultiScaleSpikingAttention`.
     """
 
     def __init__(
@@ -93,11 +99,12 @@ class QKTokenAttention(MultiScaleSpikingAttention):
         dim: int,
         num_heads: int,
         attn_v_threshold: float = 0.5,
+        pre_activation: bool = False,
         lif_layer: LayerFn = LIF,
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__(dim, num_heads, attn_v_threshold, (1,), lif_layer, device=device, dtype=dtype)
+        super().__init__(dim, num_heads, attn_v_threshold, (1,), pre_activation, lif_layer, device, dtype)
 
 
 @attentions.register('ssa')
@@ -158,13 +165,17 @@ class SpikingSelfAttention(nn.Module):
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
         # First K^T V, D x D, which is linear in N. The scale is a power of two and exact anywhere; on Q it keeps the
         # product within the range of float16.
-        y = (q * self.scale) @ (k.transpose(1, 2) @ v)
+        y = (q * self.scale) @ self._key_values(k, v, x.shape[0])
         # -1 is the batch, which an ONNX export would keep from its example. [T, B, heads, N, D]
         y = self.attn_lif(y.unflatten(0, [x.shape[0], -1, x.shape[2] // self.head_dim]))
         y = merge_heads(y, tokens)
         if self.on_maps:
             return self.proj(y.unflatten(3, [H, W]))
         return self.proj(y).unflatten(3, [H, W])
+
+    def _key_values(self, k: Tensor, v: Tensor, num_steps: int) -> Tensor:
+        """K^T V of every step [T * B * heads, D, D], of k and v [..., N, D]; STAtten adds up steps here."""
+        return k.transpose(1, 2) @ v
 
     def _heads(self, x: Tensor) -> Tensor:
         """[T, B, C, N], or maps, -> [T * B * heads, N, D]: a view, or of channels_last a copy that moves whole rows."""

@@ -27,7 +27,8 @@ class DualSpikeSelfAttention(nn.Module):
     operand is of spikes, the other real. `num_patches` is L; None is that of the input at hand, as the authors' models
     have it at the size that they were made for. Pixels beyond the last whole patch are attended by, not to.
 
-    It is not in `timm_snn.layers.attentions`: it takes other arguments and has no threshold of its own.
+    It is not in `timm_snn.layers.attentions`: it takes other arguments and has no threshold of its own. Only
+    SpikingResformer takes its name.
 
     Shape: currents [T, B, dim, H, W], H and W at least patch_size -> currents of the same shape.
     Raises: ValueError if num_heads does not divide dim.

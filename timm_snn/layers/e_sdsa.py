@@ -22,6 +22,8 @@ class EfficientSpikeDrivenSelfAttention(nn.Module):
     Raises: ValueError if num_heads does not divide dim.
     """
 
+    takes_currents = True
+
     def __init__(
         self,
         dim: int,

@@ -67,8 +67,8 @@ class Registry:
 neurons = Registry('neuron', 'layer([v_threshold=...], [backend=...]): [T, B, ...] -> spikes [T, B, ...]')
 attentions = Registry(
     'attention',
-    'layer(dim, num_heads, attn_v_threshold=..., lif_layer=..., [query_kernels=...,] device=..., dtype=...): '
-    '[T, B, dim, H, W] -> [T, B, dim, H, W]',
+    'layer(dim, num_heads, attn_v_threshold=..., lif_layer=..., [query_kernels=...,] [pre_activation=...,] device=..., '
+    'dtype=...): [T, B, dim, H, W] -> [T, B, dim, H, W]',
 )
 patch_embeds = Registry(
     'patch embedding',

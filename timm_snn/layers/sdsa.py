@@ -28,6 +28,8 @@ class SpikeDrivenSelfAttention(nn.Module):
     Raises: ValueError if num_heads does not divide dim.
     """
 
+    takes_currents = True
+
     def __init__(
         self,
         dim: int,

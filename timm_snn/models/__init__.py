@@ -10,6 +10,8 @@ from .maxformer import *  # noqa: F403
 from .maxformer import MaxFormer as MaxFormer
 from .metaspikformer import *  # noqa: F403
 from .metaspikformer import MetaSpikformer as MetaSpikformer
+from .ms_qkformer import *  # noqa: F403
+from .ms_qkformer import MSQKFormer as MSQKFormer
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
 from .pretrained import save_for_hf as save_for_hf

@@ -46,18 +46,36 @@ def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any)
     return partial(neurons.get(lif_layer), **settings) if settings else neurons.get(lif_layer)
 
 
-def attention_layer(attn: str | LayerFn, **options: Any) -> LayerFn:
+def attention_layer(attn: str | LayerFn, neuron_first: bool = True, **options: Any) -> LayerFn:
     """A name in `timm_snn.layers.attentions` or a layer, with those of a family's own options that it takes.
 
-    Whoever writes an attention needs none of them. With `pre_activation`, for families whose streams are currents, a
-    neuron is put before a layer that does not have it, so that the layer sees spikes.
+    Whoever writes an attention needs none of them. Families whose streams are currents pass `pre_activation=True`, and
+    a layer without this argument gets a neuron in front of it, so that it sees spikes, unless it says `takes_currents`.
+    `neuron_first=False` leaves the neuron to the layer.
+
+    Raises: ValueError for a layer of currents without `pre_activation`, in a family whose stream is spikes.
     """
     layer = attentions.get(attn)
     parameters = signature(layer).parameters.values()
     takes_all = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
     taken = {k: v for k, v in options.items() if takes_all or k in {p.name for p in parameters}}
     made = partial(layer, **taken) if taken else layer
-    return made if taken.keys() >= options.keys() & {'pre_activation'} else partial(_behind_a_neuron, made)
+    takes_currents = getattr(_without_arguments(layer), 'takes_currents', False)
+    if 'pre_activation' not in options:
+        if takes_currents:
+            name = attn if isinstance(attn, str) else _without_arguments(layer).__name__
+            raise ValueError(
+                f'attention {name!r} takes the '
+                "currents of membrane shortcuts, and the stream of this family is spikes: use 'ssa' or 'statten' here, "
+                "or a family with such shortcuts, as 'sdt_8_384'"
+            )
+        return made
+    return made if 'pre_activation' in taken or takes_currents or not neuron_first else partial(_behind_a_neuron, made)
+
+
+def _without_arguments(layer: Any) -> Any:
+    """The layer in partials."""
+    return _without_arguments(layer.func) if isinstance(layer, partial) else layer
 
 
 def _behind_a_neuron(attn: LayerFn, *args: Any, lif_layer: LayerFn, device=None, dtype=None, **kwargs) -> nn.Module:
@@ -134,7 +152,7 @@ class SpikingTransformer(nn.Module):
     Raises: ValueError if num_steps is not a whole number of at least 1.
     """
 
-    __jit_unused_properties__: ClassVar = ['_model_args']
+    __jit_unused_properties__: ClassVar = ['_model_args', 'chunk_steps']
 
     def __init__(
         self,
@@ -186,6 +204,11 @@ class SpikingTransformer(nn.Module):
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
         self._timm_args = {k: v for k, v in args.items() if k != 'backend'}  # which belongs to the machine
+
+    @property
+    def chunk_steps(self) -> int:
+        """How many steps see each other: 1, in a causal model, or the longest chunk of its attention ('statten')."""
+        return max(getattr(module, 'chunk_steps', 1) for module in self.modules() if module is not self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -300,7 +323,8 @@ class SpikingTransformer(nn.Module):
         """Logits of every time step [B, T, num_classes], whose mean over T is what `forward` returns, up to rounding.
 
         The model is causal: the mean of the first t steps is the answer of the same model with `num_steps=t`. That is
-        early exit, and with a loss at every step it is temporal efficient training (arXiv 2202.11946).
+        early exit, and with a loss at every step it is temporal efficient training (arXiv 2202.11946). With attention
+        over chunks of steps (`chunk_steps` above 1) it holds for t that are multiples of a chunk.
         """
         return self._head_steps(self.stages(self._forward_stem(x))).transpose(0, 1)
 
@@ -330,7 +354,7 @@ def take_indices(num_features: int, indices: int | Sequence[int] | None) -> tupl
 
 def named_layers(args: Mapping[str, Any]) -> dict[str, Any]:
     """A model's arguments for JSON: layers become the names that they are registered by, others stay as they are."""
-    registries = {'lif_layer': neurons, 'attn': attentions, 'patch_embed': patch_embeds}
+    registries = {'lif_layer': neurons, 'attn': attentions, 'mixers': attentions, 'patch_embed': patch_embeds}
 
     def named(registry: Registry, value: Any) -> Any:
         if isinstance(value, (list, tuple)):

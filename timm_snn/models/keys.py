@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ['KeyRules', 'find_mismatches', 'match_pointwise_shapes', 'rename_keys']
+__all__ = ['KeyRules', 'find_mismatches', 'match_pointwise_shapes', 'rename_keys', 'rename_known_layout']
 
 # A regular expression and what replaces its match, as in re.sub; applied one after the other.
 KeyRules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
@@ -25,6 +25,14 @@ def rename_keys(state_dict: Mapping[str, Tensor], rules: KeyRules, unused: str |
             key = re.sub(pattern, replacement, key)
         renamed[key] = value
     return renamed
+
+
+def rename_known_layout(state_dict: Mapping[str, Tensor], layouts: Mapping[str, KeyRules]) -> dict[str, Tensor]:
+    """A state dict renamed by the rules of the first layout whose mark, a key, it has; of none, as it is."""
+    for mark, rules in layouts.items():
+        if mark in state_dict:
+            return rename_keys(state_dict, rules)
+    return dict(state_dict)
 
 
 def match_pointwise_shapes(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ from .base import (
 )
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
-from .keys import KeyRules, rename_keys
+from .keys import KeyRules, rename_known_layout
 from .untrusted import check_state_dict
 
 __all__ = ['MaxFormer']
@@ -67,8 +67,8 @@ LIMITATIONS = 'Several of the published accuracies are those of the best epoch o
 class MaxFormerBlock(nn.Sequential):
     """Token mixer and MLP, which begin with a neuron and end in a batch norm: the stream u holds currents.
 
-    The token mixer is a depthwise convolution if `mixer` is its kernel size, the attention of that name, or None. An
-    MLP as wide as the stage has a residual around each of its two convolutions.
+    The token mixer is a depthwise convolution if `mixer` is its kernel size, the attention of that name or layer, or
+    None. An MLP as wide as the stage has a residual around each of its two convolutions.
 
     Shape: currents [T, B, dim, H, W] -> the same.
     """
@@ -76,7 +76,7 @@ class MaxFormerBlock(nn.Sequential):
     def __init__(
         self,
         dim: int,
-        mixer: int | str | None,
+        mixer: int | str | LayerFn | None,
         num_heads: int,
         attn_v_threshold: float,
         mlp_ratio: float,
@@ -87,11 +87,11 @@ class MaxFormerBlock(nn.Sequential):
     ) -> None:
         layer: dict[str, Any] = {'lif_layer': lif_layer, 'device': device, 'dtype': dtype}
         branches: dict[str, nn.Module] = {}
-        if isinstance(mixer, str):
+        if isinstance(mixer, int):
+            branches['mixer'] = LifConvBn(dim, dim, mixer, bias=True, groups=dim, **layer)
+        elif mixer is not None:
             attn_layer = attention_layer(mixer, pre_activation=True)
             branches['mixer'] = attn_layer(dim, num_heads, attn_v_threshold=attn_v_threshold, **layer)
-        elif mixer is not None:
-            branches['mixer'] = LifConvBn(dim, dim, mixer, bias=True, groups=dim, **layer)
         hidden_dim = int(dim * mlp_ratio)
         if hidden_dim == dim:
             branches['fc1'] = LifConvBn(dim, dim, bias=True, **layer)
@@ -115,16 +115,18 @@ class MaxFormer(SpikingTransformer):
         global_pool: Pooling over H and W before the classifier, '' for none.
         embed_dims: Channels of each stage.
         depths: Blocks of each stage; a stage may have none.
-        mixers: What mixes tokens in the blocks of each stage: the kernel size of a depthwise convolution, the name in
-            `timm_snn.layers.attentions` of attention, or None for the MLP alone.
+        mixers: What mixes tokens in the blocks of each stage: the kernel size of a depthwise convolution, attention as
+            a name in `timm_snn.layers.attentions` or a layer, or None for the MLP alone.
+        attn: Attention in the stages in which `mixers` has one; None for that of `mixers`.
         num_heads: Heads of attention, the same in all stages or one number each.
         mlp_ratio: Hidden width of the MLP over the width of its stage. At 1 both of its convolutions have a residual.
         num_steps: T. Images are repeated so often, 5-D input must have as many frames. No weight depends on it: assign
             `model.num_steps` to run the same weights for more or fewer steps.
         stem_stride: Stride of the stem's convolution and of the first one after it.
         stem_pools: Per 3x3 convolution of the stem, whether it is pooled. The first has half of embed_dims[0].
-        embed_pools: Per stage, the same for the convolutions of its patch embedding. () for a stage without one. The
-            first embedding has a strided shortcut, the others one with max pooling.
+        embed_pools: Per stage, the same for the convolutions of its patch embedding. () for a stage without one.
+        max_shortcut: Whether the shortcuts of these embeddings are max-pooled, as their units are, or strided. That of
+            the first embedding is strided.
         embed_widths: Per stage, the channels of these convolutions; None for those of the stage.
         attn_v_threshold: Threshold of the neuron inside attention; all others have the neuron layer's default.
         lif_layer: Name in `timm_snn.layers.neurons` or layer, called as `lif_layer()` and, inside attention, as
@@ -144,13 +146,15 @@ class MaxFormer(SpikingTransformer):
         global_pool: str = 'avg',
         embed_dims: Sequence[int] = (96, 192, 384),
         depths: Sequence[int] = (1, 2, 7),
-        mixers: Sequence[int | str | None] = (7, 5, 'ssa'),
+        mixers: Sequence[int | str | LayerFn | None] = (7, 5, 'ssa'),
+        attn: str | LayerFn | None = None,
         num_heads: int | Sequence[int] = 6,
         mlp_ratio: float = 4.0,
         num_steps: int = 4,
         stem_stride: int = 2,
         stem_pools: Sequence[bool] = (KEEP,),
         embed_pools: Sequence[Sequence[bool]] = ((KEEP, KEEP), (POOL, KEEP), (POOL, KEEP)),
+        max_shortcut: bool = True,
         embed_widths: Sequence[Sequence[int]] | None = None,
         attn_v_threshold: float = 0.5,
         lif_layer: str | LayerFn = 'lif',
@@ -165,6 +169,8 @@ class MaxFormer(SpikingTransformer):
         depths = per_stage(depths, num_stages, 'depth')
         stage_heads = per_stage(num_heads, num_stages, 'num_heads')
         mixers = per_stage(mixers, num_stages, 'mixer')
+        if attn is not None:
+            mixers = tuple(mixer if mixer is None or isinstance(mixer, int) else attn for mixer in mixers)
         embed_pools = per_stage(embed_pools, num_stages, 'tuple of embed_pools')
         embed_widths = embedding_widths(embed_dims, embed_pools, embed_widths)
         neuron = neuron_layer(lif_layer, backend)
@@ -184,7 +190,7 @@ class MaxFormer(SpikingTransformer):
                     embed_widths[i],
                     pools,
                     stride,
-                    max_shortcut=not spikes,
+                    max_shortcut=max_shortcut and not spikes,
                     pre_activation=not spikes,
                     **layer,
                 )
@@ -214,30 +220,28 @@ class MaxFormer(SpikingTransformer):
 
 
 # Keys of the authors' files, which number their stems differently and count stages from 1.
-_STEMS: dict[str, KeyRules] = {
-    'patch_embed1.embed4.embed_conv.weight': (  # ImageNet
-        (r'^patch_embed1\.embed1\.', r'stem.units.0.'),
-        (r'^patch_embed1\.embed2\.', r'stages.0.embed.units.0.'),
-        (r'^patch_embed1\.embed3\.', r'stages.0.embed.units.1.'),
-        (r'^patch_embed1\.embed4\.', r'stages.0.embed.shortcut.'),
-    ),
-    'patch_embed1.max_embed3.embed_conv.weight': (  # events: two stages, and the first, without blocks, is ours
-        (r'^patch_embed1\.proj_', r'stem.units.0.'),
-        (r'^patch_embed1\.max_embed1\.', r'stem.units.1.'),
-        (r'^patch_embed1\.max_embed2\.', r'stages.1.embed.units.0.'),
-        (r'^patch_embed1\.max_embed3\.', r'stages.1.embed.units.1.'),
-        (r'^patch_embed1\.embed1\.', r'stages.1.embed.shortcut.'),
-        (r'^patch_embed2\.', r'patch_embed3.'),
-        (r'^stage2\.', r'stage3.'),
-        (r'^stage1\.', r'stage2.'),
-        (r'\.mlp\.fc(\d)_', r'.fc\1.branch.unit.'),
-    ),
-    'patch_embed1.embed2.embed_conv.weight': (  # CIFAR
-        (r'^patch_embed1\.proj_', r'stem.units.0.'),
-        (r'^patch_embed1\.embed1\.', r'stages.0.embed.units.0.'),
-        (r'^patch_embed1\.embed2\.', r'stages.0.embed.shortcut.'),
-    ),
-}
+_IMAGENET_STEM: KeyRules = (
+    (r'^patch_embed1\.embed1\.', r'stem.units.0.'),
+    (r'^patch_embed1\.embed2\.', r'stages.0.embed.units.0.'),
+    (r'^patch_embed1\.embed3\.', r'stages.0.embed.units.1.'),
+    (r'^patch_embed1\.embed4\.', r'stages.0.embed.shortcut.'),
+)
+EVENTS_STEM: KeyRules = (  # two stages, and the first, without blocks, is ours
+    (r'^patch_embed1\.proj_', r'stem.units.0.'),
+    (r'^patch_embed1\.max_embed1\.', r'stem.units.1.'),
+    (r'^patch_embed1\.max_embed2\.', r'stages.1.embed.units.0.'),
+    (r'^patch_embed1\.max_embed3\.', r'stages.1.embed.units.1.'),
+    (r'^patch_embed1\.embed1\.', r'stages.1.embed.shortcut.'),
+    (r'^patch_embed2\.', r'patch_embed3.'),
+    (r'^stage2\.', r'stage3.'),
+    (r'^stage1\.', r'stage2.'),
+    (r'\.mlp\.fc(\d)_', r'.fc\1.branch.unit.'),
+)
+CIFAR_STEM: KeyRules = (
+    (r'^patch_embed1\.proj_', r'stem.units.0.'),
+    (r'^patch_embed1\.embed1\.', r'stages.0.embed.units.0.'),
+    (r'^patch_embed1\.embed2\.', r'stages.0.embed.shortcut.'),
+)
 AUTHORS_KEYS: KeyRules = (
     (r'^patch_embed(\d)\.max_embed1\.', r'patch_embed\1.embed.units.0.'),
     (r'^patch_embed(\d)\.embed1\.', r'patch_embed\1.embed.units.1.'),
@@ -252,14 +256,16 @@ AUTHORS_KEYS: KeyRules = (
     (r'\.embed_(conv|bn)\.', r'.\1.'),
     (r'^head\.(weight|bias)$', r'head.fc.\1'),
 )
+_LAYOUTS: dict[str, KeyRules] = {
+    'patch_embed1.embed4.embed_conv.weight': (*_IMAGENET_STEM, *AUTHORS_KEYS),
+    'patch_embed1.max_embed3.embed_conv.weight': (*EVENTS_STEM, *AUTHORS_KEYS),
+    'patch_embed1.embed2.embed_conv.weight': (*CIFAR_STEM, *AUTHORS_KEYS),
+}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Our layout, or those of the authors' ImageNet, CIFAR and DVS files, to our keys. RuntimeError for any other."""
-    for marker, stem in _STEMS.items():
-        if marker in state_dict:
-            state_dict = rename_keys(state_dict, (*stem, *AUTHORS_KEYS))
-            break
+    state_dict = rename_known_layout(state_dict, _LAYOUTS)
     layouts = "our keys (stem.units.0.conv.weight) or the authors' (patch_embed1.embed2.embed_conv.weight)"
     check_state_dict(state_dict, model, layouts)
     return state_dict

@@ -72,8 +72,9 @@ class MetaSpikformer(SpikingTransformer):
         num_classes: 0 for no classifier.
         in_chans: Channels of images and of every event frame; time is never folded into channels.
         global_pool: Pooling over H and W before the classifier, '' for none.
-        embed_dims: Channels of the four resolutions' last stages; the first of the five stages has half of the first.
-        depths: Blocks of the five stages, three of convolutions and two of attention.
+        embed_dims: Channels of all stages but the first, which has half of the second's: four, or three for a network
+            of one stage of attention.
+        depths: Blocks of the five stages, three of convolutions and two of attention, or of four.
         num_heads: Attention heads.
         mlp_ratio: Hidden width of what mixes channels over the width of the stage.
         num_steps: T. Images are repeated so often, 5-D input must have as many frames. No weight depends on it: assign
@@ -110,10 +111,10 @@ class MetaSpikformer(SpikingTransformer):
         dtype=None,
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
-        if len(embed_dims) != 4 or embed_dims[0] % 2 or len(depths) != 5:
+        if len(embed_dims) not in (3, 4) or embed_dims[0] % 2 or len(depths) != len(embed_dims) + 1:
             raise ValueError(
                 f'expected four embed_dims, the first of them even, and five depths, got {tuple(embed_dims)} and '
-                f'{tuple(depths)}'
+                f'{tuple(depths)}; three embed_dims and four depths make a network of one stage of attention'
             )
         neuron = neuron_layer(lif_layer, backend)
         attn_layer = attentions.get(attn)
@@ -123,7 +124,7 @@ class MetaSpikformer(SpikingTransformer):
         attention = partial(attn_layer, num_heads=num_heads, attn_v_threshold=attn_v_threshold)
         widths = [embed_dims[0] // 2, *embed_dims]
         stages = []
-        for i, (dim, reduction) in enumerate(zip(widths, (2, 4, 8, 16, 16), strict=True)):
+        for i, (dim, reduction) in enumerate(zip(widths, (2, 4, 8, 16, 16)[: len(widths)], strict=True)):
             down = ConvBn(widths[i - 1], dim, 3, stride=1 if i == 4 else 2, bias=True, **dd) if i else nn.Identity()
             embed = nn.Sequential(neuron().to(**dd), down) if i else nn.Identity()
             hidden_dim = int(dim * mlp_ratio)

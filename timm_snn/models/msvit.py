@@ -33,8 +33,17 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingStem, attentions, patch_embeds
-from .base import KEEP, POOL, SpikingStage, SpikingTransformer, embedding_widths, neuron_layer, per_stage
+from ..layers import LayerFn, SpikingBlock, SpikingMlp, SpikingStem, patch_embeds
+from .base import (
+    KEEP,
+    POOL,
+    SpikingStage,
+    SpikingTransformer,
+    attention_layer,
+    embedding_widths,
+    neuron_layer,
+    per_stage,
+)
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -120,7 +129,7 @@ class MSViT(SpikingTransformer):
         depths = per_stage(depths, num_stages, 'depth')
         embed_pools = per_stage(embed_pools, num_stages, 'tuple of embed_pools')
         stage_heads = per_stage(num_heads, num_stages, 'num_heads')
-        attn_layers = [attentions.get(layer) for layer in per_stage(attn, num_stages, 'attn')]
+        attn_layers = [attention_layer(layer) for layer in per_stage(attn, num_stages, 'attn')]
         if query_kernels is not None:
             kernels = per_stage(query_kernels, num_stages, 'tuple of query_kernels')
             attn_layers = [

@@ -85,7 +85,8 @@ class SpikeDrivenTransformer(SpikingTransformer):
         num_steps: T. Images are repeated so often, 5-D input must have as many frames. No weight depends on it: assign
             `model.num_steps` to run the same weights for more or fewer steps.
         pools: Whether each of the first four convolutions of the tokenizer is pooled: three spikes, the last currents.
-        attn: Name in `timm_snn.layers.attentions` or layer; one that takes currents and returns them.
+        attn: Name in `timm_snn.layers.attentions` or layer, called with `pre_activation=True` if it takes that; another
+            takes currents and returns them.
         attn_v_threshold: Threshold of the neuron inside attention; all others have the neuron layer's default.
         erode: Whether SDSA dilates its spikes, see `timm_snn.layers.SpikeDrivenSelfAttention`.
         lif_layer: Name in `timm_snn.layers.neurons` or layer, called as `lif_layer()` and, inside attention, as
@@ -123,7 +124,8 @@ class SpikeDrivenTransformer(SpikingTransformer):
         widths = tokenizer_widths(embed_dim, pools)
         neuron = neuron_layer(lif_layer, backend)
         options = {'erode': True} if erode else {}
-        attn_layer = partial(attention_layer(attn, **options), attn_v_threshold=attn_v_threshold)
+        attn_layer = attention_layer(attn, neuron_first=False, pre_activation=True, **options)
+        attn_layer = partial(attn_layer, attn_v_threshold=attn_v_threshold)
 
         stem = SpikingStem(in_chans, widths[:1], (KEEP,), lif_layer=neuron, **dd)
         embeds: list[nn.Module] = [

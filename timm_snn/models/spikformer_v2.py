@@ -31,8 +31,8 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvBnLif, LayerFn, SpikingMlp, SpikingResidual, SpikingStem, attentions
-from .base import KEEP, SpikingStage, SpikingTransformer, neuron_layer
+from ..layers import ConvBnLif, LayerFn, SpikingMlp, SpikingResidual, SpikingStem
+from .base import KEEP, SpikingStage, SpikingTransformer, attention_layer, neuron_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .spikformer import SpikformerBlock
@@ -96,7 +96,7 @@ class SpikformerV2(SpikingTransformer):
         if embed_dim % 8:
             raise ValueError(f'expected an embed_dim that 8 divides, got {embed_dim}')
         neuron = neuron_layer(lif_layer, backend)
-        attn_layer = attentions.get(attn)
+        attn_layer = attention_layer(attn)
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, [1, 1, 1, 1 + depth], stagewise=True)
 
         widths = [embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]

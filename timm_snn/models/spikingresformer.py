@@ -30,6 +30,7 @@ Shapes of spikingresformer_ti:
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from timm.layers import calculate_drop_path_rates, to_2tuple
@@ -37,7 +38,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import CurrentStem, DualSpikeSelfAttention, GroupWiseMlp, LayerFn, LifConvBn, SpikingBlock
-from .base import SpikingStage, SpikingTransformer, neuron_layer, per_stage
+from .base import SpikingStage, SpikingTransformer, attention_layer, neuron_layer, per_stage
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -76,7 +77,10 @@ class SpikingResformer(SpikingTransformer):
         embed_dims: Channels of each stage.
         depths: Blocks of each stage.
         num_heads: Attention heads, the same in all stages or one number each.
-        patch_sizes: Pixels along the side of an attended patch, for each stage.
+        attn: 'dssa', or in its place a name in `timm_snn.layers.attentions` or a layer, called with
+            `pre_activation=True` if it takes that; one for all stages or one each.
+        attn_v_threshold: Threshold of the neuron inside such attention; DSSA has that of the neuron layer.
+        patch_sizes: Pixels along the side of the patches that DSSA attends to, for each stage.
         mlp_ratio: Hidden width of the feed-forward network over the width of its stage.
         group_size: Channels in a group of its 3x3 convolution.
         num_steps: T. Images are repeated so often, 5-D input must have as many frames. No weight depends on it: assign
@@ -101,6 +105,8 @@ class SpikingResformer(SpikingTransformer):
         embed_dims: Sequence[int] = (64, 192, 384),
         depths: Sequence[int] = (1, 2, 3),
         num_heads: int | Sequence[int] = (1, 3, 6),
+        attn: str | LayerFn | Sequence[str | LayerFn] = 'dssa',
+        attn_v_threshold: float = 0.5,
         patch_sizes: Sequence[int] = (4, 2, 1),
         mlp_ratio: float = 4.0,
         group_size: int = 64,
@@ -120,6 +126,7 @@ class SpikingResformer(SpikingTransformer):
         num_stages = len(embed_dims)
         depths = per_stage(depths, num_stages, 'depth')
         stage_heads = per_stage(num_heads, num_stages, 'num_heads')
+        stage_attns = per_stage(attn, num_stages, 'attn')
         patch_sizes = per_stage(patch_sizes, num_stages, 'patch size')
         layer = {'lif_layer': neuron_layer(lif_layer, backend, surrogate=surrogate), **dd}
 
@@ -135,9 +142,14 @@ class SpikingResformer(SpikingTransformer):
             num_patches = H * W
             if num_patches == 0:
                 raise ValueError(f'img_size={img_size} has no patch of {patch_size} pixels at 1/{reduction} size')
+            if stage_attns[i] == 'dssa':
+                attention: LayerFn = partial(DualSpikeSelfAttention, patch_size=patch_size, num_patches=num_patches)
+            else:
+                attention = attention_layer(stage_attns[i], pre_activation=True)
+                attention = partial(attention, attn_v_threshold=attn_v_threshold)
             blocks = [
                 SpikingResformerBlock(
-                    DualSpikeSelfAttention(dim, stage_heads[i], patch_size, num_patches, **layer),
+                    attention(dim, stage_heads[i], **layer),
                     GroupWiseMlp(dim, int(dim * mlp_ratio), group_size, **layer),
                     rate,
                 )

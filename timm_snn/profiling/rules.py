@@ -24,9 +24,11 @@ from ..layers import (
     EfficientSpikeDrivenSelfAttention,
     MultiScaleSpikingAttention,
     QKTokenAttention,
+    SpatialTemporalAttention,
     SpikeDrivenSelfAttention,
     SpikingSelfAttention,
 )
+from ..layers.statten import sum_over_chunks
 from .counts import count_elements, count_matmul
 from .site import Site
 
@@ -101,9 +103,16 @@ def self_attention(layer: SpikingSelfAttention, spikes: Mapping[str, Tensor], si
     queries = [f'q.{i}' for i in range(len(layer.q))]
     kv = heads['v'] @ heads['k'].transpose(-2, -1)
     site.operate('matmul', ['k', 'v'], count_matmul(heads['v'], heads['k'].transpose(-2, -1)))
+    if isinstance(layer, SpatialTemporalAttention):
+        site.operate('sum', [kv], count_elements(kv))
+        kv = sum_over_chunks(kv, layer.chunk_steps)
     q = sum(heads[query] for query in queries)
     site.operate('matmul', queries if len(queries) == 1 else [q], count_matmul(kv, q))
     site.fire(spikes['proj'])
+
+
+# N * d * d twice, as SSA, and between them the sums of d * d products of a chunk's steps
+register(SpatialTemporalAttention, 'STAtten')(self_attention)
 
 
 @register(SpikeDrivenSelfAttention, 'SDSA')
