@@ -27,7 +27,6 @@ import argparse
 import functools
 import gc
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +193,7 @@ class WithBackend(nn.Module):
         self.model, self.backend, self.sparse = model, backend, sparse
 
     def forward(self, x: Tensor) -> Tensor:
-        with timm_snn.use_backend(self.backend), sparse_spikes() if self.sparse else nullcontext():
+        with timm_snn.use_backend(self.backend), sparse_spikes(enabled=self.sparse):
             return self.model(x)
 
 

@@ -52,7 +52,7 @@ def test_a_trace_takes_any_batch(name, steps):
 @pytest.mark.parametrize('switch', SWITCHES)
 @torch.no_grad()
 def test_no_switch_reaches_a_trace_or_an_export(switch):
-    model, images = model_and_images('msvit_4_96', fused=switch == 'cpp')
+    model, images = model_and_images('msvit_4_96', fused=switch in ('none', 'cpp'))  # skips zeros by itself
     timm_snn.models.set_num_steps(model, 1)
     with turned_on(switch):
         traced = torch.jit.trace(model, images(3), check_trace=False)

@@ -1,5 +1,6 @@
 """Convolutions that skip zeros against torch's: forward, every gradient, what runs where, and whole models."""
 
+import contextlib
 import copy
 import math
 import re
@@ -198,6 +199,61 @@ def test_what_is_not_sparse_or_not_supported_stays_dense(ran):
     assert ran == ['pack', 'forward']  # outside, nothing changes
 
 
+def test_a_convolution_that_skips_zeros_by_itself_leaves_the_choice_to_a_block(ran):
+    x, (weight, bias) = spikes(2, 32, 9, 9, density=0.2), parameters(32, 32, (3, 3))
+
+    def has_skipped(by_itself=True) -> bool:
+        ran.clear()
+        y = sparse_conv.conv2d(x, weight, bias, (1, 1), (1, 1), 1, by_itself)
+        assert_near(y, F.conv2d(x, weight, bias, padding=1), torch.float32)
+        return bool(ran)
+
+    assert has_skipped() and not has_skipped(by_itself=False)
+    with sparse_spikes(enabled=False):
+        assert not has_skipped()
+        with sparse_spikes():
+            assert has_skipped() and has_skipped(by_itself=False)
+        assert not has_skipped()
+    with sparse_spikes(max_density=0.1):
+        assert not has_skipped()
+    with timm_snn.use_backend('torch'):
+        assert not has_skipped()
+    x = torch.rand_like(x)  # a sample decides
+    assert not has_skipped()
+    x, (weight, bias) = spikes(2, 31, 9, 9, density=0.2), parameters(32, 31, (3, 3))  # few channels
+    assert not has_skipped()
+
+
+def test_by_itself_it_passes_over_what_a_block_refuses(ran):
+    for settings in ({'dtype': torch.float16}, {'device': 'meta'}):
+        x, weight = torch.zeros(1, 32, 4, 4, **settings), torch.zeros(32, 32, 1, 1, **settings)
+        y = sparse_conv.conv2d(x, weight, None, (1, 1), (0, 0), 1, True)
+        assert (y.dtype, y.device) == (x.dtype, x.device)
+    x, (weight, bias) = spikes(3, 2, 32, 4, 4), parameters(32, 32, (3, 3))
+    batched = torch.func.vmap(lambda x: sparse_conv.conv2d(x, weight, bias, (1, 1), (1, 1), 1, True))(x)
+    assert_near(batched.flatten(0, 1), F.conv2d(x.flatten(0, 1), weight, bias, padding=1), torch.float32)
+    assert ran == []
+
+
+def test_without_a_compiler_it_stays_dense_by_itself_and_says_so_once(ran, no_compiler, caplog):
+    caplog.set_level('INFO', 'timm_snn')
+    x, (weight, bias) = spikes(2, 32, 9, 9, density=0.2), parameters(32, 32, (3, 3))
+    for _ in range(2):
+        y = sparse_conv.conv2d(x, weight, bias, (1, 1), (1, 1), 1, True)
+    assert torch.equal(y, F.conv2d(x, weight, bias, padding=1)) and ran == []
+    assert caplog.messages == ['convolutions do not skip zeros here: no compiler']
+    with sparse_spikes(enabled=False):  # needs none
+        pass
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    monkeypatch.setattr(sparse_conv, 'why_not_built', lambda *_: 'no compiler')
+    sparse_conv._why_not_built.cache_clear()
+    yield
+    sparse_conv._why_not_built.cache_clear()
+
+
 def test_frozen_weights_are_laid_out_once_until_they_change(ran):
     x = spikes(2, 16, 9)
     conv = timm_snn.layers.conv.TokenConv(16, 16, 3, padding=1).requires_grad_(False)
@@ -218,6 +274,9 @@ def test_bad_arguments_and_input_are_refused():
     for density in (-0.1, 1.1, float('nan')):
         with pytest.raises(ValueError, match='0 <= max_density <= 1'):
             sparse_spikes(density).__enter__()
+    for switch in (False, True):
+        with pytest.raises(ValueError, match=f'enabled={switch} turns it on or off'):
+            sparse_spikes(switch).__enter__()
     weight, _ = parameters(8, 8, (1, 1), torch.float16)
     with sparse_spikes(), pytest.raises(BackendUnavailable, match=r'got torch\.float16 on cpu'):
         sparse_conv.conv2d(spikes(1, 8, 4, 4, dtype=torch.float16), weight, None, (1, 1), (0, 0), 1)
@@ -239,8 +298,7 @@ def test_what_torch_refuses_is_refused(size, dtype, ran):
     assert ran == []
 
 
-def test_without_a_compiler_it_is_refused(monkeypatch):
-    monkeypatch.setattr(sparse_conv, 'why_not_built', lambda *_: 'no compiler')
+def test_without_a_compiler_it_is_refused(no_compiler):
     with pytest.raises(BackendUnavailable, match='sparse_spikes cannot run here: no compiler'):
         sparse_spikes().__enter__()
 
@@ -277,12 +335,14 @@ def test_models_have_the_same_logits(name, ran):
     model = lively(shallow(timm.create_model(name, num_steps=2)).double().eval())
     chans, height, width = model.pretrained_cfg['input_size']
     x = torch.rand(2, chans, min(height, 64), min(width, 64), dtype=torch.float64)
-    for m in (model, timm_snn.fuse(model)):
+    expected = model(x)
+    assert ran == []
+    for m, switch in ((model, sparse_spikes), (timm_snn.fuse(model), contextlib.nullcontext)):
         ran.clear()
-        with sparse_spikes():
+        with switch():
             logits = m(x)
         assert ran
-        torch.testing.assert_close(logits, model(x), rtol=0, atol=1e-10)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize('how', ['plain', 'packed', 'checkpointing'])
@@ -317,7 +377,8 @@ def test_flips_in_float32_and_bfloat16_are_few(ran):
     for dtype, most in ((torch.float32, 4e-5), (torch.bfloat16, 4e-3)):
         fired.clear()
         with torch.autocast('cpu', dtype, dtype != torch.float32):
-            model(x)
+            with sparse_spikes(enabled=False):
+                model(x)
             with sparse_spikes():
                 model(x)
         dense, sparse = torch.cat(fired[: len(fired) // 2]), torch.cat(fired[len(fired) // 2 :])
@@ -343,3 +404,11 @@ def test_under_torch_compile_it_is_one_operator(ran):
     with sparse_spikes(max_density=1):
         compiled(x).sum().backward()
     assert ran[4:] == [*['pack', 'forward'] * 2, 'weight_gradient', 'weight_gradient']
+
+
+@torch.no_grad()
+def test_a_fused_model_skips_zeros_under_torch_compile_too(ran):
+    fused = timm_snn.fuse(torch.nn.Sequential(lively(timm_snn.layers.ConvBnLif(32, 32, 3).double())))
+    x = spikes(2, 3, 32, 5, 5, density=0.2, dtype=torch.float64)
+    spikes_of_compiled = torch.compile(fused, backend='aot_eager', fullgraph=True)(x)
+    assert ran == ['pack', 'forward'] and torch.equal(spikes_of_compiled, fused(x))

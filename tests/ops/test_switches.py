@@ -91,13 +91,15 @@ def test_a_function_keeps_the_switches_of_the_moment_in_any_thread():
 
 def test_a_turn_of_a_switch_compiles_anew_and_turning_back_does_not():
     compiler = CompileCounter()
-    compiled = torch.compile(lambda x: x * (2 if switches().skips_zeros else 1), fullgraph=True, backend=compiler)
+    factors = {None: 1, True: 2, False: 3}
+    compiled = torch.compile(lambda x: x * factors[switches().skips_zeros], fullgraph=True, backend=compiler)
     x = torch.ones(2)
     for _ in range(3):
         assert compiled(x).sum() == 2
-        with switched(skips_zeros=True):
-            assert compiled(x).sum() == 4
-    assert compiler.frame_count == 2
+        for choice, factor in factors.items():
+            with switched(skips_zeros=choice):
+                assert compiled(x).sum() == 2 * factor
+    assert compiler.frame_count == 3
 
 
 @needs_cpp

@@ -1,6 +1,6 @@
 """ConvBn, ConvBnLif and LifConvBn, the bricks that every block is built from."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from .neuron import LIF, ParametricLIF
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
-__all__ = ['ConvBn', 'ConvBnLif', 'LifConvBn', 'pool_spikes']
+__all__ = ['ConvBn', 'ConvBnLif', 'LifConvBn', 'pool_spikes', 'skip_zeros']
 
 
 class ConvBn(nn.Module):
@@ -168,18 +168,36 @@ def _is_usual(bn: Any) -> bool:
 
 
 class MapConv(nn.Conv2d):
-    """Conv2d of spikes: one that can skip zeros, see `timm_snn.ops.sparse_spikes`."""
+    """Conv2d of spikes: one that can skip zeros, see `timm_snn.ops.sparse_spikes`.
+
+    With `skips_zeros`, which `skip_zeros` sets, it does so by itself where it can.
+    """
+
+    __constants__: ClassVar = [*nn.Conv2d.__constants__, 'skips_zeros']  # type: ignore[misc]
+    skips_zeros = False
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return conv2d(input, weight, bias, self.stride, self.padding, self.groups)  # type: ignore[arg-type]
+        stride, padding = self.stride, self.padding
+        return conv2d(input, weight, bias, stride, padding, self.groups, self.skips_zeros)  # type: ignore[arg-type]
 
 
 class TokenConv(nn.Conv1d):
     """The same of tokens. It leaves channels_last ones as they are; Conv1d copies them to contiguous ones and back."""
 
+    __constants__: ClassVar = [*nn.Conv1d.__constants__, 'skips_zeros']  # type: ignore[misc]
+    skips_zeros = False
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stride, padding = (1, self.stride[0]), (0, self.kernel_size[0] // 2)
-        return conv2d(input.unsqueeze(2), weight.unsqueeze(2), bias, stride, padding, self.groups).squeeze(2)
+        row, weight = input.unsqueeze(2), weight.unsqueeze(2)
+        return conv2d(row, weight, bias, stride, padding, self.groups, self.skips_zeros).squeeze(2)
+
+
+def skip_zeros(model: nn.Module) -> None:
+    """Let all convolutions of spikes in the model skip zeros where they can, but inside `sparse_spikes`, which says."""
+    for module in model.modules():
+        if isinstance(module, (MapConv, TokenConv)):
+            module.skips_zeros = True
 
 
 def pool_spikes(x: Tensor) -> Tensor:

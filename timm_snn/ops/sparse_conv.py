@@ -6,6 +6,8 @@ does. The arithmetic is that of `sparse_conv.cpp`; the reference is `torch.nn.fu
 """
 
 import ctypes
+import functools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .backend import BackendUnavailable
+from .backend import BackendUnavailable, _asked_for, is_followed
 from .backends.operator import Operator
 from .layout import ceil_div
 from .native.build import LIBRARIES, load_cpp, why_not_built
@@ -24,12 +26,16 @@ from .switches import switched, switches
 
 __all__ = ['conv2d', 'sparse_spikes']
 
+_logger = logging.getLogger(__name__)
+
 _SOURCE = Path(__file__).with_name('native') / 'sparse_conv.cpp'
 _OPTIONS = LIBRARIES['sparse_conv.cpp'].options
 _NAMES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16', torch.float64: 'float64'}
 # Densities up to which skipping zeros was faster than torch, on two cores with AVX2: kernels of one tap, of several.
 _BREAK_EVEN = {'forward': (0.35, 0.5), 'weight_gradient': (0.25, 0.9)}
 _BLOCK = 32  # outputs that are summed together
+# With fewer, of inputs or outputs, torch was faster at any density, on the same machine.
+_FEWEST_CHANNELS = 32
 _SAMPLE = 61  # every so many numbers are looked at for the density; a prime, so that no channel is left out
 # torch's bfloat16 convolutions take many times as long as float32 ones on a CPU without AVX-512.
 _SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'DEFAULT')
@@ -40,15 +46,17 @@ _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @contextmanager
-def sparse_spikes(max_density: float | None = None) -> Iterator[None]:
+def sparse_spikes(max_density: float | None = None, *, enabled: bool = True) -> Iterator[None]:
     """Convolutions of the models inside the block skip zeros, on a CPU: the same sums, in another order.
 
-        fused = timm_snn.fuse(model)
-        with torch.inference_mode(), timm_snn.use_backend('cpp'), timm_snn.ops.sparse_spikes():
-            logits = fused(images)
+        with torch.inference_mode(), timm_snn.ops.sparse_spikes():
+            logits = model(images)
 
-    In training the gradient of the weights skips them too; that of the input is a dense convolution as before. Time is
-    then nearly proportional to the firing rates, so this pays for trained networks, the more the fewer spikes there
+    Outside of any block, the models of `timm_snn.fuse` skip zeros where they can, unless the backend 'torch' is named,
+    and no others do. `enabled=False` keeps them dense too.
+
+    In training the gradient of the weights skips them as well; that of the input is a dense convolution as before. Time
+    is then nearly proportional to the firing rates, so this pays for trained networks, the more the fewer spikes there
     are. Convolutions stay dense where it would not: with groups, with a stride and a kernel larger than 1, and where
     a sample of the input has more nonzeros than `max_density`, such as an image. By default that is the density up to
     which it was measured to be faster, 0.25 to 0.9 by kernel size and pass.
@@ -57,29 +65,45 @@ def sparse_spikes(max_density: float | None = None) -> Iterator[None]:
     at the first block, for some seconds, and kept in the user's cache.
 
     Raises: ValueError unless 0 <= max_density <= 1; BackendUnavailable where it cannot be built and kept, or for input
-    in float16 or on another device.
+    in float16 or on another device. With `enabled=False` nothing is built.
     """
+    if isinstance(max_density, bool):
+        raise ValueError(f'sparse_spikes got max_density={max_density}: enabled={max_density} turns it on or off')
     if max_density is not None and not 0 <= max_density <= 1:
         raise ValueError(f'sparse_spikes needs 0 <= max_density <= 1, got {max_density}')
-    if reason := why_not_built(_SOURCE, *_OPTIONS):
+    if enabled and (reason := why_not_built(_SOURCE, *_OPTIONS)):
         raise BackendUnavailable(f'sparse_spikes cannot run here: {reason}')
-    with switched(skips_zeros=True, max_density=max_density):
+    with switched(skips_zeros=enabled, max_density=max_density):
         yield
 
 
 def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], groups: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    groups: int,
+    skips_zeros: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`, or inside `sparse_spikes` what that promises. Shapes and errors: as those."""
-    if torch.jit.is_scripting() or not _skips_zeros(x, weight, stride, padding, groups):
+    """`torch.nn.functional.conv2d`, or inside `sparse_spikes` what that promises. Shapes and errors: as those.
+
+    `skips_zeros` does the same outside of any block, where that is possible: it passes over what a block refuses.
+    """
+    if torch.jit.is_scripting() or not _skips_zeros(x, weight, stride, padding, groups, skips_zeros):
         return F.conv2d(x, weight, bias, stride, padding, groups=groups)
     return _conv_of_spikes(x, weight, bias, stride, padding)
 
 
 @torch.jit.unused
-def _skips_zeros(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> bool:
+def _skips_zeros(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int, by_default: bool
+) -> bool:
     """Whether this is a case for the kernels. What is wrong is not: torch raises its errors."""
-    if not switches().skips_zeros or groups != 1 or x.ndim != 4 or x.shape[1] != weight.shape[1]:
+    asked = switches().skips_zeros
+    if asked is False or (asked is None and not (by_default and _may_skip(x, weight))):
+        return False
+    if groups != 1 or x.ndim != 4 or x.shape[1] != weight.shape[1]:
         return False
     if x.dtype != weight.dtype and not torch.is_autocast_enabled('cpu'):
         return False
@@ -91,11 +115,41 @@ def _skips_zeros(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tu
     return (max(stride) == 1 or point_wise) and fits
 
 
+def _may_skip(x: Tensor, weight: Tensor) -> bool:
+    """Whether it may pay to skip zeros that nobody asks for, and is possible.
+
+    Whoever names the backend 'torch' wants that alone, and nothing built.
+    """
+    if min(weight.shape[:2]) < _FEWEST_CHANNELS or _asked_for(None)[0] == 'torch':
+        return False
+    if not torch.compiler.is_compiling() and is_followed(x):
+        return False
+    return x.device.type == 'cpu' and _dtype_of(x) in _NAMES and _is_built()
+
+
+@torch.compiler.assume_constant_result  # torch.compile runs it instead of tracing it
+def _is_built() -> bool:
+    return _why_not_built() is None
+
+
+@functools.cache
+def _why_not_built() -> str | None:
+    """Why the library cannot be used, tried and said once in a process."""
+    if reason := why_not_built(_SOURCE, *_OPTIONS):
+        _logger.info('convolutions do not skip zeros here: %s', reason)
+    return reason
+
+
+def _dtype_of(x: Tensor) -> torch.dtype:
+    """What a convolution of x is asked for in."""
+    return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+
+
 @torch.jit.unused
 def _conv_of_spikes(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    dtype = _dtype_of(x)
     if x.device.type != 'cpu' or dtype not in _NAMES:
         raise BackendUnavailable(
             f'sparse_spikes takes float32, bfloat16 and float64 on a CPU, got {dtype} on {x.device}: leave it out there'

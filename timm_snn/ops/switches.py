@@ -1,7 +1,7 @@
 """Switches that a user turns for a block of code: one set per thread or asyncio task, kept by activation checkpointing.
 
-A switch is a field of `Switches` and a context manager that turns it by `switched`. A new thread starts with all of
-them off.
+A switch is a field of `Switches` and a context manager that turns it by `switched`. A new thread starts with none of
+them turned.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ class Switches:
     """All switches of a thread; where code compiles, numbers and strings alone, for torch.compile to guard on."""
 
     backend: str | None = None  # of the neuron, by `use_backend`
-    skips_zeros: bool = False  # in convolutions, by `sparse_spikes`
+    skips_zeros: bool | None = None  # in convolutions, by `sparse_spikes`; None leaves it to each convolution
     max_density: float | None = None  # up to which it does
     watch: Callable[[Any], Any] | None = None  # what stands for a backend while a profiler watches, eagerly
 
@@ -42,7 +42,7 @@ def is_exporting() -> bool:
 def switches() -> Switches:
     """Those of this thread or task; all off in exports."""
     if is_exporting():
-        return Switches()
+        return Switches(skips_zeros=False)
     if not _COMPILES_CONTEXT and torch.compiler.is_compiling():
         return _last_set
     return _switches.get()
