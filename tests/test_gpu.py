@@ -1,13 +1,16 @@
 """The same on a CUDA device as on the CPU; `pytest -m gpu` runs the conformance suite there too."""
 
+import copy
 import importlib
 
 import pytest
 import timm
 import torch
 
+import timm_snn
 from tests.conftest import lively
 from timm_snn import lif
+from timm_snn.models import graphs
 from timm_snn.ops import backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
@@ -129,3 +132,76 @@ def test_triton_compiles_with_inductor():
         [compiled(x), *torch.autograd.grad(compiled(x).sum(), x)],
         [lif(2 * x), *torch.autograd.grad(lif(2 * x).sum(), x)],
     )
+
+
+@pytest.fixture
+def fused_pair(small):
+    """A fused model, and the same that replays graphs; in float64, where no spike hangs on the last bit."""
+    model = small.cuda()
+    return timm_snn.fuse(model), timm_snn.fuse(model, cuda_graphs=True)
+
+
+def pictures(batch, seed=0):
+    return torch.rand(batch, 1, 28, 28, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).cuda()
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_a_fused_model_replays_a_graph_for_each_size(fused_pair, mode):
+    fused, graphed = fused_pair
+    with mode():
+        results = [(graphed(x), fused(x)) for x in (pictures(4), pictures(3), pictures(4, 1), pictures(3, 1))]
+        results.append((graphed.forward_steps(pictures(3)), fused.forward_steps(pictures(3))))
+    agree(*zip(*results, strict=True), rtol=1e-9)
+    assert (len(graphed.forward._graphs), len(graphed.forward_steps._graphs)) == (2, 1)
+
+
+def test_graphs_of_a_fused_model_under_autocast(fused_pair):
+    fused, graphed = (model.float() for model in fused_pair)
+    for seed in range(2):
+        x = pictures(4, seed).float()
+        with torch.inference_mode(), torch.autocast('cuda', torch.bfloat16):
+            agree([graphed(x)], [fused(x)], rtol=1e-2)
+    with torch.inference_mode():
+        graphed(x)
+    assert len(graphed.forward._graphs) == 2
+
+
+@torch.no_grad()
+def test_graphs_follow_weights_steps_and_streams(fused_pair):
+    fused, graphed = fused_pair
+    changes = (
+        lambda model: model.head.fc.weight.mul_(2),
+        lambda model: setattr(model, 'num_steps', 2),
+        lambda model: model.cpu().cuda(),
+        lambda model: model.load_state_dict({key: value * 1.01 for key, value in model.state_dict().items()}),
+    )
+    for seed, change in enumerate(changes):
+        graphed(pictures(4))
+        for model in fused_pair:
+            change(model)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            x = pictures(4, seed)
+            ours, expected = graphed(x), fused(x)
+        torch.cuda.synchronize()
+        agree([ours], [expected], rtol=1e-9)
+
+
+def test_what_no_graph_of_a_fused_model_holds_runs_as_it_is(fused_pair):
+    fused, graphed = fused_pair
+    x = pictures(2).requires_grad_()
+    agree(torch.autograd.grad(graphed(x).square().sum(), x), torch.autograd.grad(fused(x).square().sum(), x), rtol=1e-9)
+    assert not graphed.forward._graphs
+    other = copy.deepcopy(graphed)
+    with torch.no_grad():
+        agree([other(pictures(2)), graphed(pictures(2))], [fused(pictures(2))] * 2, rtol=1e-9)
+    assert len(other.forward._graphs) == len(graphed.forward._graphs) == 1
+
+
+@torch.no_grad()
+def test_the_least_used_graph_of_a_fused_model_gives_way(fused_pair, monkeypatch):
+    monkeypatch.setattr(graphs, '_MOST', 2)
+    fused, graphed = fused_pair
+    for batch in (1, 2, 3, 1, 2, 3):
+        agree([graphed(pictures(batch))], [fused(pictures(batch))], rtol=1e-9)
+    assert len(graphed.forward._graphs) == 2

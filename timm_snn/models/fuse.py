@@ -1,4 +1,4 @@
-"""A model for inference: batch norms folded into the convolutions, channels last."""
+"""A model for inference: batch norms folded, channels last, zeros skipped, and CUDA graphs if they are wanted."""
 
 import copy
 from collections.abc import Iterator
@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..layers import ConvBn, RepConv
-from ..layers.conv import MapConv, TokenConv
+from ..layers.conv import MapConv, TokenConv, skip_zeros
 from ..wrappers import unwrapped
+from .graphs import use_graphs
 
 __all__ = ['fuse']
 
@@ -19,23 +20,38 @@ _CONVOLUTIONS = (MapConv, TokenConv, nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module, *, cuda_graphs: bool = False) -> nn.Module:
     """A copy of a trained model, in eval mode, to use for inference: same input, same output, less work.
 
-    Batch norms disappear into the convolutions before them, folded in float64 and rounded once, and weights are laid
-    out channels_last, as convolutions want them. Rounding differs from the model's in the last bit, so a membrane that
-    lies on its threshold may fire in one and not in the other. Combine it with a backend, torch.compile and autocast:
-
         fused = timm_snn.fuse(model)
-        with torch.inference_mode(), timm_snn.use_backend('compile'):
+        with torch.inference_mode():
             logits = fused(images)
+
+    That is all. What is done, and how to choose another:
+
+    - Batch norms disappear into the convolutions before them, folded in float64 and rounded once.
+    - Weights are laid out channels_last, as convolutions want them.
+    - On a CPU, convolutions skip the zeros among their inputs, as inside `timm_snn.ops.sparse_spikes`, where a sample
+      of the input has enough of them and the C++ can be built; else they stay dense, as in exports. `with
+      timm_snn.ops.sparse_spikes(enabled=False):` keeps them dense, and so does the backend 'torch', if it is named.
+    - The neurons run on the backend that 'auto' chooses, the fastest that can run them: C++ on a CPU where that can be
+      built, Triton or CuPy on CUDA. One that is named, by `use_backend` or otherwise, runs instead.
+    - With `cuda_graphs`, for a model on a CUDA device, a pass is captured as a CUDA graph when a size of input first
+      comes, and replayed for that size from then on, which ends waiting for Python: `forward` and `forward_steps`,
+      under autocast too. A capture takes as long as several passes. Graphs keep the memory of a pass of the largest
+      size, and of each size its input and output, for the 8 sizes that were used last. What no graph holds runs as
+      without: gradients, hooks, training mode. Settings of layers other than `num_steps` are those of the capture.
+
+    Rounding differs from the model's in the last bit, by the folding and by the order of the sums where zeros are
+    skipped, so a membrane that lies on its threshold may fire in one and not in the other.
 
     The model itself is left as it is; of one in a wrapper such as DistributedDataParallel, the model inside is taken. A
     norm of another kind than batch norm, such as a frozen one, stays.
 
     Raises: ValueError for a model without units of convolution and norm, and where folding would lose what somebody
     has changed in a layer: weights that are computed (pruned, parametrized, quantized), hooks, methods and classes of
-    convolutions and norms other than torch's, batch norms without running statistics.
+    convolutions and norms other than torch's, batch norms without running statistics; for `cuda_graphs` of a model on
+    another device.
     """
     model = unwrapped(model)
     units = {name: module for name, module in model.named_modules() if isinstance(module, ConvBn)}
@@ -52,7 +68,7 @@ def fuse(model: nn.Module) -> nn.Module:
         if isinstance(unit.bn, _BatchNorm):
             _check_unit(name, unit)
     try:
-        model = copy.deepcopy(model).eval().requires_grad_(False)
+        model = copy.deepcopy(model).requires_grad_(False)
     except RuntimeError as error:
         raise ValueError(
             'fuse cannot copy this model: a module in it keeps a tensor that was computed with a gradient. For pruned '
@@ -61,7 +77,11 @@ def fuse(model: nn.Module) -> nn.Module:
     for name, unit in model.named_modules():
         if isinstance(unit, ConvBn) and isinstance(unit.bn, _BatchNorm):
             _fold(name, unit)
-    return model.to(memory_format=torch.channels_last)
+    skip_zeros(model)
+    model = model.eval().to(memory_format=torch.channels_last)
+    if cuda_graphs:
+        use_graphs(model)
+    return model
 
 
 def _check_unit(name: str, unit: Any) -> None:
