@@ -8,7 +8,8 @@
 
 Prints a table and leaves report.json, report.csv, report.md (for a model card) and report.html (with plots) in
 --output. All energies are estimates of arithmetic only, under the conventions A, B and C that are defined in
-timm_snn/profiling/energy.py.
+timm_snn/profiling/energy.py. The model runs as it is, not fused: the report counts its parameters, and its accuracy is
+that of the same pass.
 """
 
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ from timm_snn.files import printable, write_whole_text
 from timm_snn.training.data import make_transform
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.labels import descriptions_of, open_labels
-from timm_snn.training.models import channels, input_config, open_model
+from timm_snn.training.models import channels, fused, input_config, open_model
 from timm_snn.training.options import ArgumentParser, image_options, model_options, model_parser, positive_int
 from timm_snn.training.pictures import find_pictures as pictures_below
 from timm_snn.training.pictures import open_picture
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     files = find_pictures(args.pictures)
-    model = open_model(args.model, **model_options(args))
+    model = fused(open_model(args.model, **model_options(args)), args.model)
     in_chans = channels(model)
     if in_chans not in (1, 3):
         raise UserError(

@@ -48,7 +48,7 @@ from timm_snn.training.fingerprint import fingerprint
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
 from timm_snn.training.loading import loading_errors, make_loader
-from timm_snn.training.models import check_neurons, input_config, open_to_train, save_model
+from timm_snn.training.models import check_neurons, check_sparse_spikes, input_config, open_to_train, save_model
 from timm_snn.training.on_device import Augmentation, DeviceImages
 from timm_snn.training.progress import Progress, StopSignal, write_summary
 from timm_snn.training.tasks import make_learner, make_task
@@ -94,6 +94,8 @@ class Run:
             self.model = open_to_train(args.model, **options.trainable_options(args))
             self.data_config = input_config(self.model, **options.image_options(args))
             check_neurons(self.model, self.accelerator.device)
+            if args.sparse_spikes:
+                check_sparse_spikes(self.accelerator.device)
             size = self.data_config['input_size'][1:]
             train_set, val_set = open_datasets(source, args.train_split, args.val_split, self.model, size)
         self.class_names, self.is_events = class_names(train_set), source.is_events
@@ -120,7 +122,7 @@ class Run:
             make_optimizer=lambda twin: create_optimizer_v2(twin, lr=args.lr, **options.optimizer_options(args)),
             keeps_average=args.model_ema,
             only_even=bool(args.mixup or args.cutmix),
-            channels_last=args.channels_last,
+            channels_last=bool(args.channels_last),
         )
 
     def _make_loaders(self, args: Namespace, batch_size: int) -> None:

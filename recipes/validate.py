@@ -8,6 +8,8 @@
 Every sample of the split counts once, in one process. A spiking model is causal: the mean of its first t outputs is
 what it would answer with T = t, so that one run gives the accuracy of early exit at each t; --num-steps sets T. One
 with attention over chunks of steps answers at the end of each chunk.
+The model runs fused (timm_snn.fuse), whose rounding differs in the last bit, so that a sample between two classes may
+be counted otherwise than in training; --no-fuse runs it as it was trained.
 
 Leaves in --output: results.json, per_class.csv, steps.csv (of models with time steps) and, with --predictions,
 predictions.csv.
@@ -16,6 +18,7 @@ predictions.csv.
 import json
 import sys
 import time
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from timm_snn.training.data import open_fold, open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import by_class, by_sample, evaluate, summarize
 from timm_snn.training.labels import match_labels
-from timm_snn.training.models import fold_of, open_model
+from timm_snn.training.models import fold_of, fused, open_model
 from timm_snn.training.options import (
     ArgumentParser,
     data_source,
@@ -58,7 +61,8 @@ def make_parser() -> ArgumentParser:
     )
     add('--train-split', default='train', help='of --fold')
     add('--amp', choices=('bfloat16', 'float16'), help='mixed precision')
-    add('--channels-last', action='store_true')
+    add('--fuse', action=BooleanOptionalAction, default=True, help='fold batch norms and all else of timm_snn.fuse')
+    add('--channels-last', action='store_true', help='as a fused model is anyway')
     add('--worst', type=positive_int, default=10, help='so many classes on the terminal')
     add('--predictions', action='store_true', help='write predictions.csv, a line for every sample')
     add('--output', type=Path, default=Path('output/validate'))
@@ -106,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     model = open_model(args.model, **model_options(args))
+    if args.fuse:
+        model = fused(model, args.model)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     has_steps = hasattr(model, 'forward_steps')

@@ -139,7 +139,8 @@ class TestOptimisation:
         assert 'effective batch 64 (16 x 1 processes x 4 accumulated)' in printed
 
     @pytest.mark.parametrize(
-        'option', ['--grad-checkpointing', '--channels-last', '--deterministic', '--backend=torch']
+        'option',
+        ['--grad-checkpointing', '--no-channels-last', '--deterministic', '--backend=torch', '--no-sparse-spikes'],
     )
     def test_options_that_do_not_change_the_result(self, train, tmp_path, option):
         """Up to the rounding of float32, in which a spike may flip."""

@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 
 from tests.support.scripts import ROOT, run
 from tests.support.training import QUICK
+from timm_snn.training import models
 from timm_snn.training.data import Digits, choose_samples
 
 pytest.importorskip('rich')
@@ -195,6 +196,29 @@ def test_half_precision_and_channels_last(validate, saved):
     half = json.loads((output / 'results.json').read_text())
     assert (plain['dtype'], half['dtype']) == ('float32', 'bfloat16')
     assert plain['loss'] != half['loss'] and half['loss'] == pytest.approx(plain['loss'], rel=0.2)
+
+
+def test_the_model_runs_fused_or_with_a_note_as_it_is(validate, saved, monkeypatch):
+    runs = []
+    for refused in (False, True):
+        if refused:
+            monkeypatch.setattr(models, 'fuse', refuse)
+        for option in ('--fuse', '--no-fuse'):
+            _, output = validate('--model', f'local-dir:{saved}', '-n', 40, option)
+            runs.append(json.loads((output / 'results.json').read_text())['loss'])
+    fused, plain, *as_they_are = runs
+    assert as_they_are == [plain, plain] and fused != plain and fused == pytest.approx(plain, rel=1e-2)
+
+
+def test_why_a_model_is_not_fused_is_said_in_one_line(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, 'fuse', refuse)
+    run('recipes/validate.py', '--model', f'local-dir:{saved}', '-n', 4, '--output', tmp_path)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith('note: ')]
+    assert notes == [f'note: local-dir:{saved} runs as it is, not fused: it is pruned']
+
+
+def refuse(model):
+    raise ValueError('it is pruned')
 
 
 def test_a_folder_without_some_classes_is_matched_by_name(validate, saved, folder):

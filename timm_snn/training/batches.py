@@ -28,7 +28,7 @@ class BatchTransform:
         is_events: bool,
         *,
         images_of: Callable[[Tensor], Tensor] | None = None,
-        channels_last: bool = False,
+        channels_last: bool | None = False,
         event_aug: dict[str, Any] | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,

@@ -16,16 +16,22 @@ from timm.data import resolve_input_data_config
 from timm.models import load_checkpoint
 from torch import nn
 
-from ..models import save_for_hf
+from ..layers import ConvBn
+from ..layers.conv import skip_zeros
+from ..models import fuse, save_for_hf
 from ..models.pretrained import bounded_hub
 from ..models.weights import check_finite
-from ..ops import lif
-from .errors import one_line_errors
+from ..ops import lif, sparse_spikes
+from ..ops.backend import _asked_for
+from ..ops.sparse_conv import conv2d
+from .errors import UserError, one_line_errors
 
 __all__ = [
     'channels',
     'check_neurons',
+    'check_sparse_spikes',
     'fold_of',
+    'fused',
     'input_config',
     'is_trained',
     'key_map',
@@ -89,6 +95,21 @@ def open_model(
         return model.eval().to(device)
 
 
+def fused(model: Any, name: str) -> Any:
+    """`timm_snn.fuse(model)`; as it is a model of another package and, with a note, one that cannot be fused."""
+    if not has_our_units(model):
+        return model
+    try:
+        return fuse(model)
+    except ValueError as error:
+        _logger.warning('note: %s runs as it is, not fused: %s', name, error)
+        return model
+
+
+def has_our_units(model: nn.Module) -> bool:
+    return any(isinstance(module, ConvBn) for module in model.modules())
+
+
 def open_to_train(
     name: str,
     *,
@@ -96,13 +117,18 @@ def open_to_train(
     checkpoint: Path | None = None,
     freeze: Sequence[str] = (),
     grad_checkpointing: bool = False,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
+    sparse_spikes: bool = False,
     num_classes: int | None = None,
     in_chans: int | None = None,
     drop_path: float | None = None,
     model_kwargs: dict[str, Any] | None = None,
 ) -> Any:
-    """A model to be trained, of which the modules in `freeze` are not. Raises: UserError if it cannot be made."""
+    """A model to be trained, of which the modules in `freeze` are not. Raises: UserError if it cannot be made.
+
+    By default, models of this package are channels_last: their convolutions are faster so, those of tokens too. With
+    `sparse_spikes` they skip zeros where that is possible, on a CPU, and a sample of their input says that it pays.
+    """
     with one_line_errors(f'create model {name!r}'):
         with bounded_hub():
             model: Any = timm.create_model(
@@ -124,6 +150,10 @@ def open_to_train(
                 known = ', '.join(dict(model.named_children()))
                 raise ValueError(f'it has no module {frozen!r} to freeze, but {known}')
             modules[frozen].requires_grad_(False)
+        if sparse_spikes:
+            skip_zeros(model)
+        if channels_last is None:
+            channels_last = has_our_units(model)
         return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
@@ -132,6 +162,19 @@ def check_neurons(model: nn.Module, device: torch.device) -> None:
     with one_line_errors('run the neurons'):
         for backend in {getattr(module, 'backend', None) for module in model.modules()}:
             lif(torch.zeros(1, 1, device=device), backend=backend)
+
+
+def check_sparse_spikes(device: torch.device) -> None:
+    """Raises: UserError if convolutions cannot skip zeros on the device, or plain torch alone is asked for."""
+    name, asked_by = _asked_for(None)
+    if name == 'torch':
+        raise UserError(
+            f"--sparse-spikes skips zeros by C++, and the backend 'torch', asked for by {asked_by}, is plain torch: "
+            'leave out one of them'
+        )
+    with one_line_errors('skip zeros', 'leave out --sparse-spikes'), sparse_spikes():
+        x = torch.zeros(1, 1, 1, 1, device=device)
+        conv2d(x, x, None, (1, 1), (0, 0), 1)
 
 
 def input_config(model: Any, **given: Any) -> dict[str, Any]:

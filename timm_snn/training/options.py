@@ -108,7 +108,10 @@ def accelerator_options(args: argparse.Namespace) -> dict[str, Any]:
 def trainable_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `models.open_to_train` beside the name."""
     weights = ('pretrained', 'checkpoint', 'freeze', 'grad_checkpointing', 'channels_last')
-    return _chosen(args, *weights, 'num_classes', 'in_chans', 'drop_path', 'model_kwargs')
+    # torch.compile, which sees them as a whole, has fast dense convolutions of its own
+    sparse_spikes = not args.compile if args.sparse_spikes is None else args.sparse_spikes
+    options = _chosen(args, *weights, 'num_classes', 'in_chans', 'drop_path', 'model_kwargs')
+    return options | {'sparse_spikes': sparse_spikes}
 
 
 def sample_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -236,7 +239,13 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add('--freeze', nargs='*', default=[], metavar='MODULE', help='not trained, e.g. stem stages.0')
     add('--backend', help="of the neurons, e.g. 'triton'; default: timm_snn's choice")
     add('--compile', action=flag, default=False, help='torch.compile with Inductor')
-    add('--channels-last', action=flag, default=False, help='memory format of weights and images')
+    add('--channels-last', action=flag, help='memory format; default: of all models of this package')
+    add(
+        '--sparse-spikes',
+        action=flag,
+        help='convolutions skip zeros on a CPU, where a sample of their input says that it pays; default: where that '
+        'is possible, without --compile',
+    )
     add('--grad-checkpointing', action=flag, default=False, help='compute activations twice to save memory')
     add = parser.add_argument_group('data').add_argument
     _add_data_options(add, flag)

@@ -1,0 +1,69 @@
+"""Models as the scripts open them: to train, and to run."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import timm_snn
+from timm_snn.layers.conv import MapConv
+from timm_snn.ops import sparse_conv
+from timm_snn.training.errors import UserError
+from timm_snn.training.models import check_sparse_spikes, fused, open_to_train
+from timm_snn.training.options import trainable_options, training_options
+
+
+def opened(model, *argv):
+    """What a run of train.py with these options opens -> the memory format, and whether zeros are skipped."""
+    args = training_options(['--model', model, *argv])
+    model = open_to_train(model, **trainable_options(args))
+    weight = next(m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)).weight
+    contiguous = weight.is_contiguous() or weight.shape[1] == 1
+    return not contiguous, any(isinstance(m, MapConv) and m.skips_zeros for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ('argv', 'expected'),
+    [
+        ([], (True, True)),
+        (['--compile'], (True, False)),
+        (['--compile', '--sparse-spikes'], (True, True)),
+        (['--no-channels-last', '--no-sparse-spikes'], (False, False)),
+        (['--channels-last', '--sparse-spikes'], (True, True)),
+    ],
+)
+def test_models_of_ours_train_fast_by_default_and_a_named_choice_wins(argv, expected):
+    assert opened('msvit_4_96', '--in-chans', '3', *argv) == expected
+
+
+def test_models_of_others_are_left_as_they_are():
+    assert opened('resnet10t') == (False, False)
+    assert opened('resnet10t', '--channels-last') == (True, False)
+    resnet = timm.create_model('resnet10t')
+    assert fused(resnet, 'resnet10t') is resnet
+
+
+def test_an_old_config_says_the_same(tmp_path):
+    (tmp_path / 'config.yaml').write_text('channels_last: false\n')
+    assert opened('msvit_4_96', '--in-chans', '3', '--config', str(tmp_path / 'config.yaml')) == (False, True)
+
+
+def test_what_cannot_be_fused_runs_as_it_is_with_one_line(small, caplog):
+    assert fused(small, 'small') is not small and not caplog.messages
+    prune.l1_unstructured(small.stages[0].blocks[0].mlp.fc1.conv, 'weight', 0.3)
+    assert fused(small, 'small') is small
+    (note,) = caplog.messages
+    assert note.startswith('note: small runs as it is, not fused: fuse cannot fold stages.0.blocks.0.mlp.fc1.conv: ')
+
+
+def test_sparse_spikes_that_are_asked_for_are_checked(monkeypatch):
+    with pytest.raises(UserError, match=r'cannot skip zeros: .*on meta: leave it out there'):
+        check_sparse_spikes(torch.device('meta'))
+    timm_snn.set_backend('torch')
+    with pytest.raises(UserError, match="the backend 'torch', asked for by set_backend, is plain torch: leave out one"):
+        check_sparse_spikes(torch.device('cpu'))
+    timm_snn.set_backend(None)
+    monkeypatch.setattr(sparse_conv, 'why_not_built', lambda *_: 'no compiler')
+    with pytest.raises(UserError, match='cannot skip zeros: sparse_spikes cannot run here: no compiler'):
+        check_sparse_spikes(torch.device('cpu'))
