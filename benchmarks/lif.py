@@ -20,6 +20,7 @@ Needs the extra bench.
 """
 
 import argparse
+import ctypes
 import functools
 import importlib
 import sys
@@ -233,12 +234,30 @@ def one_pass(neuron: Neuron, x: Tensor, upstream: Tensor, backward: bool) -> Non
 
 
 def peak_megabytes(run: Callable[[], object], device: torch.device) -> float | None:
+    """What is allocated on CUDA, or resident on a CPU, at the peak of a run beyond what was there before it."""
     if device.type != 'cuda':
-        return None  # torch does not count on the CPU; see saved_bytes
+        return peak_resident_megabytes(run)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     run()
     return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+
+def peak_resident_megabytes(run: Callable[[], object]) -> float | None:
+    """Of this process, without what the allocator had kept for it; None where there is no /proc of Linux."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        before = _resident_megabytes('VmRSS')
+        Path('/proc/self/clear_refs').write_text('5')  # sets the peak back to what is resident now
+    except (AttributeError, OSError):
+        return None
+    run()
+    return _resident_megabytes('VmHWM') - before
+
+
+def _resident_megabytes(name: str) -> float:
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f'{name}:'))
 
 
 def saved_bytes(run: Callable[[], object]) -> int:

@@ -3,9 +3,13 @@
     python benchmarks/model.py                    msvit_10_384 on the GPU if there is one, else on two CPU threads
     python benchmarks/model.py --compile          also under torch.compile, which takes minutes to compile
     python benchmarks/model.py --graph            also as CUDA graphs, which leave the host nothing to do but start them
-    python benchmarks/model.py --sweep            also how the cost grows with steps, batch and resolution
+    python benchmarks/model.py --batch 1 4        also other batches
+    python benchmarks/model.py --sweep            also how time and memory grow with steps, batch and resolution
     python benchmarks/model.py --spikingjelly-14 DIR
         also its older line with CuPy: pip install --no-deps --target DIR spikingjelly==0.0.0.0.14
+
+"timm_snn" is what a user gets who chooses nothing: `timm_snn.fuse(model)` for inference, and for training what
+recipes/train.py does by default. The rows with a backend and with "sparse" in their names are told so.
 
 The peer has the same graph and weights, with its own structure: its neurons, batch norms as layers, and the first
 convolution computed for every step. Half precision is autocast, for all. On a CPU, "sparse" is inside
@@ -16,7 +20,8 @@ msvit_4_96.fashion_mnist. Columns:
     ms, spread     median of the rounds, in which all take turns; (slowest - fastest) / median
     speedup        time of SpikingJelly 2, eager, in the same dtype / time of this row
     saved MB       for the backward pass, among what autograd is asked to keep
-    peak MB        on CUDA, above what was allocated before; a CUDA graph keeps its memory, and none of it is counted
+    peak MB        above what was allocated before, of a CPU in the memory that is resident; a CUDA graph keeps its
+                   memory, and none of it is counted
     convolutions   what torch's convolutions alone take, the fastest of three profiled passes: a speedup ends there,
                    unless zeros are skipped
 
@@ -26,6 +31,7 @@ Needs the extra bench.
 import argparse
 import functools
 import gc
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,36 +45,47 @@ from torch.profiler import ProfilerActivity, profile
 
 import timm_snn
 from timm_snn.layers import neurons
+from timm_snn.layers.conv import skip_zeros
 from timm_snn.ops import backend as backends
 from timm_snn.ops import sparse_spikes
 from timm_snn.ops.native.build import why_not_here
 
 Run = Callable[[], object]
-COLUMNS = ['variant', 'pass', 'dtype', 'ms', 'spread', 'speedup', 'saved MB', 'peak MB', 'convolutions ms']
+COLUMNS = ['variant', 'batch', 'pass', 'dtype', 'ms', 'spread', 'speedup', 'saved MB', 'peak MB', 'convolutions ms']
 SPARSE, GRAPH = ', sparse', ', CUDA graph'  # ends of names
 DTYPES = {'cpu': ['float32', 'bfloat16'], 'cuda': ['float32', 'bfloat16', 'float16']}
-SWEEPS = {'steps': [1, 2, 4, 8], 'batch': [1, 2, 4], 'size': [112, 160, 224]}
+SWEPT = ['ms', 'speedup', 'peak MB']
+DEFAULT = 'timm_snn'  # the variant of a user who chooses nothing
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     clock = Clock(args.device, args.threads if args.device == 'cpu' else None, args.rounds)
     out = args.out or Path(__file__).parent / 'results' / args.device
-    shape = f'batch {args.batch}, {args.size} x {args.size}, T={args.steps}'
+    shape = f'batch {", ".join(map(str, args.batch))}, {args.size} x {args.size}, T={args.steps}'
     head = {'shape': shape, 'model': args.model, 'nonzero inputs': str(args.density)}
     table = Table(f'model-{args.model}{"-torch-compile" * args.compile}', clock.environment() | head, COLUMNS)
-    for kind in args.kind:
-        for dtype in args.dtype:
-            for row in measure(args, clock, kind, dtype):
-                table.add(**row)
-    table.save(out, 'variant', 'ms', 'pass', 'dtype')
-    for axis, sizes in SWEEPS.items() if args.sweep else ():
-        sweep = Table(f'model-sweep-{axis}', clock.environment() | head, ['variant', axis, 'ms', 'speedup'])
+    for batch, kind, dtype in itertools.product(args.batch, args.kind, args.dtype):
+        for row in measure(changed(args, batch=batch), clock, kind, dtype):
+            table.add(batch=batch, **row)
+    table.save(out, 'variant', 'ms', 'pass', 'dtype', *['batch'] * (len(args.batch) > 1))
+    for axis, sizes in sweeps(args).items() if args.sweep else ():
+        sweep = Table(f'model-{args.model}-sweep-{axis}', clock.environment() | head, ['variant', axis, *SWEPT])
         for size in sizes:
-            changed = argparse.Namespace(**{**vars(args), axis: size, 'compile': False})
-            for row in measure(changed, clock, 'training', args.dtype[0]):
-                sweep.add(**{axis: size}, **{key: row[key] for key in ('variant', 'ms', 'speedup')})
+            one = changed(args, **{'batch': args.batch[0], axis: size, 'compile': False})
+            for row in measure(one, clock, 'training', args.dtype[0]):
+                sweep.add(**{axis: size}, **{key: row[key] for key in ('variant', *SWEPT)})
         sweep.save(out, axis, 'ms', 'variant')
+
+
+def sweeps(args: argparse.Namespace) -> dict[str, list[int]]:
+    """From less to more than what the table is measured at."""
+    batch, size = args.batch[0], args.size
+    return {'steps': [1, 2, 4, 8], 'batch': [batch, 2 * batch, 4 * batch], 'size': [size // 2, 3 * size // 4, size]}
+
+
+def changed(args: argparse.Namespace, **options: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(args), **options})
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -78,7 +95,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if cuda else 'cpu')
     parser.add_argument('--threads', type=int, default=2, help="torch's, on the CPU")
     parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--batch', type=int, default=64 if cuda else 1)
+    parser.add_argument('--batch', type=int, nargs='+', default=[64 if cuda else 1])
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--steps', type=int, default=4)
     parser.add_argument('--density', type=float, default=0.18, help='nonzero inputs of the convolutions')
@@ -152,10 +169,15 @@ def measure(args: argparse.Namespace, clock: Clock, kind: str, dtype: str) -> li
             'speedup': base / times[name].median,
             'saved MB': saved_bytes(run) / 1e6 if kind == 'training' and not name.endswith(GRAPH) else None,
             'peak MB': None if name.endswith(GRAPH) else peak_megabytes(run, clock.device),
-            'convolutions ms': None if name.endswith((SPARSE, GRAPH)) else convolution_milliseconds(run, args.device),
+            'convolutions ms': convolution_milliseconds(run, args.device) if is_dense(name) else None,
         }
         for name, run in runs.items()
     ]
+
+
+def is_dense(name: str) -> bool:
+    """Whether all of its convolutions are torch's, and a profiler of the host sees them."""
+    return name != DEFAULT and not name.endswith((SPARSE, GRAPH))
 
 
 def contenders(args: argparse.Namespace, kind: str, images: Tensor) -> dict[str, nn.Module]:
@@ -163,11 +185,12 @@ def contenders(args: argparse.Namespace, kind: str, images: Tensor) -> dict[str,
     ours = create(args)
     set_density(ours, images, args.density)
     ours.train(kind == 'training')
-    fast = timm_snn.fuse(ours) if kind == 'inference' else ours.to(memory_format=torch.channels_last)
+    fast = timm_snn.fuse(ours) if kind == 'inference' else as_trained(ours)
     models = {'spikingjelly 2': peer(args, ours, load_spikingjelly())}
     if args.spikingjelly_14:
         name, backend = OLD[args.device]
         models[name] = peer(args, ours, load_spikingjelly(args.spikingjelly_14), backend=backend)
+    models[DEFAULT] = fast
     how = 'fused, ' if kind == 'inference' else ''
     names = {name: f'timm_snn {how}{name}' for name in backends.backends()}
     for name in runnable_backends(args.device, [name for name in names if not skipped(names[name], args)]):
@@ -185,6 +208,12 @@ def contenders(args: argparse.Namespace, kind: str, images: Tensor) -> dict[str,
         models[f'timm_snn {how}torch.compile'] = compiled(fast)
     chosen = {name: model for name, model in models.items() if not skipped(name, args)}
     return {name: model.train(kind == 'training') for name, model in chosen.items()}
+
+
+def as_trained(model: nn.Module) -> nn.Module:
+    """As recipes/train.py prepares a model of this package by default."""
+    skip_zeros(model)
+    return model.to(memory_format=torch.channels_last)
 
 
 class WithBackend(nn.Module):
