@@ -98,3 +98,13 @@ def test_token_convolutions_keep_channels_last():
     y = unit.conv(x.flatten(0, 1))
     assert y.stride(1) == 1
     torch.testing.assert_close(y, nn.functional.conv1d(x.flatten(0, 1), unit.conv.weight, padding=1))
+
+
+def test_convolutions_of_few_channels_do_not_skip_zeros_by_themselves():
+    chosen = {}
+    for fewest in (32, 128):
+        layers = nn.ModuleList([conv.MapConv(i, o, 3) for i, o in ((31, 256), (256, 31), (32, 32), (127, 256))])
+        layers += [conv.TokenConv(128, 128, 1), nn.Conv2d(128, 128, 1)]
+        conv.skip_zeros(layers, fewest)
+        chosen[fewest] = [getattr(layer, 'skips_zeros', None) for layer in layers]
+    assert chosen == {32: [False, False, True, True, True, None], 128: [False] * 4 + [True, None]}

@@ -34,7 +34,12 @@ def opened(model, *argv):
     ],
 )
 def test_models_of_ours_train_fast_by_default_and_a_named_choice_wins(argv, expected):
-    assert opened('msvit_4_96', '--in-chans', '3', *argv) == expected
+    assert opened('msvit_4_384', *argv) == expected
+
+
+def test_convolutions_of_few_channels_skip_zeros_if_that_is_asked_for():
+    assert opened('msvit_4_96', '--in-chans', '3') == (True, False)
+    assert opened('msvit_4_96', '--in-chans', '3', '--sparse-spikes') == (True, True)
 
 
 def test_models_of_others_are_left_as_they_are():
@@ -46,7 +51,7 @@ def test_models_of_others_are_left_as_they_are():
 
 def test_an_old_config_says_the_same(tmp_path):
     (tmp_path / 'config.yaml').write_text('channels_last: false\n')
-    assert opened('msvit_4_96', '--in-chans', '3', '--config', str(tmp_path / 'config.yaml')) == (False, True)
+    assert opened('msvit_4_384', '--config', str(tmp_path / 'config.yaml')) == (False, True)
 
 
 def test_what_cannot_be_fused_runs_as_it_is_with_one_line(small, caplog):

@@ -34,8 +34,6 @@ _NAMES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16', torch.float64: '
 # Densities up to which skipping zeros was faster than torch, on two cores with AVX2: kernels of one tap, of several.
 _BREAK_EVEN = {'forward': (0.35, 0.5), 'weight_gradient': (0.25, 0.9)}
 _BLOCK = 32  # outputs that are summed together
-# With fewer, of inputs or outputs, torch was faster at any density, on the same machine.
-_FEWEST_CHANNELS = 32
 _SAMPLE = 61  # every so many numbers are looked at for the density; a prime, so that no channel is left out
 # torch's bfloat16 convolutions take many times as long as float32 ones on a CPU without AVX-512.
 _SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'DEFAULT')
@@ -101,7 +99,7 @@ def _skips_zeros(
 ) -> bool:
     """Whether this is a case for the kernels. What is wrong is not: torch raises its errors."""
     asked = switches().skips_zeros
-    if asked is False or (asked is None and not (by_default and _may_skip(x, weight))):
+    if asked is False or (asked is None and not (by_default and _can_skip(x))):
         return False
     if groups != 1 or x.ndim != 4 or x.shape[1] != weight.shape[1]:
         return False
@@ -115,14 +113,9 @@ def _skips_zeros(
     return (max(stride) == 1 or point_wise) and fits
 
 
-def _may_skip(x: Tensor, weight: Tensor) -> bool:
-    """Whether it may pay to skip zeros that nobody asks for, and is possible.
-
-    Whoever names the backend 'torch' wants that alone, and nothing built.
-    """
-    if min(weight.shape[:2]) < _FEWEST_CHANNELS or _asked_for(None)[0] == 'torch':
-        return False
-    if not torch.compiler.is_compiling() and is_followed(x):
+def _can_skip(x: Tensor) -> bool:
+    """Whether `_conv_of_spikes` takes x here. Whoever names the backend 'torch' wants that alone, and nothing built."""
+    if _asked_for(None)[0] == 'torch' or (not torch.compiler.is_compiling() and is_followed(x)):
         return False
     return x.device.type == 'cpu' and _dtype_of(x) in _NAMES and _is_built()
 

@@ -109,7 +109,7 @@ def trainable_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `models.open_to_train` beside the name."""
     weights = ('pretrained', 'checkpoint', 'freeze', 'grad_checkpointing', 'channels_last')
     # torch.compile, which sees them as a whole, has fast dense convolutions of its own
-    sparse_spikes = not args.compile if args.sparse_spikes is None else args.sparse_spikes
+    sparse_spikes = False if args.compile and args.sparse_spikes is None else args.sparse_spikes
     options = _chosen(args, *weights, 'num_classes', 'in_chans', 'drop_path', 'model_kwargs')
     return options | {'sparse_spikes': sparse_spikes}
 
@@ -243,8 +243,8 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add(
         '--sparse-spikes',
         action=flag,
-        help='convolutions skip zeros on a CPU, where a sample of their input says that it pays; default: where that '
-        'is possible, without --compile',
+        help='convolutions skip zeros on a CPU, where a sample of their input says that it pays; default: those of 128 '
+        'channels and more, where that is possible, without --compile',
     )
     add('--grad-checkpointing', action=flag, default=False, help='compute activations twice to save memory')
     add = parser.add_argument_group('data').add_argument
