@@ -6,7 +6,7 @@ import torch
 import timm_snn
 from tests.ops.test_lif import currents
 from timm_snn import lif, lif_stream
-from timm_snn.ops import bn_lif
+from timm_snn.ops import backend, bn_lif
 from timm_snn.ops.backends import cpp
 from timm_snn.ops.surrogate import SURROGATES, Surrogate
 
@@ -122,6 +122,15 @@ def test_the_kernels_ran(monkeypatch):
     assert torch.equal(spikes, lif(x, backend='torch'))
 
 
+def test_a_second_derivative_is_refused():
+    x = currents(4, 3, 7).requires_grad_()
+    weight, mean = torch.ones(7, requires_grad=True), torch.zeros(7)
+    for spikes in (lif(x, backend='cpp'), bn_lif(x, weight, weight, mean, mean + 1, training=True, backend='cpp')):
+        (gradient,) = torch.autograd.grad(spikes.sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError):
+            gradient.square().sum().backward()
+
+
 def test_part_of_the_graph_inside_torch_compile():
     x = currents(4, 3, 7).requires_grad_()
     compiled = torch.compile(lambda x: lif(2 * x, backend='cpp'), fullgraph=True, backend='aot_eager')
@@ -139,5 +148,6 @@ def test_what_it_cannot_run_is_refused(monkeypatch):
     with pytest.raises(timm_snn.BackendUnavailable, match=r"'cpp'.*for a CPU"):
         lif(currents(4, 3).to('meta'), backend='cpp')
     monkeypatch.setattr(cpp, 'why_not_built', lambda *_: 'there is no compiler')
+    monkeypatch.setattr(backend, '_choices', {})  # as in a new process
     with pytest.raises(timm_snn.BackendUnavailable, match=r"'cpp'.*there is no compiler"):
         lif(currents(4, 3), backend='cpp')
