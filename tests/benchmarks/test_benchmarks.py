@@ -114,3 +114,12 @@ def test_readers_are_timed_and_saved(run, tmp_path):
     assert theirs == ['nmnist', 'aedat2', 'aedat3']
     assert all(float(row['M events/s']) > 0 for row in table)
     assert (tmp_path / 'events.png').stat().st_size > 0
+
+
+def test_the_host_starts_a_unit_with_few_frames(run):
+    """The Triton kernels took 241 before what depends on shapes alone was kept."""
+    result = run('host_work.py', '--backend', 'triton')
+    assert result.returncode == 0, result.stderr
+    cells = {cells[2]: cells[3:6] for line in result.stdout.splitlines() if len(cells := line.split('│')) > 6}
+    unit = {name.strip(): [int(n) for n in numbers] for name, numbers in cells.items()}['conv, batch norm, neuron']
+    assert 0 < unit[0] <= 120 and unit[1:] == [5, 7]

@@ -108,9 +108,11 @@ class ConvBnLif(ConvBn):
     @torch.jit.unused
     def _can_fuse(self, x: Tensor) -> bool:
         """Whether one op may stand for batch norm, pooling and neuron: no subclass, hook or tracer would miss them."""
+        bn = self.bn  # looked up once, which nn.Module does in Python
         return (
             is_plain(self.lif, (LIF, ParametricLIF))
-            and (is_plain(self.bn, (nn.Identity,)) or (is_plain(self.bn, (nn.BatchNorm2d,)) and _is_usual(self.bn)))
+            and is_plain(bn, (nn.Identity, nn.BatchNorm2d))
+            and (type(bn) is nn.Identity or _is_usual(bn))
             and is_plain(self.pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
             and not isinstance(x, Proxy)
         )

@@ -108,9 +108,9 @@ _in_environment: str | None = os.environ.get('TIMM_SNN_BACKEND') or None
 _logged: set[str] = set()
 _unprepared: dict[str, str] = {}  # backends that 'auto' could not build in this process, and why; it tries once
 _preparing = threading.Lock()
-# What 'auto' chose outside torch.compile, by device, dtype, whether it is followed, and whether kernels know the
-# surrogate: the choice depends on nothing else, and a small network makes it hundreds of times a second.
-_choices: dict[tuple[torch.device, torch.dtype, bool, bool], Backend] = {}
+# What runs outside torch.compile, by all that decides it: the name asked for or 'auto', device, dtype, surrogate, and
+# whether something follows the operations. A small network asks hundreds of times a second.
+_choices: dict[tuple[str, torch.device, torch.dtype, type[Surrogate], bool], Backend] = {}
 
 
 def backends() -> list[str]:
@@ -204,30 +204,32 @@ def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Ba
 
 def _resolve(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
     name, asked_by = _asked_for(argument)
-    check_backend(name, asked_by)
     if is_exporting():
+        check_backend(name, asked_by)
         _import('torch')
         return _BACKENDS['torch']
-    if name != 'auto':
-        backend = _BACKENDS[name]
-        reason = _modules[name].why_not(x) or _why_not_surrogate(backend, surrogate) or backend.prepare()
-        if reason:
-            raise BackendUnavailable(f'LIF backend {name!r}, asked for by {asked_by}, cannot run: {reason}')
-        return backend
     if torch.compiler.is_compiling():
-        for name in _BACKENDS:  # it sees the table of modules as it was at the first look
-            _import(name)
-        return _choose(x, surrogate, is_compiling=True, followed=True)
-    key = (x.device, x.dtype, is_followed(x), is_known(surrogate))
+        for each in _BACKENDS if name == 'auto' else ():  # it sees the table of modules as it was at the first look
+            _import(each)
+        return _find(name, asked_by, x, surrogate, is_compiling=True, followed=True)
+    key = (name, x.device, x.dtype, type(surrogate), is_followed(x))
     if key not in _choices:
-        _choices[key] = _choose(x, surrogate, is_compiling=False, followed=key[2])
-        if _choices[key].name not in _logged:
-            _logged.add(_choices[key].name)
-            _logger.info('LIF backend: %s, chosen for a tensor on %s', _choices[key].name, x.device)
+        _choices[key] = _find(name, asked_by, x, surrogate, is_compiling=False, followed=key[-1])
     return _choices[key]
 
 
-def _choose(x: Tensor, surrogate: Surrogate, *, is_compiling: bool, followed: bool) -> Backend:
+def _find(name: str, asked_by: str, x: Tensor, surrogate: Surrogate, *, is_compiling: bool, followed: bool) -> Backend:
+    """The backend of this name if it can run x, or what 'auto' takes. Raises: as `resolve_backend`."""
+    check_backend(name, asked_by)
+    if name == 'auto':
+        return _choose(x, surrogate, is_compiling, followed)
+    backend = _BACKENDS[name]
+    if reason := _modules[name].why_not(x) or _why_not_surrogate(backend, surrogate) or backend.prepare():
+        raise BackendUnavailable(f'LIF backend {name!r}, asked for by {asked_by}, cannot run: {reason}')
+    return backend
+
+
+def _choose(x: Tensor, surrogate: Surrogate, is_compiling: bool, followed: bool) -> Backend:
     """The first backend that 'auto' can take. Raises: BackendUnavailable."""
     for name, backend in _BACKENDS.items():
         if not _is_tried(backend, is_compiling, followed):
@@ -235,7 +237,12 @@ def _choose(x: Tensor, surrogate: Surrogate, *, is_compiling: bool, followed: bo
         _import(name)
         if _modules[name].why_not(x) or _why_not_surrogate(backend, surrogate):
             continue
-        if is_compiling or _is_prepared(backend):
+        if is_compiling:
+            return backend
+        if _is_prepared(backend):
+            if name not in _logged:
+                _logged.add(name)
+                _logger.info('LIF backend: %s, chosen for a tensor on %s', name, x.device)
             return backend
     raise BackendUnavailable('no LIF backend can run this input; see timm_snn.backend_report()')
 

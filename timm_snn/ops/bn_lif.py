@@ -143,10 +143,10 @@ def fire_normalised(
         if offset is not None:  # the batch's mean takes it away again, so that its gradient is zero
             bias = torch.add(bias, offset, alpha=0)
         spikes, mean, var = fused(x, weight, bias, tau, neuron, eps)
-        with torch.no_grad():
-            mean = mean if offset is None else mean + offset
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+        mean, var = mean.detach(), var.detach()
+        mean = mean if offset is None else mean + offset.detach()
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
         return spikes
     if fused and not training:
         dtype = membrane_dtype(x.dtype)

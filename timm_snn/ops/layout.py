@@ -5,23 +5,37 @@ contiguous or channels_last, nor whether the steps are the same memory (a static
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ['as_steps', 'ceil_div', 'channel_strides', 'empty_steps', 'from_steps', 'inner_size', 'step_strides']
+__all__ = [
+    'as_steps',
+    'ceil_div',
+    'channel_strides',
+    'dense_strides',
+    'empty_steps',
+    'from_steps',
+    'have_strides',
+    'inner_size',
+    'step_strides',
+]
 
 
 def step_strides(x: Tensor) -> tuple[int, ...]:
     """Strides of one step of x [T, B, ...] if it is dense in some order of its axes, else those of a contiguous one."""
+    return dense_strides(x.shape[1:], x.stride()[1:])
+
+
+def dense_strides(shape: Sequence[int], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides if memory of this shape is dense with them, else those of contiguous memory."""
     expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(x.stride()[1:], x.shape[1:], strict=True) if n != 1):
+    for stride, size in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n != 1):
         if stride != expected:
-            break
+            return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         expected *= size
-    else:
-        return x.stride()[1:]
-    return tuple(math.prod(x.shape[i + 1 :]) for i in range(1, x.ndim))
+    return strides
 
 
 def channel_strides(x: Tensor) -> tuple[int, ...]:
@@ -50,10 +64,14 @@ def empty_steps(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def as_steps(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     """x [T, B, ...] -> [T, M], M running in memory order of `strides`; a view where x has them, else of a copy."""
     num_steps, num_neurons = x.shape[0], math.prod(x.shape[1:])
-    ours = x.stride()[1:]
-    if ours != strides and any(a != b for a, b, n in zip(ours, strides, x.shape[1:], strict=True) if n != 1):
+    if not have_strides(x.shape[1:], x.stride()[1:], strides):
         x = torch.empty_strided(x.shape, (num_neurons, *strides), dtype=x.dtype, device=x.device).copy_(x)
     return x.as_strided((num_steps, num_neurons), (x.stride(0), 1))
+
+
+def have_strides(shape: Sequence[int], ours: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether our strides are those wanted, but for axes of one element."""
+    return ours == strides or all(a == b for a, b, n in zip(ours, strides, shape, strict=True) if n != 1)
 
 
 def from_steps(steps: Tensor, x: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -25,10 +25,11 @@ class Switches:
     watch: Callable[[Any], Any] | None = None  # what stands for a backend while a profiler watches, eagerly
 
 
-_switches: ContextVar[Switches] = ContextVar('timm_snn_switches', default=Switches())  # noqa: B039  it is frozen
+_OFF = Switches()
+_switches: ContextVar[Switches] = ContextVar('timm_snn_switches', default=_OFF)
 # torch.compile reads context variables from torch 2.14 on. Before, compiled code sees what the last thread has set.
 _COMPILES_CONTEXT = tuple(int(n) for n in torch.__version__.split('.')[:2]) >= (2, 14)
-_last_set = Switches()
+_last_set = _OFF
 
 
 def is_exporting() -> bool:
@@ -41,6 +42,9 @@ def is_exporting() -> bool:
 
 def switches() -> Switches:
     """Those of this thread or task; all off in exports."""
+    # The usual case at no cost, but for exports, which trace or compile; torch.compile would not look at it again.
+    if not torch.compiler.is_compiling() and not torch._C._is_tracing() and _switches.get() is _OFF:
+        return _OFF
     if is_exporting():
         return Switches(skips_zeros=False)
     if not _COMPILES_CONTEXT and torch.compiler.is_compiling():

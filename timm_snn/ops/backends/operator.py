@@ -17,6 +17,8 @@ from ..neuron import Neuron, membrane_dtype
 
 __all__ = ['Operator', 'empty_membrane', 'lif_operator', 'like_tau', 'one_step']
 
+_PLAIN = (Tensor, nn.Parameter)
+
 
 class Operator:
     """`torch.ops.timm_snn.<name>`, made of a Python function that changes none of its arguments.
@@ -61,14 +63,13 @@ class Operator:
 
     def __call__(self, *args: Any) -> Any:
         # A tracer, a transform of torch.func and a subclass such as FakeTensor must see the operator.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-            return self.op(*self._encoded(args))
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+        if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
             return self.op(*self._encoded(args))
         # Without a gradient of its own, as in a second derivative, it must say so.
-        if not self._has_gradient and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            return self.op(*self._encoded(args))
+        refuses_grad = not self._has_gradient and torch.is_grad_enabled()
+        for arg in args:
+            if isinstance(arg, Tensor) and (type(arg) not in _PLAIN or (refuses_grad and arg.requires_grad)):
+                return self.op(*self._encoded(args))
         return self._function(*args)
 
     def _encoded(self, args: Sequence[Any]) -> list[Any]:
@@ -132,10 +133,12 @@ def lif_operator(backend: str, forward: Callable, backward: Callable) -> Operato
 
     def setup_context(ctx, inputs, output) -> None:
         x, v, tau, ctx.neuron, ctx.needs_v = inputs
+        ctx.set_materialize_grads(False)  # a kernel to write zeros that nobody reads
         ctx.save_for_backward(x, v, tau)
 
     def differentiate(ctx, grad_spikes, grad_v):
         x, v, tau = ctx.saved_tensors
+        grad_spikes = torch.zeros_like(x) if grad_spikes is None else grad_spikes  # if the membrane alone is used
         grad_x, grad_v0, grad_tau = lif_backward(grad_spikes, grad_v if ctx.needs_v else None, x, v, tau, ctx.neuron)
         return grad_x, None if v is None else grad_v0, like_tau(grad_tau, tau), None, None
 

@@ -7,7 +7,6 @@ The spikes are those of reference to the bit: no multiplication is fused with an
 the IEEE one (a product with 1/tau if tau is a power of two, which rounds alike).
 """
 
-import math
 from typing import Any
 
 import torch
@@ -65,12 +64,15 @@ def why_no_kernel(x: Tensor | None) -> str | None:
 _INTERPRETED = is_interpreted()  # once, like @triton.jit itself; and torch.compile need not look
 
 
-def launch(kernel: Any, num_programs: int | tuple[int, ...], x: Tensor, *args: Any, **kwargs: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Run the kernel on x's device; its first argument is x."""
-    grid = (num_programs,) if isinstance(num_programs, int) else num_programs
-    if math.prod(grid) > 0:  # CUDA refuses an empty grid
-        with torch.cuda.device_of(x):  # Triton launches on the current device
+    if 0 in grid:  # which CUDA refuses
+        return
+    if x.is_cuda and x.get_device() != torch._C._cuda_getDevice():  # Triton launches on the current device
+        with torch.cuda.device_of(x):
             kernel[grid](x, *args, **kwargs, enable_fp_fusion=False, num_warps=4)
+    else:
+        kernel[grid](x, *args, **kwargs, enable_fp_fusion=False, num_warps=4)
 
 
 def block_size(dtype: torch.dtype) -> int:
@@ -90,10 +92,9 @@ def step_settings(num_steps: int) -> dict[str, Any]:
     return dict(num_steps=num_steps, UNROLL=MAX_UNROLL)
 
 
-def neuron_settings(neuron: Neuron, tau: Tensor | None, dtype: torch.dtype) -> dict[str, Any]:
-    """What the forward pass needs to know of a neuron with input of this dtype."""
+def neuron_settings(neuron: Neuron, dtype: torch.dtype) -> dict[str, Any]:
+    """What the forward pass needs to know of a neuron with input of this dtype, beside `tau_ptr`."""
     return dict(
-        tau_ptr=tau,
         tau=1.0 if neuron.tau is None else neuron.tau,
         v_threshold=neuron.v_threshold,
         v_rest=neuron.v_rest,

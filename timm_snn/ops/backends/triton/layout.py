@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...layout import ceil_div, step_strides
+from ...layout import ceil_div, dense_strides
 
 __all__ = ['ChannelLayout', 'pixel_to_memory', 'to_memory', 'to_position', 'window_corner']
 
@@ -21,35 +21,38 @@ MAX_SHARES, TARGET_PROGRAMS = 512, 2048
 
 
 class ChannelLayout:
-    """The memory of x [T, B, C, ...], that of the spikes, which are fewer with pooling, and how programs share them."""
+    """The memory of x [T, B, C, ...], that of the spikes, which are fewer with pooling, and how programs share them.
 
-    def __init__(self, x: Tensor, pool: bool) -> None:
-        self.x, self.pool = x, pool
-        self.shape_in = self.shape_out = x.shape
-        self.strides_in = self.strides_out = step_strides(x)
-        self.num_channels = x.shape[2]
+    Args:
+        shape, strides: Those of x.
+        pool: Whether the spikes are of the pooled grid.
+    """
+
+    def __init__(self, shape: torch.Size, strides: tuple[int, ...], pool: bool) -> None:
+        self.pool = pool
+        self.shape_in = self.shape_out = shape
+        self.strides_in = self.strides_out = dense_strides(shape[1:], strides[1:])
+        self.num_channels = shape[2]
         self.channels_last = self.strides_in[1] == 1 and self.num_channels > 1
-        self.height, self.width = x.shape[3:] if pool else (1, 1)  # without pooling no kernel asks
+        self.height, self.width = shape[3:] if pool else (1, 1)  # without pooling no kernel asks
         if pool:  # kernels find windows in two orders of axes only
             self.strides_in = self._image_strides(self.height, self.width)
-            self.shape_out = torch.Size((*x.shape[:3], (self.height + 1) // 2, (self.width + 1) // 2))
+            self.shape_out = torch.Size((*shape[:3], (self.height + 1) // 2, (self.width + 1) // 2))
             self.strides_out = self._image_strides(*self.shape_out[3:])
+        self.sequence_in = math.prod(self.shape_in[1:]), *self.strides_in  # strides with those of a step
+        self.sequence_out = math.prod(self.shape_out[1:]), *self.strides_out
 
     def _image_strides(self, H: int, W: int) -> tuple[int, ...]:
         C = self.num_channels
         return (C * H * W, 1, W * C, C) if self.channels_last else (C * H * W, H * W, W, 1)
 
-    def empty_in(self, dtype: torch.dtype) -> Tensor:
+    def empty_in(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Uninitialised memory for the gradient of x."""
-        return self._empty(self.shape_in, self.strides_in, dtype)
+        return x.new_empty_strided(self.shape_in, self.sequence_in, dtype=dtype)
 
-    def empty_out(self, dtype: torch.dtype) -> Tensor:
+    def empty_out(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Uninitialised memory for a number of each neuron and step."""
-        return self._empty(self.shape_out, self.strides_out, dtype)
-
-    def _empty(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        strides = (math.prod(shape[1:]), *strides)
-        return torch.empty_strided(shape, strides, dtype=dtype, device=self.x.device)
+        return x.new_empty_strided(self.shape_out, self.sequence_out, dtype=dtype)
 
     def inner(self, strides: tuple[int, ...]) -> int:
         """Size of the last axis in the memory of a step, [rows, C, inner]."""

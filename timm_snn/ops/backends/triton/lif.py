@@ -5,13 +5,17 @@ membrane again: sequences of at most MAX_UNROLL steps stay in registers, longer 
 it first goes through x once more and stores the membrane at the start of each chunk.
 """
 
+import functools
+import math
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...layout import as_steps, ceil_div, empty_steps, step_strides
-from ...neuron import Neuron
-from ..operator import empty_membrane, lif_operator, one_step
+from ...layout import as_steps, ceil_div, dense_strides, have_strides
+from ...neuron import Neuron, membrane_dtype
+from ..operator import lif_operator
 from .device import (
     MAX_UNROLL,
     block_size,
@@ -37,25 +41,50 @@ def why_not(x: Tensor | None = None) -> str | None:
     return why_no_kernel(x)
 
 
+class _Plan:
+    """What both passes need to know of x and of the neuron, the same for all tensors like x."""
+
+    def __init__(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, neuron: Neuron) -> None:
+        self.strides = dense_strides(shape[1:], strides[1:])
+        self.num_neurons, self.membrane_dtype = math.prod(shape[1:]), membrane_dtype(dtype)
+        self.sequence = self.num_neurons, *self.strides  # strides with those of a step
+        self.is_dense = have_strides(shape[1:], strides[1:], self.strides)
+        self.x_stride = strides[0] if self.is_dense else self.num_neurons
+        chunks = ceil_div(shape[0], MAX_UNROLL)
+        self.starts_shape = (chunks, self.num_neurons) if chunks > 1 else None
+        block = block_size(dtype)
+        self.grid = (ceil_div(self.num_neurons, block),)
+        self.settings = step_settings(shape[0]) | neuron_settings(neuron, dtype) | dict(BLOCK=block)
+        self.gradient_settings = self.settings | gradient_settings(neuron)
+
+    def one_step(self, x: Tensor) -> Tensor:
+        """An uninitialised membrane."""
+        return x.new_empty_strided(x.shape[1:], self.strides, dtype=self.membrane_dtype)
+
+    def in_order(self, x: Tensor | None) -> Tensor | None:
+        """A membrane or its gradient in the memory order of a step."""
+        return None if x is None else as_steps(x[None], self.strides)
+
+
+_plan = functools.lru_cache(maxsize=1024)(_Plan)  # the host bounds small batches
+
+
 def forward(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v: bool) -> tuple[Tensor, Tensor]:
     """The contract is that of `lif_operator`."""
-    strides = step_strides(x)
-    steps = as_steps(x, strides)
-    spikes = empty_steps(x)
-    v_last = one_step(x) if needs_v else empty_membrane(x)
-    block = block_size(x.dtype)
+    plan = _plan(x.shape, x.stride(), x.dtype, neuron)
+    spikes = x.new_empty_strided(x.shape, plan.sequence)
+    v_last = plan.one_step(x) if needs_v else x.new_empty(0, dtype=plan.membrane_dtype)
     launch(
         _forward_kernel,
-        ceil_div(steps.shape[1], block),
-        steps,
+        plan.grid,
+        x if plan.is_dense else as_steps(x, plan.strides),
         spikes,
-        None if v is None else as_steps(v[None], strides),
+        plan.in_order(v),
         v_last if needs_v else None,
-        steps.shape[1],
-        steps.stride(0),
-        **step_settings(x.shape[0]),
-        **neuron_settings(neuron, tau, x.dtype),
-        BLOCK=block,
+        plan.num_neurons,
+        plan.x_stride,
+        tau_ptr=tau,
+        **plan.settings,
     )
     return spikes, v_last
 
@@ -64,37 +93,31 @@ def backward(
     grad_spikes: Tensor, grad_v: Tensor | None, x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The contract is that of `lif_operator`."""
-    strides = step_strides(x)
-    steps, grad_steps = as_steps(x, strides), as_steps(grad_spikes, strides)
-    grad_x = empty_steps(x)
-    grad_v0 = empty_membrane(x) if v is None else one_step(x)
-    num_steps, num_neurons = steps.shape
-    block = block_size(x.dtype)
-    num_programs = ceil_div(num_neurons, block)
-    learned = tau is not None
-    chunks = ceil_div(num_steps, MAX_UNROLL)
-    starts = x.new_empty(chunks, num_neurons, dtype=grad_v0.dtype) if chunks > 1 else None
-    grad_tau = x.new_empty(num_programs if learned else 0, dtype=grad_v0.dtype)  # a part from each program
+    plan = _plan(x.shape, x.stride(), x.dtype, neuron)
+    if grad_spikes.stride()[1:] != plan.strides:
+        grad_spikes = as_steps(grad_spikes, plan.strides)
+    grad_x = x.new_empty_strided(x.shape, plan.sequence)
+    grad_v0 = x.new_empty(0, dtype=plan.membrane_dtype) if v is None else plan.one_step(x)
+    starts = None if plan.starts_shape is None else grad_v0.new_empty(plan.starts_shape)
+    grad_tau = grad_v0.new_empty(0 if tau is None else plan.grid)  # a part from each program
     launch(
         _backward_kernel,
-        num_programs,
-        steps,
-        grad_steps,
+        plan.grid,
+        x if plan.is_dense else as_steps(x, plan.strides),
+        grad_spikes,
         grad_x,
-        None if v is None else as_steps(v[None], strides),
-        None if grad_v is None else as_steps(grad_v[None], strides),
+        plan.in_order(v),
+        plan.in_order(grad_v),
         None if v is None else grad_v0,
-        grad_tau if learned else None,
+        None if tau is None else grad_tau,
         starts,
-        num_neurons,
-        steps.stride(0),
-        grad_steps.stride(0),
-        **step_settings(num_steps),
-        **neuron_settings(neuron, tau, x.dtype),
-        **gradient_settings(neuron),
-        BLOCK=block,
+        plan.num_neurons,
+        plan.x_stride,
+        grad_spikes.stride(0),
+        tau_ptr=tau,
+        **plan.gradient_settings,
     )
-    return grad_x, grad_v0, grad_tau.sum() if learned else grad_tau
+    return grad_x, grad_v0, grad_tau if tau is None else grad_tau.sum()
 
 
 lif = lif_operator('triton', forward, backward)

@@ -6,6 +6,8 @@ one kernel over the keys, and has lif.py do the neuron's gradient. Every query g
 over the channels, as one expanded tensor.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...layout import as_steps, ceil_div, empty_steps, step_strides
+from ...layout import as_steps, ceil_div, dense_strides, empty_steps
 from ...neuron import Neuron, membrane_dtype
 from ..operator import Operator, empty_membrane, like_tau
 from .device import charge, launch, load_tau, neuron_settings, reset, spike, triton_membrane
@@ -32,22 +34,51 @@ def mssa(queries: Sequence[Tensor], k: Tensor, tau: Tensor | None, neuron: Neuro
     first, *others = queries
     if len(others) > 1:  # the kernel takes two, as the paper has
         others = [sum(others[1:], others[0])]
-    tensors = (first, *others, k) if tau is None else (first, *others, k, tau)
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    needs_grad = torch.is_grad_enabled() and (
+        first.requires_grad
+        or k.requires_grad
+        or (len(others) > 0 and others[0].requires_grad)
+        or (tau is not None and tau.requires_grad)
+    )
     return _mssa(first, others[0] if others else None, k, tau, neuron, needs_grad)[0]
+
+
+class _Plan:
+    """What both passes need to know of the keys and of the neuron, the same for all tensors like k."""
+
+    def __init__(self, shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, neuron: Neuron) -> None:
+        num_steps, batch, heads, D, N = shape
+        self.strides = dense_strides(shape[1:], strides[1:])
+        self.sequence = math.prod(shape[1:]), *self.strides  # strides with those of a step
+        self.current_shape = num_steps, batch, heads, N
+        self.membrane_dtype = membrane_dtype(dtype)
+        block_d = min(triton.next_power_of_2(max(D, 1)), 128)
+        block_n = min(triton.next_power_of_2(max(N, 1)), max(TILE // block_d, 16))
+        tiles = ceil_div(N, block_n) if D else 0
+        self.grid, self.mask_grid = (batch * heads, tiles), (num_steps * batch * heads, tiles)
+        self.sizes, self.mask_sizes = (heads, D, N, num_steps), (batch, heads, D, N)
+        blocks = dict(BLOCK_D=block_d, BLOCK_N=block_n)
+        self.settings = neuron_settings(neuron, dtype) | blocks
+        self.mask_settings = dict(MEMBRANE=triton_membrane(dtype)) | blocks
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """x, or a copy, with the memory order of a step of the keys."""
+        return x if x.stride()[1:] == self.strides else as_steps(x, self.strides)
+
+
+_plan = functools.lru_cache(maxsize=1024)(_Plan)  # the host bounds small batches
 
 
 def _run_forward(
     q: Tensor, p: Tensor | None, k: Tensor, tau: Tensor | None, neuron: Neuron, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    num_steps, batch, heads, D, N = k.shape
-    q, p, k = _sequence(q, k), None if p is None else _sequence(p, k), _sequence(k, k)
-    out = empty_steps(k)
-    current = _current(k) if needs_grad else empty_membrane(k)
-    tile_d, tile_n = _tile(D, N)
+    plan = _plan(k.shape, k.stride(), k.dtype, neuron)
+    q, p, out = plan.in_order(q), None if p is None else plan.in_order(p), k.new_empty_strided(k.shape, plan.sequence)
+    k = plan.in_order(k)
+    current = k.new_empty(plan.current_shape if needs_grad else 0, dtype=plan.membrane_dtype)
     launch(
         _mssa_kernel,
-        (batch * heads, ceil_div(N, tile_n)) if k.numel() else 0,
+        plan.grid,
         q,
         p,
         k,
@@ -57,14 +88,10 @@ def _run_forward(
         None if p is None else p.stride(0),
         k.stride(0),
         out.stride(0),
-        *k.stride()[1:],
-        heads,
-        D,
-        N,
-        num_steps,
-        **neuron_settings(neuron, tau, k.dtype),
-        BLOCK_D=tile_d,
-        BLOCK_N=tile_n,
+        *plan.strides,
+        *plan.sizes,
+        tau_ptr=tau,
+        **plan.settings,
     )
     return out, current
 
@@ -81,14 +108,13 @@ def _run_backward(
     grad_out: Tensor, k: Tensor, current: Tensor, tau: Tensor | None, neuron: Neuron
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of k, of the current [T, B, heads, N], and of tau."""
-    num_steps, batch, heads, D, N = k.shape
+    plan = _plan(k.shape, k.stride(), k.dtype, neuron)
     attn, _ = forward(current, None, tau, neuron, False)
-    k, grad_out = _sequence(k, k), _sequence(grad_out, k)
-    grad_k, grad_attn = empty_steps(k), torch.empty_like(current)
-    tile_d, tile_n = _tile(D, N)
+    grad_k, grad_attn = k.new_empty_strided(k.shape, plan.sequence), torch.empty_like(current)
+    k, grad_out = plan.in_order(k), plan.in_order(grad_out)
     launch(
         _mask_backward_kernel,
-        (num_steps * batch * heads, ceil_div(N, tile_n)) if k.numel() else 0,
+        plan.mask_grid,
         k,
         grad_out,
         attn,
@@ -97,14 +123,9 @@ def _run_backward(
         k.stride(0),
         grad_out.stride(0),
         grad_k.stride(0),
-        *k.stride()[1:],
-        batch,
-        heads,
-        D,
-        N,
-        MEMBRANE=triton_membrane(k.dtype),
-        BLOCK_D=tile_d,
-        BLOCK_N=tile_n,
+        *plan.strides,
+        *plan.mask_sizes,
+        **plan.mask_settings,
     )
     grad_current, _, grad_tau = backward(grad_attn, None, current, None, tau, neuron)
     return grad_k, grad_current, grad_tau
@@ -122,6 +143,7 @@ def _(grad_out, k, current, tau, neuron):
 def _setup_context(ctx, inputs, output) -> None:
     q, p, k, tau, ctx.neuron, _ = inputs
     ctx.q_dtype, ctx.p_dtype = q.dtype, None if p is None else p.dtype
+    ctx.set_materialize_grads(False)  # of the current, which nobody reads
     ctx.save_for_backward(k, output[1], tau)
 
 
@@ -139,18 +161,6 @@ def _current(k: Tensor) -> Tensor:
     """Uninitialised [T, B, heads, N]; in the membrane's dtype, since half precision cannot hold large sums."""
     num_steps, batch, heads, _, N = k.shape
     return k.new_empty(num_steps, batch, heads, N, dtype=membrane_dtype(k.dtype))
-
-
-def _sequence(x: Tensor, like: Tensor) -> Tensor:
-    """x with its steps laid out as those of `like`; a copy if they are not."""
-    strides = step_strides(like)
-    steps = as_steps(x, strides)
-    return steps.as_strided(x.shape, (steps.stride(0), *strides))
-
-
-def _tile(D: int, N: int) -> tuple[int, int]:
-    block_d = min(triton.next_power_of_2(max(D, 1)), 128)
-    return block_d, min(triton.next_power_of_2(max(N, 1)), max(TILE // block_d, 16))
 
 
 @triton.jit
