@@ -8,6 +8,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import timm_snn
 from tests.conftest import lively
@@ -91,8 +92,12 @@ class TestSpatialTemporalAttention:
             torch.testing.assert_close(timm_snn.fuse(model)(x), model(x))
 
     def test_the_profiler_counts_its_products(self, model):
-        report = timm_snn.profile(model, frames(model))
+        x = frames(model)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x)
+        report = timm_snn.profile(model, x)
         assert any(layer.kind == 'STAtten' for layer in report.layers)
+        assert 2 * report.total.dense_macs == counter.get_total_flops()
 
 
 @pytest.mark.parametrize('name', FAMILIES)

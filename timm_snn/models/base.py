@@ -65,9 +65,8 @@ def attention_layer(attn: str | LayerFn, neuron_first: bool = True, **options: A
         if takes_currents:
             name = attn if isinstance(attn, str) else _without_arguments(layer).__name__
             raise ValueError(
-                f'attention {name!r} takes the '
-                "currents of membrane shortcuts, and the stream of this family is spikes: use 'ssa' or 'statten' here, "
-                "or a family with such shortcuts, as 'sdt_8_384'"
+                f'attention {name!r} takes the currents of membrane shortcuts, and the stream of this family is '
+                "spikes: use 'ssa' or 'statten' here, or a family with such shortcuts, as 'sdt_8_384'"
             )
         return made
     return made if 'pre_activation' in taken or takes_currents or not neuron_first else partial(_behind_a_neuron, made)

@@ -21,9 +21,8 @@ paper's abstract), spikformer12_512 and spikformer12_768, and widths of 128, 256
 of the smaller models, 12 of them in one stage of attention and the same convolution stages in both, the counts are 83.2
 and 170.8 M. Open are the number of heads, and whether each block is exactly this one: a released file is said to have
 re-parameterised convolutions, whose names are not known. So their files do not load, and the published 84.0 and 86.2 %
-are not promised. Those came after masked pre-training, which is not here: the public text has its idea, sparse
-convolutions over what is not masked and a decoder that is thrown away, and not its patch size, ratio of masking,
-decoder, target or schedule.
+are not promised. Those came after pre-training as a masked autoencoder, which is not here: the public text at hand
+names it, and not the size of its patches, how many are masked, its decoder, what that predicts, or the schedule.
 
 Shapes of espikeformer_5m, with T = 1:
 
@@ -57,7 +56,8 @@ __all__ = ['ESpikeformer']
 CITATION = 'arXiv:2411.16061'
 LIMITATIONS = (
     'Spikes are n / 4 in one step, which stand for four steps of binary spikes: reports count them as '
-    'multiply-accumulates. Frames are seen each by itself, without a memory between them.'
+    'multiply-accumulates. Frames are seen each by itself, without a memory between them. The members of 83 M and '
+    '173 M are reconstructions, of which the number of parameters alone was compared.'
 )
 
 
