@@ -88,15 +88,7 @@ class Run:
         self._resume(args)
         bare = self.optimizer.optimizer  # of Accelerate's wrapper
         self.watch = Watch(
-            self.accelerator,
-            self.model,
-            self.prepared,
-            bare,
-            self.checkpoints,
-            self.progress,
-            self.stop,
-            self.effective_batch,
-            args.cuda_graph,
+            self.accelerator, self.model, self.prepared, bare, self.checkpoints, self.stop, self.effective_batch
         )
         self.saving = timm_snn.ops.packed_spikes if args.packed_spikes else nullcontext
         self.update = Replayed(partial(update, self), bare) if args.cuda_graph else partial(update, self)

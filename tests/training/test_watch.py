@@ -30,8 +30,8 @@ class Small:
         self.prepared = self.accelerator.prepare(self.model)
         checkpoints = Checkpoints(self.accelerator, folder, Progress(), {}, {}, None, 2, 'eval_top1')
         self.accelerator.prepare(self.optimizer)
-        args = self.accelerator, self.model, self.prepared, self.optimizer, checkpoints, checkpoints.progress
-        self.watch, self.progress = Watch(*args, StopSignal(), 8, False), checkpoints.progress
+        args = self.accelerator, self.model, self.prepared, self.optimizer, checkpoints
+        self.watch, self.progress = Watch(*args, StopSignal(), 8), checkpoints.progress
 
     def update(self, batches):
         self.watch.begin()

@@ -97,11 +97,12 @@ class Replayed:
     def _recorded(self) -> CudaGraph:
         """The graph, which reads the rates from tensors: a number would be recorded as it is now."""
         groups = self.optimizer.param_groups
-        now = [group['lr'] for group in groups]
+        before = [dict(group) for group in groups]
         for group, rate in zip(groups, self._rates, strict=True):
-            group['lr'] = rate
+            group.update(lr=rate, capturable=True)
         try:
             return CudaGraph(lambda: self.function(self._batches))
         finally:
-            for group, number in zip(groups, now, strict=True):
-                group['lr'] = number
+            for group, settings in zip(groups, before, strict=True):
+                group.clear()
+                group.update(settings)

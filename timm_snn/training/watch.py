@@ -9,7 +9,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoints
-from .progress import Progress, StopSignal
+from .progress import StopSignal
 
 __all__ = ['Watch', 'can_defer']
 
@@ -44,14 +44,12 @@ class Watch:
         prepared: nn.Module,
         optimizer: torch.optim.Optimizer,
         checkpoints: Checkpoints,
-        progress: Progress,
         stop: StopSignal,
         samples: int,
-        is_recorded: bool,
     ) -> None:
         self.accelerator, self.optimizer = accelerator, optimizer
         self.model, self.prepared = model, prepared  # the same parameters, for one process and for all
-        self.checkpoints, self.progress, self.stop = checkpoints, progress, stop
+        self.checkpoints, self.progress, self.stop = checkpoints, checkpoints.progress, stop
         self.samples = samples  # of an update
         self.numbers = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
         self.failed = torch.zeros((), device=accelerator.device)  # 1 from the first update that is not finite
@@ -65,7 +63,7 @@ class Watch:
         self.defers = False  # not in the first update, in which the optimizer makes its state
         self._will_defer = can_defer(accelerator, optimizer)
         if type(optimizer) in CAN_SKIP:
-            set_fused(optimizer, accelerator.device, self._will_defer, is_recorded)
+            set_fused(optimizer, accelerator.device, self._will_defer)
 
     @property
     def updates(self) -> int:
@@ -158,12 +156,10 @@ class Watch:
         self.checkpoints.fail(self.model, batch, row[LOSS] / self.samples, norm, broken)
 
 
-def set_fused(optimizer: torch.optim.Optimizer, device: torch.device, fused: bool, is_recorded: bool) -> None:
+def set_fused(optimizer: torch.optim.Optimizer, device: torch.device, fused: bool) -> None:
     """Let torch's optimizer run as one kernel or not, whatever the checkpoint that it was loaded from says."""
     for group in optimizer.param_groups:
         group['fused'] = fused or None
-        if 'capturable' in group:
-            group['capturable'] = is_recorded
     for state in optimizer.state.values():
         if fused and 'step' in state:
             state['step'] = state['step'].to(device, torch.float32)
