@@ -18,8 +18,9 @@ Needs the extras train and bench.
 
 import argparse
 import copy
-import runpy
+import importlib
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -68,12 +69,13 @@ def measure(args: argparse.Namespace, data: str, folder: Path) -> tuple[str, lis
         write_images(folder / 'data', samples)
         common = ['--data-dir', str(folder / 'data'), *common]
     common += ['--max-train-samples', str(samples)]
-    recipe = runpy.run_path(str(RECIPES / 'train.py'))
-    run = recipe['Run'](options.training_options([*DATA[data], *common]))
+    sys.path.insert(0, str(RECIPES))
+    recipe = importlib.import_module('train')
+    run = recipe.Run(options.training_options([*DATA[data], *common]))
     step = bare_step(run, wanted)
     pace: dict[str, list[float]] = {'bare step': [], 'recipe': []}
     for number in range(1 + args.rounds):
-        found = recipe['train_epoch'](run, number)
+        found = recipe.train_epoch(run, number)
         run.progress.finish_epoch({})
         start = time.perf_counter()
         for _ in range(run.updates_per_epoch):
@@ -102,10 +104,10 @@ def bare_step(run: Any, wanted: argparse.Namespace) -> Any:
             group['fused'] = run.optimizer.param_groups[0].get('fused')
     device = run.accelerator.device
     image, _ = run.train_set[0]
-    images, labels = run.transform(
-        image.to(device).expand(wanted.batch_size, *image.shape).clone(),
-        torch.arange(wanted.batch_size, device=device) % run.model.num_classes,
-    )
+    images = image.to(device).expand(wanted.batch_size, *image.shape).clone()
+    if run.transform.channels_last and images.ndim == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(wanted.batch_size, device=device) % run.model.num_classes
 
     def step() -> None:
         for _ in range(run.accumulation):

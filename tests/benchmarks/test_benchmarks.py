@@ -114,3 +114,13 @@ def test_readers_are_timed_and_saved(run, tmp_path):
     assert theirs == ['nmnist', 'aedat2', 'aedat3']
     assert all(float(row['M events/s']) > 0 for row in table)
     assert (tmp_path / 'events.png').stat().st_size > 0
+
+
+@pytest.mark.parametrize('data', ['digits', 'cifar'])
+def test_the_recipe_is_timed_beside_the_bare_step(run, tmp_path, data):
+    small = ['--batch-size', 4, '--img-size', 16, '--model', 'msvit_4_96', '--workers', 0, '--num-threads', 1]
+    result = run('recipe.py', '--data', data, '--rounds', 1, '--updates', 2, '--out', tmp_path / 'out', '--', *small)
+    assert result.returncode == 0, result.stderr
+    bare, recipe = rows(tmp_path / 'out' / 'recipe.csv')
+    assert (bare['variant'], recipe['variant']) == ('bare step', 'recipe')
+    assert float(bare['share']) == 1 and float(recipe['images/s']) > 0
