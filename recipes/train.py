@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from datetime import timedelta
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from accelerate import DistributedType
 from accelerate.utils import set_seed
@@ -90,8 +90,8 @@ class Run:
         self.watch = Watch(
             self.accelerator, self.model, self.prepared, bare, self.checkpoints, self.stop, self.effective_batch
         )
-        self.saving = timm_snn.ops.packed_spikes if args.packed_spikes else nullcontext
-        self.update = Replayed(partial(update, self), bare) if args.cuda_graph else partial(update, self)
+        self.saving: Any = timm_snn.ops.packed_spikes if args.packed_spikes else nullcontext
+        self.update: Any = Replayed(partial(update, self), bare) if args.cuda_graph else partial(update, self)
         self._introduce(args, batch_size, lr)
 
     def _open_model_and_data(self, args: Namespace) -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from timm_snn.training import watch as file
 from timm_snn.training.checkpoints import Checkpoints
 from timm_snn.training.errors import UserError
-from timm_snn.training.progress import Progress, StopSignal
+from timm_snn.training.progress import Progress
 from timm_snn.training.watch import Watch
 
 
@@ -25,13 +25,13 @@ class Small:
     def __init__(self, folder, opt=torch.optim.AdamW):
         torch.manual_seed(0)
         self.accelerator = Accelerator(cpu=True)
-        self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self.model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 2))
         self.optimizer = opt(self.model.parameters(), lr=0.1)
         self.prepared = self.accelerator.prepare(self.model)
         checkpoints = Checkpoints(self.accelerator, folder, Progress(), {}, {}, None, 2, 'eval_top1')
         self.accelerator.prepare(self.optimizer)
         args = self.accelerator, self.model, self.prepared, self.optimizer, checkpoints
-        self.watch, self.progress = Watch(*args, StopSignal(), 8), checkpoints.progress
+        self.watch, self.progress = Watch(*args, SimpleNamespace(came=False), 8), checkpoints.progress
 
     def update(self, batches):
         self.watch.begin()
