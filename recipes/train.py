@@ -19,14 +19,13 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from datetime import timedelta
 from functools import partial
-from typing import NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
 from accelerate.utils import set_seed
 from huggingface_hub import HfApi
 from timm.loss import create_classification_loss
@@ -45,6 +44,7 @@ from timm_snn.training.data import choose_samples, class_names, make_transform, 
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import averaged_weights, mean_metrics, predict_first
 from timm_snn.training.fingerprint import fingerprint
+from timm_snn.training.graph import Replayed, check_graph
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
 from timm_snn.training.loading import loading_errors, make_loader
@@ -52,6 +52,7 @@ from timm_snn.training.models import check_neurons, check_sparse_spikes, input_c
 from timm_snn.training.on_device import Augmentation, DeviceImages, DeviceSamples
 from timm_snn.training.progress import Progress, StopSignal, write_summary
 from timm_snn.training.tasks import make_learner, make_task
+from timm_snn.training.watch import Watch
 
 LOG_EVERY = 10  # updates
 
@@ -82,7 +83,15 @@ class Run:
         self._make_loaders(args, batch_size)
         lr = args.lr if args.lr_base is None else args.lr_base * self.effective_batch / args.lr_base_size
         self._make_learner(args, lr)
+        if args.cuda_graph:
+            check_graph(self.accelerator, self.optimizer.optimizer, args)
         self._resume(args)
+        bare = self.optimizer.optimizer  # of Accelerate's wrapper
+        self.watch = Watch(
+            self.accelerator, self.model, self.prepared, bare, self.checkpoints, self.stop, self.effective_batch
+        )
+        self.saving: Any = timm_snn.ops.packed_spikes if args.packed_spikes else nullcontext
+        self.update: Any = Replayed(partial(update, self), bare) if args.cuda_graph else partial(update, self)
         self._introduce(args, batch_size, lr)
 
     def _open_model_and_data(self, args: Namespace) -> None:
@@ -215,8 +224,13 @@ class Run:
             say(note)
 
     @property
+    def updates(self) -> int:
+        """Of this epoch, those that nobody has looked at too."""
+        return self.progress.updates + self.watch.updates
+
+    @property
     def updates_done(self) -> int:
-        return self.progress.epoch * self.updates_per_epoch + self.progress.updates
+        return self.progress.epoch * self.updates_per_epoch + self.updates
 
     @property
     def largest_lr(self) -> float:
@@ -233,53 +247,36 @@ class Run:
         sys.exit(128 + signal.SIGTERM)
 
 
-class Update(NamedTuple):
-    """Measurements of an update, over all processes."""
-
-    loss_sum: float  # over samples
-    hits: float
-    gradient_norm: float
-    must_stop: bool
-
-
-def train_step(run: Run, batches: Iterator[tuple[Tensor, Tensor]]) -> Update:
-    """Update the weights once, by as many batches as are accumulated.
-
-    The host waits for the device once, and the processes once for each other's numbers beside the gradients: for all
-    that it has to know before the optimizer goes on. Raises: UserError if loss or gradient are not finite.
-    """
+def update(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Update the weights by the gradients of some batches. All of it can run, and be replayed, on the device alone."""
     accelerator = run.accelerator
-    run.scheduler.step_update(run.updates_done)
-    run.checkpoints.keep_buffers(run.prepared)
-    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # of the numbers of an Update
-    for _ in range(run.accumulation):
-        images, targets = run.transform(*next(batches))
+    run.watch.begin()
+    for images, targets in batches:
         with accelerator.accumulate(run.prepared):  # gradients are averaged over processes in the last batch alone
-            result = run.task(images, targets)
+            with run.saving():
+                result = run.task(images, targets)
             accelerator.backward(result['loss'])
-            labels = targets.argmax(1) if targets.ndim == 2 else targets  # of mixed samples
-            sums[0] += result['loss'].detach() * len(images)
-            sums[1] += (result['output'].argmax(1) == labels).sum()
+            run.watch.add(result['loss'], result['output'], targets)
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(run.prepared.parameters(), run.clip_grad or math.inf)
-                sums[2] = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # of what FSDP spreads
-                sums[3] = run.stop.came
-                loss_sum, hits, norms, stops = accelerator.reduce(sums).tolist()
-                update = Update(loss_sum, hits, norms / accelerator.num_processes, stops > 0)
-                if not math.isfinite(loss_sum) or not (math.isfinite(norms) or tries_again(accelerator)):
-                    batch = {'images': images, 'labels': targets, 'logits': result['output']}
-                    run.checkpoints.fail(run.model, batch, loss_sum / run.effective_batch, update.gradient_norm)
+                batch = {'images': images, 'labels': targets, 'logits': result['output']}
+                run.watch.clip(run.clip_grad or math.inf, batch)
             run.optimizer.step()
             run.optimizer.zero_grad()
-    run.progress.add_update(loss_sum, hits, run.effective_batch)
+
+
+def train_step(run: Run, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """Update the weights once, by as many batches as are accumulated.
+
+    The processes wait once for each other's numbers beside the gradients. On a GPU the host does not wait for the
+    device; it looks at the updates now and then, as `Watch` describes.
+    Raises: UserError if loss or gradient are not finite, where the host does wait.
+    """
+    run.scheduler.step_update(run.updates_done)
+    run.watch.tell()
+    run.update(run.transform(*next(batches)) for _ in range(run.accumulation))
+    run.watch.end()
     if run.ema:
         run.ema.update(run.learner, step=run.updates_done)
-    return update
-
-
-def tries_again(accelerator: Accelerator) -> bool:
-    """True if a scaler halves the gradients, which are too large for float16, and skips this update."""
-    return accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1
 
 
 def train_epoch(run: Run, epoch: int) -> float:
@@ -298,20 +295,26 @@ def train_epoch(run: Run, epoch: int) -> float:
     bar = tqdm(total=run.updates_per_epoch, initial=progress.updates, desc=title, leave=False, disable=is_quiet)
     start, seen_before = time.perf_counter(), progress.seen
     with closing(iter(loader)) as batches:  # ends the processes that load data, however the epoch ends
-        while progress.updates < run.updates_per_epoch and run.updates_done < run.total_updates:
-            update = train_step(run, batches)
+        while run.updates < run.updates_per_epoch and run.updates_done < run.total_updates:
+            train_step(run, batches)
             bar.update()
-            if progress.updates % LOG_EVERY == 1:
+            is_last = run.updates == run.updates_per_epoch or run.updates_done >= run.total_updates
+            is_logged = run.updates % LOG_EVERY == 1
+            is_saved = run.checkpoint_steps and run.updates_done % run.checkpoint_steps == 0
+            if not (is_last or is_logged or is_saved or run.watch.is_due):
+                continue
+            must_stop = run.watch.look()
+            if is_logged:
                 state = {
-                    'loss': update.loss_sum / run.effective_batch,
+                    'loss': run.watch.loss,
                     'top1': 100 * progress.hits / progress.seen,
                     'images_per_s': (progress.seen - seen_before) / (time.perf_counter() - start),
                 }
                 bar.set_postfix({name: f'{value:.4g}' for name, value in state.items()})
-                accelerator.log({**state, 'gradient': update.gradient_norm, 'lr': run.largest_lr}, run.updates_done)
-            if update.must_stop:
+                accelerator.log({**state, 'gradient': run.watch.gradient_norm, 'lr': run.largest_lr}, run.updates_done)
+            if must_stop:
                 run.save_and_exit()
-            if run.checkpoint_steps and run.updates_done % run.checkpoint_steps == 0:
+            if is_saved:
                 run.checkpoints.save()
         next(batches, None)  # Accelerate notes the end of a loader when it is asked for more
     bar.close()

@@ -9,6 +9,8 @@ import torch
 
 import timm_snn
 from tests.conftest import lively
+from tests.support.scripts import run as run_script
+from tests.support.training import QUICK, weights
 from timm_snn import lif
 from timm_snn.models import graphs
 from timm_snn.ops import backend
@@ -205,3 +207,22 @@ def test_the_least_used_graph_of_a_fused_model_gives_way(fused_pair, monkeypatch
     for batch in (1, 2, 3, 1, 2, 3):
         agree([graphed(pictures(batch))], [fused(pictures(batch))], rtol=1e-9)
     assert len(graphed.forward._graphs) == 2
+
+
+def trained_weights(folder, *arguments):
+    run_script('recipes/train.py', *QUICK, '--epochs', '1', '--log-with', 'none', *arguments, '--output', folder)
+    return weights(folder)
+
+
+def test_the_recipe_with_a_cuda_graph_trains_as_without(tmp_path):
+    options = ['--max-steps', '8', '--model-ema', '--grad-accum-steps', '2', '--clip-grad', '1', '--deterministic']
+    plain = trained_weights(tmp_path / 'plain', *options)
+    recorded = trained_weights(tmp_path / 'graph', *options, '--cuda-graph')
+    for name, weight in plain.items():
+        torch.testing.assert_close(recorded[name].float(), weight.float(), rtol=1e-2, atol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_a_recorded_run(tmp_path):
+    with pytest.raises(SystemExit, match='the state before it and its batch are in'):
+        trained_weights(tmp_path, '--lr', '1e30', '--warmup-epochs', '0', '--cuda-graph')
+    assert (tmp_path / 'failed' / 'facts.json').is_file() and not (tmp_path / 'checkpoints').exists()

@@ -123,3 +123,13 @@ def test_the_host_starts_a_unit_with_few_frames(run):
     cells = {cells[2]: cells[3:6] for line in result.stdout.splitlines() if len(cells := line.split('│')) > 6}
     unit = {name.strip(): [int(n) for n in numbers] for name, numbers in cells.items()}['conv, batch norm, neuron']
     assert 0 < unit[0] <= 120 and unit[1:] == [5, 7]
+
+
+@pytest.mark.parametrize('data', ['digits', 'cifar'])
+def test_the_recipe_is_timed_beside_the_bare_step(run, tmp_path, data):
+    small = ['--batch-size', 4, '--img-size', 16, '--model', 'msvit_4_96', '--workers', 0, '--num-threads', 1]
+    result = run('recipe.py', '--data', data, '--rounds', 1, '--updates', 2, '--out', tmp_path / 'out', '--', *small)
+    assert result.returncode == 0, result.stderr
+    bare, recipe = rows(tmp_path / 'out' / 'recipe.csv')
+    assert (bare['variant'], recipe['variant']) == ('bare step', 'recipe')
+    assert float(bare['share']) == 1 and float(recipe['images/s']) > 0

@@ -13,7 +13,7 @@ from timm.task import ClassificationTask, LogitDistillationTask
 from timm.utils import ModelEmaV3
 
 import timm_snn
-from tests.support.training import QUICK, weights
+from tests.support.training import QUICK, assert_same_weights, weights
 from timm_snn.training.data import Digits
 
 SMALL = [*QUICK, '--max-train-samples', '192', '--max-val-samples', '37', '--epochs', '1', '--warmup-epochs', '0']
@@ -46,6 +46,25 @@ class TestLoss:
             train(*SMALL, '--kd-model-name', 'resnet_of_nobody', '--output', tmp_path)
         with pytest.raises(SystemExit, match='--tet and --kd-model-name: one of them'):
             train(*SMALL, '--kd-model-name', 'resnet10t', '--tet', '0.1')
+
+
+class TestGraphAndPackedSpikes:
+    def test_packed_spikes_train_the_same_weights(self, train, tmp_path, monkeypatch):
+        packed = []
+        pack = timm_snn.ops.packed._pack
+        monkeypatch.setattr(timm_snn.ops.packed, '_pack', lambda x: packed.append(pack(x)) or packed[-1])
+        train(*SMALL, '--output', tmp_path / 'without')
+        assert not packed
+        train(*SMALL, '--packed-spikes', '--output', tmp_path / 'with')
+        assert any(tensor is not None for tensor in packed)
+        assert_same_weights(tmp_path / 'without', tmp_path / 'with')
+
+    def test_what_cannot_be_combined_is_refused(self, train, tmp_path):
+        with pytest.raises(SystemExit, match='--packed-spikes and --compile: one of them'):
+            train(*SMALL, '--packed-spikes', '--compile')
+        with pytest.raises(SystemExit, match='--cuda-graph: it needs a CUDA device, and this run is on cpu') as stop:
+            train(*SMALL, '--cuda-graph', '--output', tmp_path / 'run')
+        assert '\n' not in str(stop.value) and not (tmp_path / 'run').exists()
 
 
 class TestFineTuning:

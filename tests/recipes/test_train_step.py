@@ -47,3 +47,16 @@ def test_an_update_is_one_read_and_one_collective(train, tmp_path, calls, more):
         counts.append(Counter(calls))
     difference = counts[1] - counts[0]
     assert difference == {'reads': 5, 'collectives': 5}
+
+
+def test_where_updates_are_not_waited_for_a_look_is_one_read(train, tmp_path, calls, monkeypatch):
+    """As on a GPU: looks after updates 1, 2, 11 and 21, and one collective for every update."""
+    monkeypatch.setattr('timm_snn.training.watch.can_defer', lambda *_: True)
+    monkeypatch.setattr('timm_snn.training.watch.PATIENCE', 1e9)
+    sizes = ['--batch-size', '16', '--max-val-samples', '8', '--opt', 'sgd', '--log-with', 'none']
+    counts = []
+    for steps in (11, 21):
+        calls.clear()
+        train(*QUICK, *sizes, '--workers', '1', '--max-steps', steps, '--output', tmp_path / str(steps))
+        counts.append(Counter(calls))
+    assert counts[1] - counts[0] == {'reads': 1, 'collectives': 10}

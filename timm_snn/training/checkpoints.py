@@ -11,7 +11,7 @@ import random
 import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,7 +42,8 @@ NAME = re.compile(r'epoch_(\d+)(?:_step_(\d+))?')
 MAY_CHANGE = (
     *('output', 'resume', 'overwrite', 'epochs', 'max_steps', 'data_dir', 'dataset_download', 'workers', 'num_threads'),
     *('checkpoint_steps', 'checkpoint_hist', 'log_with', 'push_to_hub', 'backend', 'compile', 'grad_checkpointing'),
-    *('batch_size', 'grad_accum_steps', 'find_batch_size', 'channels_last', 'sparse_spikes'),
+    *('batch_size', 'grad_accum_steps', 'find_batch_size', 'channels_last', 'sparse_spikes', 'cuda_graph'),
+    'packed_spikes',
 )
 
 
@@ -183,6 +184,7 @@ class Checkpoints:
         self.metric = metric  # column of the history in which the best epoch is highest
         self._buffers: list[torch.Tensor] = []
         self._copies: list[torch.Tensor] = []
+        self._packed: list[Any] = []
         accelerator.register_save_state_pre_hook(contiguous)
 
     def save(self) -> Path:
@@ -258,20 +260,50 @@ class Checkpoints:
         with one_line_errors(f'read checkpoint {checkpoint}'):
             model.load_state_dict(load_file(checkpoint / ('ema.safetensors' if self.ema else 'model.safetensors')))
 
-    def keep_buffers(self, model: torch.nn.Module) -> None:
-        """Copy the buffers before an update, for `fail`: a forward pass changes the running statistics in them."""
+    def keep_buffers(self, model: torch.nn.Module, has_failed: torch.Tensor | None = None) -> None:
+        """Copy the buffers before an update, for `fail`: a forward pass changes the running statistics in them.
+
+        Where `has_failed`, which is on the device, says that an update before this one failed, the copies stay.
+        """
         if not self._copies:
             self._buffers = list(model.buffers())
             self._copies = [buffer.clone() for buffer in self._buffers]
-        else:
+        elif has_failed is None:
             torch._foreach_copy_(self._copies, self._buffers)  # as optimizers do it: hundreds, in a few kernels
+        else:
+            self._keep_unless(has_failed)
 
-    def fail(self, model: torch.nn.Module, batch: dict[str, torch.Tensor], loss: float, norm: float) -> NoReturn:
+    def _keep_unless(self, has_failed: torch.Tensor) -> None:
+        """Copy the buffers in a few kernels: all of a dtype lie in one tensor, whose parts the copies then are."""
+        if not self._packed:
+            for dtype in {buffer.dtype for buffer in self._buffers}:
+                numbers = [i for i, buffer in enumerate(self._buffers) if buffer.dtype == dtype]
+                kept = torch.cat([self._copies[i].flatten() for i in numbers])
+                now = kept.clone()
+                sizes = [self._copies[i].numel() for i in numbers]
+                parts = zip(numbers, kept.split(sizes), now.split(sizes), strict=True)
+                news = []
+                for i, part, new in parts:
+                    self._copies[i] = part.view(self._buffers[i].shape)
+                    news.append(new.view(self._buffers[i].shape))
+                self._packed.append((kept, now, news, [self._buffers[i] for i in numbers]))
+        for kept, now, news, buffers in self._packed:
+            torch._foreach_copy_(news, buffers)
+            kept.copy_(torch.where(has_failed, kept, now))
+
+    def fail(
+        self,
+        model: torch.nn.Module,
+        batch: dict[str, torch.Tensor],
+        loss: float,
+        norm: float,
+        broken: Sequence[str] = (),
+    ) -> NoReturn:
         """Raise UserError for a loss or a norm of the gradient that is not finite; all processes call it.
 
         OUTPUT/failed keeps what is needed to look into it: the state before the update, the last batch of every
-        process, and facts.json, which names the parameters whose gradients are not finite. The buffers are those of
-        `keep_buffers`; of the random states, what the batch drew is past.
+        process, and facts.json, with the names of the parameters whose gradients are `broken`, not finite. The buffers
+        are those of `keep_buffers`; of the random states, what the batch drew is past.
         """
         folder, accelerator = self.folder.with_name('failed'), self.accelerator
         where = f'update {self.progress.updates + 1} of epoch {self.progress.epoch + 1}'
@@ -290,9 +322,12 @@ class Checkpoints:
             if accelerator.is_main_process:
                 shutil.rmtree(state, ignore_errors=True)  # of an earlier failure
                 unfinished.rename(state)
-                gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-                broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-                facts = {'where': where, 'loss': loss, 'gradient norm': norm, 'gradients that are not finite': broken}
+                facts = {
+                    'where': where,
+                    'loss': loss,
+                    'gradient norm': norm,
+                    'gradients that are not finite': [*broken],
+                }
                 write_whole_text(folder / 'facts.json', json.dumps(facts, indent=1))
         start_from = ''
         if accelerator.distributed_type != DistributedType.FSDP and is_finite(model):  # or it would be refused

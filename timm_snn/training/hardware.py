@@ -36,7 +36,9 @@ def make_accelerator(
     steps = grad_accum_steps or int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', 1))
     with one_line_errors(f'log with {log_with!r}', 'install it, or pass --log-with none'):
         accelerator = Accelerator(
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=steps, sync_with_dataloader=False
+            ),  # epochs are of whole updates
             # The order of the images is that of the seed alone: the processes share one order and take turns in it.
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
             step_scheduler_with_optimizer=False,

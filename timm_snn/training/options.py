@@ -239,6 +239,18 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add('--freeze', nargs='*', default=[], metavar='MODULE', help='not trained, e.g. stem stages.0')
     add('--backend', help="of the neurons, e.g. 'triton'; default: timm_snn's choice")
     add('--compile', action=flag, default=False, help='torch.compile with Inductor')
+    add(
+        '--cuda-graph',
+        action=flag,
+        default=False,
+        help='record an update as a CUDA graph and replay it: the host starts it with one call',
+    )
+    add(
+        '--packed-spikes',
+        action=flag,
+        default=False,
+        help='keep spikes for the backward pass in one bit each: less memory, the same gradients, slower',
+    )
     add('--channels-last', action=flag, help='memory format; default: of all models of this package')
     add(
         '--sparse-spikes',
@@ -415,6 +427,8 @@ def training_options(
         parser.error('arguments --tet and --kd-model-name: one of them, there is no loss that is both')
     if args.loss and (args.tet is not None or args.kd_model_name):
         parser.error('arguments --loss, --tet and --kd-model-name: one of them, there is no loss that is several')
+    if args.packed_spikes and args.compile:
+        parser.error('arguments --packed-spikes and --compile: one of them, compiled layers save spikes by themselves')
     if args.pretrained and args.checkpoint:
         parser.error('arguments --pretrained and --checkpoint: start from one of them')
     for names, works, needed in (

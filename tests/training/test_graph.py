@@ -1,0 +1,85 @@
+"""Updates that are recorded and replayed, with a stand-in for CUDA's graph; tests/test_gpu.py has the real one."""
+
+import copy
+from argparse import Namespace
+
+import pytest
+import torch
+
+from tests.training.test_watch import Small, deferring  # noqa: F401  # a fixture
+from timm_snn.training import graph
+from timm_snn.training.errors import UserError
+from timm_snn.training.graph import Replayed, check_graph
+
+
+class FakeGraph:
+    """Replays by calling the function again, with the rates in the tensors that it saw when it was recorded."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, function):
+        self.function = function
+        self.rates = [group['lr'] for group in self.optimizer.param_groups]
+        assert all(isinstance(rate, torch.Tensor) for rate in self.rates)
+
+    def replay(self):
+        groups = self.optimizer.param_groups
+        numbers = [group['lr'] for group in groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group['lr'] = rate
+        self.function()
+        for group, number in zip(groups, numbers, strict=True):
+            group['lr'] = number
+
+
+def trained(folder, monkeypatch, is_recorded):
+    run = Small(folder)
+    monkeypatch.setattr(FakeGraph, 'optimizer', run.optimizer, raising=False)
+    monkeypatch.setattr(graph, 'CudaGraph', FakeGraph)
+    update = Replayed(run.update, run.optimizer) if is_recorded else run.update
+    for number in range(7):
+        run.optimizer.param_groups[0]['lr'] = 0.1 / (1 + number)  # a schedule
+        run.watch.tell()
+        update((torch.rand(8, 3), torch.arange(8) % 2) for _ in range(2))
+        run.watch.end()
+    run.watch.look()
+    return run, update
+
+
+@pytest.mark.usefixtures('deferring')
+def test_a_replayed_run_is_the_same_run(tmp_path, monkeypatch):
+    plain, _ = trained(tmp_path / 'plain', monkeypatch, False)
+    recorded, update = trained(tmp_path / 'recorded', monkeypatch, True)
+    for ours, theirs in zip(recorded.state().values(), plain.state().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)  # a rate in a tensor is float32
+    assert recorded.progress.updates == 7 and recorded.progress.hits == plain.progress.hits
+    assert isinstance(recorded.optimizer.param_groups[0]['lr'], float)
+    with pytest.raises(UserError, match=r'recorded with a batch of \[8, 3\].* \[5, 3\]'):
+        update([(torch.rand(5, 3), torch.zeros(5, dtype=torch.long))] * 2)
+
+
+FINE = dict(compile=False, grad_checkpointing=False, packed_spikes=False, opt='adamw')
+
+
+@pytest.mark.parametrize(
+    ('options', 'facts', 'reason'),
+    [
+        ({}, dict(device=torch.device('cpu')), 'needs a CUDA device'),
+        ({}, dict(num_processes=2), 'takes one process'),
+        ({}, dict(scaler=object()), 'bf16'),
+        (dict(compile=True), {}, '--compile'),
+        (dict(grad_checkpointing=True), {}, '--grad-checkpointing'),
+        (dict(packed_spikes=True), {}, '--packed-spikes'),
+        (dict(opt='lamb'), {}, '--opt lamb cannot be recorded'),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_in_one_line(options, facts, reason):
+    machine = Namespace(device=torch.device('cuda'), num_processes=1, scaler=None, distributed_type=None)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    kind = torch.optim.Adagrad if options.get('opt') == 'lamb' else torch.optim.AdamW
+    check_graph(machine, torch.optim.AdamW([weight]), Namespace(**FINE))
+    refusing = copy.copy(machine)
+    vars(refusing).update(facts)
+    with pytest.raises(UserError, match=reason) as stop:
+        check_graph(refusing, kind([weight]), Namespace(**FINE | options))
+    assert '\n' not in str(stop.value)
