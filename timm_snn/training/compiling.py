@@ -1,10 +1,13 @@
-"""torch.compile by regions: the stem, the patch embeddings and the blocks of a model, each on its own.
+"""torch.compile by regions: the blocks of a model, each on its own.
 
-A whole model makes one graph of everything, and compiles it anew for another size of the batch. A region is compiled
-once for training and once for evaluation, for any batch, and blocks that are alike share the code. What is between
-regions runs eagerly: the sums of stochastic depth, whose random numbers are then those of an eager run, and the head.
+A whole model makes one graph of everything, and compiles it anew for another size of the batch. A block is compiled
+once for training and once for evaluation, and blocks that are alike share the code. A batch of another size than the
+first, as the last one of an evaluation, runs eagerly, which takes milliseconds where compiling takes a minute. Stem,
+patch embeddings and head are not repeated and run eagerly too, and so does stochastic depth: its rates differ by block
+and would be compiled into it, and its random numbers stay those of an eager run.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,76 +17,87 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.temporal import DropPath
-from ..models.base import SpikingStage, SpikingTransformer
+from ..models.base import SpikingStage
+from ..ops.backends import inductor
+from ..ops.native.build import why_not_here
+from .errors import UserError
 
-__all__ = ['CompiledRegions']
+__all__ = ['CompiledBlocks', 'backend_to_compile', 'compile_in_place', 'regions_of']
 
-# Entries that one forward method may have in Dynamo's cache: kinds of blocks, each in training and in evaluation.
+# Graphs that one forward method may have: kinds of blocks, in training and in evaluation. Dynamo's default is 8.
 _MOST_GRAPHS = 256
 
 
-class CompiledRegions:
-    """The regions of a model, compiled in place: its keys, hooks and copies are those of the model as it was.
+class CompiledBlocks:
+    """The blocks of a model, compiled in place when they first run: its keys, hooks and copies stay as they are.
 
     Args:
-        model: One of ours, which is left as it is until a region is first called. Any other is a single region.
+        model: If it is none of ours, it is a single region.
+        device: That it runs on.
         say: Called with a line before the first pass of a kind, and with one after it.
+
+    Raises: UserError if Inductor cannot compile for the device.
     """
 
-    def __init__(self, model: nn.Module, say: Callable[[str], None]) -> None:
-        self.regions = regions_of(model)
+    def __init__(self, model: nn.Module, device: torch.device, say: Callable[[str], None]) -> None:
+        if reason := inductor.why_not(torch.empty(0, device=device)):
+            raise UserError(f'cannot compile: {reason}; or train without --compile')
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
         self._say = say
         self._passed: set[str] = set()
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, _MOST_GRAPHS)
-        for region in self.regions:
+        self._count = 0
+        for region in regions_of(model):
             compile_in_place(region)
+            self._count += 1
 
     @contextmanager
     def first(self, what: str) -> Iterator[None]:
-        """Around every pass of a kind: says of the first one that it compiles, and how long that took."""
+        """Around every pass of a kind: says of the first that it compiles, and how long that took."""
         if what in self._passed:
             yield
             return
-        self._say(f'compiling {len(self.regions)} parts of the model for {what}, which takes a while ...')
+        self._say(f'compiling {self._count} regions of the model in the first {what}, for a minute or so ...')
         start = time.perf_counter()
         yield
         self._passed.add(what)
-        self._say(f'... {time.perf_counter() - start:.0f} s with the first {what}')
+        self._say(f'the first {what} took {time.perf_counter() - start:.1f} s; the others are not compiled again')
+
+
+def backend_to_compile(device: torch.device) -> str | None:
+    """The backend to compile a model with if nobody chose one; None for that of `timm_snn.ops.backend`.
+
+    The kernels of 'cpp' are single operators in the graph. What Inductor makes of the neurons instead is no faster on
+    a CPU, and takes it several times as long to compile.
+    """
+    chosen = os.environ.get('TIMM_SNN_BACKEND')
+    return 'cpp' if device.type == 'cpu' and not chosen and why_not_here() is None else None
 
 
 def regions_of(model: nn.Module) -> list[nn.Module]:
-    """What is compiled on its own; the model itself if it is none of ours."""
-    if not any(isinstance(module, SpikingTransformer) for module in model.modules()):
+    """What is compiled on its own: blocks, or the parts of those that drop paths; a model of others as a whole."""
+    stages = [module for module in model.modules() if isinstance(module, SpikingStage)]
+    if not stages:
         return [model]
-    found: list[nn.Module] = []
-    for module in model.modules():
-        if isinstance(module, SpikingTransformer):
-            found += [module.stem]
-        elif isinstance(module, SpikingStage):
-            found += [module.embed, *(part for block in module.blocks for part in _without_drop_path(block))]
-    return [module for module in found if not isinstance(module, nn.Identity)]
+    return [part for stage in stages for block in stage.blocks for part in _without_drop_path(block)]
 
 
 def _without_drop_path(module: nn.Module) -> Iterator[nn.Module]:
-    """The module, or its parts if it drops paths: the rates of its neighbours differ, and would be compiled into it."""
     if isinstance(module, DropPath):
         return
-    if not any(isinstance(part, DropPath) and part.drop_prob for part in module.modules()):
+    if any(isinstance(part, DropPath) and part.drop_prob for part in module.modules()):
+        for part in module.children():
+            yield from _without_drop_path(part)
+    else:
         yield module
-        return
-    for part in module.children():
-        yield from _without_drop_path(part)
 
 
 def compile_in_place(region: nn.Module) -> None:
-    """As `region.compile()`, for any size of the batch, which is axis 1 of what a region gets."""
+    """As `region.compile()`, for the shape of its first input in training and in evaluation; others run eagerly."""
     compiled: Any = torch.compile(region._call_impl, dynamic=False)
+    shapes: dict[bool, torch.Size] = {}
 
-    def call(x: Tensor, *args: Any) -> Any:
-        if x.ndim > 2:
-            torch._dynamo.maybe_mark_dynamic(x, 1)
-        return compiled(x, *args)
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        run = compiled if x.shape == shapes.setdefault(region.training, x.shape) else region._call_impl
+        return run(x, *args, **kwargs)
 
-    # torch's own place for it: copies and pickles of the module leave it out
-    region._compiled_call_impl = call  # type: ignore[assignment]
+    region._compiled_call_impl = call  # torch's own place for it, which copies and pickles of a module leave out
