@@ -2,9 +2,9 @@
 
 A whole model makes one graph of everything, and compiles it anew for another size of the batch. A block is compiled
 once for training and once for evaluation, and blocks that are alike share the code. A batch of another size than the
-first, as the last one of an evaluation, runs eagerly, which takes milliseconds where compiling takes a minute. Stem,
-patch embeddings and head are not repeated and run eagerly too, and so does stochastic depth: its rates differ by block
-and would be compiled into it, and its random numbers stay those of an eager run.
+first, as the last one of an evaluation, runs eagerly. Stem, patch embeddings and head are not repeated and run eagerly
+too, and so does stochastic depth: its rates differ by block and would be compiled into it, and its random numbers stay
+those of an eager run.
 """
 
 import os
@@ -66,8 +66,8 @@ class CompiledBlocks:
 def backend_to_compile(device: torch.device) -> str | None:
     """The backend to compile a model with if nobody chose one; None for that of `timm_snn.ops.backend`.
 
-    The kernels of 'cpp' are single operators in the graph. What Inductor makes of the neurons instead is no faster on
-    a CPU, and takes it several times as long to compile.
+    The kernels of 'cpp' are single operators in the graph. Where Inductor writes the neurons of a block itself, it
+    compiles for about twice the CPU time.
     """
     chosen = os.environ.get('TIMM_SNN_BACKEND')
     return 'cpp' if device.type == 'cpu' and not chosen and why_not_here() is None else None
