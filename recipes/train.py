@@ -40,6 +40,7 @@ from timm_snn.files import write_whole_text
 from timm_snn.training import options
 from timm_snn.training.batches import BatchTransform
 from timm_snn.training.checkpoints import Checkpoints, prepare_output
+from timm_snn.training.compiling import CompiledBlocks, backend_to_compile
 from timm_snn.training.data import choose_samples, class_names, make_transform, note_on_pictures, open_datasets
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import averaged_weights, mean_metrics, predict_first
@@ -95,9 +96,10 @@ class Run:
         self._introduce(args, batch_size, lr)
 
     def _open_model_and_data(self, args: Namespace) -> None:
-        if args.backend:
+        backend = args.backend or (backend_to_compile(self.accelerator.device) if args.compile else None)
+        if backend:
             with one_line_errors(f'create model {args.model!r}'):
-                timm_snn.set_backend(args.backend)
+                timm_snn.set_backend(backend)
         source = options.data_source(args)
         with self.accelerator.main_process_first():  # one process downloads
             self.model = open_to_train(args.model, **options.trainable_options(args))
@@ -164,6 +166,9 @@ class Run:
         self.learner = make_learner(self.model, self.by_step)
         if args.sync_bn and accelerator.device.type == 'cuda' and accelerator.num_processes > 1:
             self.learner = nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
+        self.first = (
+            CompiledBlocks(self.model, accelerator.device, accelerator.print).first if args.compile else nullcontext
+        )
         self.prepared, self.optimizer = accelerator.prepare(self.learner, optimizer)
         self.ema = None
         if args.model_ema:
@@ -296,7 +301,8 @@ def train_epoch(run: Run, epoch: int) -> float:
     start, seen_before = time.perf_counter(), progress.seen
     with closing(iter(loader)) as batches:  # ends the processes that load data, however the epoch ends
         while run.updates < run.updates_per_epoch and run.updates_done < run.total_updates:
-            train_step(run, batches)
+            with run.first('update'):
+                train_step(run, batches)
             bar.update()
             is_last = run.updates == run.updates_per_epoch or run.updates_done >= run.total_updates
             is_logged = run.updates % LOG_EVERY == 1
@@ -324,7 +330,7 @@ def train_epoch(run: Run, epoch: int) -> float:
 def validate(run: Run) -> dict[str, float]:
     """The columns of summary.csv that begin with eval_ and, of the averaged weights, ema_."""
     watched = run.model if run.accelerator.is_main_process and not run.is_sharded else None
-    evaluate = partial(mean_metrics, run.prepared, run.val_loader, run.accelerator, run.stop)
+    evaluate = partial(mean_metrics, run.prepared, run.val_loader, run.accelerator, run.stop, first=run.first)
     metrics = {'eval': evaluate(None if run.ema else watched)}
     if run.ema:
         with averaged_weights(run.learner, run.ema):

@@ -90,7 +90,7 @@ _BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend('compile', 'inductor', auto='compiling', fuses_when_compiling=False),
-        Backend('cpp', 'cpp', any_surrogate=False, auto='unfollowed', fuses_when_compiling=False),
+        Backend('cpp', 'cpp', any_surrogate=False, auto='unfollowed'),
         Backend('triton', 'triton', any_surrogate=False, adds_bias=True),
         Backend(
             'cupy',

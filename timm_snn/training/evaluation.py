@@ -1,8 +1,8 @@
 """Models on labelled data: means over all processes while one is trained, or the outcome of every sample."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,18 @@ __all__ = [
 
 @torch.inference_mode()
 def mean_metrics(
-    learner: nn.Module, loader: Iterable[Any], accelerator: Accelerator, stop: StopSignal, watched: Any = None
+    learner: nn.Module,
+    loader: Iterable[Any],
+    accelerator: Accelerator,
+    stop: StopSignal,
+    watched: Any = None,
+    first: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, float]:
     """Mean loss and top-1 accuracy in percent over every sample once, however many processes share them.
 
     The firing rates by stage over the first batch are added for a model to be watched. Ends early when told to stop,
     and for a sample that cannot be read or has no finite logits, which the other processes learn of through `stop`;
-    what it returns is then no result.
+    what it returns is then no result. Each forward pass is made inside first('evaluation').
     """
     learner.eval()
     losses: list[Tensor] = []
@@ -55,7 +60,8 @@ def mean_metrics(
         for images, labels in batches:
             if stop.came_to(accelerator):
                 return {}
-            logits = learner(images)
+            with first('evaluation'):
+                logits = learner(images)
             if logits.ndim == 3:  # of every time step
                 logits = logits.mean(1)
             flaw = flaws_of(images, logits)

@@ -30,7 +30,6 @@ def make_accelerator(
     seed: int,
     grad_accum_steps: int | None = None,
     num_threads: int | None = None,
-    compile: bool = False,
 ) -> Accelerator:
     """Processes, devices and precision as `accelerate launch` says. Raises: UserError for what cannot be."""
     steps = grad_accum_steps or int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', 1))
@@ -44,7 +43,6 @@ def make_accelerator(
             step_scheduler_with_optimizer=False,
             log_with=None if log_with == 'none' else log_with,
             project_config=ProjectConfiguration(str(output), logging_dir=str(output / 'logs')),
-            dynamo_backend='inductor' if compile else None,
         )
         if log_with != 'none' and not accelerator.log_with:  # Accelerate leaves out what is not installed
             raise ValueError('it is not installed')

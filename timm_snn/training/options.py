@@ -102,7 +102,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def accelerator_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `hardware.make_accelerator`."""
-    return _chosen(args, 'output', 'log_with', 'seed', 'grad_accum_steps', 'num_threads', 'compile')
+    return _chosen(args, 'output', 'log_with', 'seed', 'grad_accum_steps', 'num_threads')
 
 
 def trainable_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add('--drop-path', type=between(0, 1), help='stochastic depth of the last block')
     add('--freeze', nargs='*', default=[], metavar='MODULE', help='not trained, e.g. stem stages.0')
     add('--backend', help="of the neurons, e.g. 'triton'; default: timm_snn's choice")
-    add('--compile', action=flag, default=False, help='torch.compile with Inductor')
+    add('--compile', action=flag, default=False, help='torch.compile of the blocks')
     add(
         '--cuda-graph',
         action=flag,

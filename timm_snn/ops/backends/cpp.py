@@ -6,17 +6,17 @@ of the neuron's gradient per channel, and to write that of x with them.
 """
 
 import ctypes
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..layout import as_steps, channel_strides, empty_steps, from_steps, inner_size, step_strides
 from ..native.build import LIBRARIES, load_cpp, why_not_built, why_not_here
 from ..neuron import Neuron, membrane_dtype
 from ..surrogate import SURROGATES
-from .operator import empty_membrane, lif_operator, like_tau, one_step
+from .operator import Operator, empty_membrane, lif_operator, like_tau, one_step
 
 __all__ = ['affine_lif', 'bn_lif', 'lif', 'prepare', 'why_not']
 
@@ -98,49 +98,96 @@ def bn_lif(
     x: Tensor, weight: Tensor, bias: Tensor, tau: Tensor | None, neuron: Neuron, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [T, B, C, *spatial] -> spikes, and the batch's mean and biased variance [C] without a gradient."""
-    return _BnLif.apply(x, weight, bias, tau, neuron, eps)
+    spikes, norm = _bn_lif(x, weight, bias, tau, neuron, eps)
+    return spikes, norm[0], norm[1]
 
 
 def affine_lif(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     """The neuron of x * scale + shift, [C] each, without a gradient."""
+    return _affine_lif(x, scale, shift, tau, neuron)
+
+
+def _run_affine(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     steps, channels, strides = _in_memory(x)
     spikes = torch.empty(steps.shape, dtype=steps.dtype)
     _call('fire', steps, channels, _settings(neuron, tau), (steps, None, scale, shift, spikes, None))
     return from_steps(spikes, x, strides)
 
 
-class _BnLif(torch.autograd.Function):
-    """With `ctx` in forward: torch looks up signatures in every call of one that has `setup_context`."""
+_affine_lif = Operator('affine_lif_cpp', _run_affine)
 
-    @staticmethod
-    def forward(ctx, x, weight, bias, tau, neuron, eps):
-        steps, channels, strides = _in_memory(x)
-        dtype = membrane_dtype(x.dtype)
-        norm = torch.empty(5, x.shape[2], dtype=dtype)  # see Norm in bn_lif.hpp
-        spikes = torch.empty(steps.shape, dtype=steps.dtype)
-        settings = _settings(neuron, tau, eps)
-        affine = [t.to(dtype).contiguous() for t in (weight, bias)]
-        _call('bn_fire', steps, channels, settings, (steps, *affine, norm, spikes))
-        ctx.settings, ctx.dtypes = settings, (weight.dtype, bias.dtype)
-        ctx.save_for_backward(x, norm, tau)
-        mean, var = norm[0], norm[1]
-        ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
-        return from_steps(spikes, x, strides), mean, var
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, *_):
-        x, norm, tau = ctx.saved_tensors
-        steps, channels, strides = _in_memory(x)
-        grad_steps = as_steps(grad, strides)
-        grad_x, sums = torch.empty_like(steps), norm.new_empty(2, norm.shape[1])
-        grad_tau = None if tau is None else norm.new_zeros(())
-        tensors = (steps, norm, grad_steps, grad_x, sums, grad_tau)
-        _call('bn_backward', steps, channels, ctx.settings, tensors, grad_steps.stride(0))
-        of_weight, of_bias = ctx.dtypes
-        grads = from_steps(grad_x, x, strides), sums[1].to(of_weight), sums[0].to(of_bias)
-        return *grads, like_tau(grad_tau, tau), None, None
+@_affine_lif.register_fake
+def _(x, scale, shift, tau, neuron):
+    return _empty_like_kernels(x)
+
+
+def _run_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, tau: Tensor | None, neuron: Neuron, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Spikes, and the batch's norm [5, C], see Norm in bn_lif.hpp."""
+    steps, channels, strides = _in_memory(x)
+    dtype = membrane_dtype(x.dtype)
+    norm = torch.empty(5, x.shape[2], dtype=dtype)
+    spikes = torch.empty(steps.shape, dtype=steps.dtype)
+    affine = [t.to(dtype).contiguous() for t in (weight, bias)]
+    _call('bn_fire', steps, channels, _settings(neuron, tau, eps), (steps, *affine, norm, spikes))
+    return from_steps(spikes, x, strides), norm
+
+
+_bn_lif = Operator('bn_lif_cpp', _run_forward)
+
+
+@_bn_lif.register_fake
+def _(x, weight, bias, tau, neuron, eps):
+    return _empty_like_kernels(x), x.new_empty(5, x.shape[2], dtype=membrane_dtype(x.dtype))
+
+
+def _run_backward(
+    grad_spikes: Tensor, x: Tensor, norm: Tensor, tau: Tensor | None, neuron: Neuron, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, of bias and weight [2, C], and of tau; `empty_membrane(x)` if that is not learned."""
+    steps, channels, strides = _in_memory(x)
+    grad_steps = as_steps(grad_spikes, strides)
+    grad_x, sums = torch.empty_like(steps), norm.new_empty(2, norm.shape[1])
+    grad_tau = None if tau is None else norm.new_zeros(())
+    tensors = (steps, norm, grad_steps, grad_x, sums, grad_tau)
+    _call('bn_backward', steps, channels, _settings(neuron, tau, eps), tensors, grad_steps.stride(0))
+    return from_steps(grad_x, x, strides), sums, empty_membrane(x) if grad_tau is None else grad_tau
+
+
+_bn_lif_backward = Operator('bn_lif_cpp_backward', _run_backward)
+
+
+@_bn_lif_backward.register_fake
+def _(grad_spikes, x, norm, tau, neuron, eps):
+    grad_tau = empty_membrane(x) if tau is None else norm.new_empty(())
+    return _empty_like_kernels(x), norm.new_empty(2, x.shape[2]), grad_tau
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, tau, ctx.neuron, ctx.eps = inputs
+    _, norm = output
+    ctx.dtypes = weight.dtype, bias.dtype
+    ctx.mark_non_differentiable(norm)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, norm, tau)
+
+
+def _backward_of_bn(ctx, grad, *_):
+    x, norm, tau = ctx.saved_tensors
+    grad_x, sums, grad_tau = _bn_lif_backward(grad, x, norm, tau, ctx.neuron, ctx.eps)
+    of_weight, of_bias = ctx.dtypes
+    return grad_x, sums[1].to(of_weight), sums[0].to(of_bias), like_tau(grad_tau, tau), None, None
+
+
+_bn_lif.register_autograd(_backward_of_bn, setup_context=_setup_context)
+
+
+def _empty_like_kernels(x: Tensor) -> Tensor:
+    """Uninitialised, of the shape of x and laid out as what the kernels write for it."""
+    strides = (math.prod(x.shape[1:]), *channel_strides(x))
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
 
 
 def _in_memory(x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, ...]]:
