@@ -9,7 +9,7 @@ from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .mlp import SpikingMlp
-from .neuron import LIF, IntegerNeuron, ParametricLIF
+from .neuron import LIF, IntegerNeuron, ParametricLIF, ReluNeuron
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
 from .rep_conv import RepConv
@@ -35,6 +35,7 @@ __all__ = [
     'ParametricLIF',
     'QKTokenAttention',
     'Registry',
+    'ReluNeuron',
     'RepConv',
     'RunningFiringRate',
     'SepConv',
