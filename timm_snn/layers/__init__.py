@@ -15,6 +15,7 @@ from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
 from .rep_conv import RepConv
 from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
+from .softmax_attention import SoftmaxAttention
 from .statten import SpatialTemporalAttention
 from .temporal import DropPath, mean_over_time, merge_time, split_time, to_time_first
 
@@ -39,6 +40,7 @@ __all__ = [
     'RepConv',
     'RunningFiringRate',
     'SepConv',
+    'SoftmaxAttention',
     'SpatialTemporalAttention',
     'SpikeDrivenSelfAttention',
     'SpikingBlock',

@@ -221,7 +221,9 @@ class SpikingTransformer(nn.Module):
         if self.act == 'relu':  # the builder cannot tell what the caller passed from a family's defaults
             self.num_steps = args.get('num_steps', 1)
             if args.get('lif_layer') not in (None, 'relu'):
-                raise ValueError(f"act='relu' takes the place of all neurons: leave out lif_layer={args['lif_layer']!r}")
+                raise ValueError(
+                    f"act='relu' takes the place of all neurons: leave out lif_layer={args['lif_layer']!r}"
+                )
         self._timm_args = {k: v for k, v in args.items() if k != 'backend'}  # which belongs to the machine
 
     @property

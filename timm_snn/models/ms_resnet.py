@@ -52,9 +52,7 @@ LIMITATIONS = (
     "gradient is a triangle and not the paper's rectangle."
 )
 
-neurons.register('ms_lif')(
-    partial(LIF, tau=4 / 3, v_threshold=0.5, decay_input=False, surrogate='piecewise_quadratic')
-)
+neurons.register('ms_lif')(partial(LIF, tau=4 / 3, v_threshold=0.5, decay_input=False, surrogate='piecewise_quadratic'))
 
 
 class MSBlock(nn.Module):

@@ -48,10 +48,7 @@ from .untrusted import check_state_dict
 __all__ = ['SpikingResNet']
 
 CITATION = 'arXiv:2011.05280'
-LIMITATIONS = (
-    "Batch norms are plain ones and not the paper's, which are scaled by the threshold. The sum of a block is a current "
-    'that no spike carries.'
-)
+LIMITATIONS = "Batch norms are plain ones and not the paper's (tdBN), which are scaled by the threshold."
 
 
 class SpikingResNetBlock(nn.Module):
