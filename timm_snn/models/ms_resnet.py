@@ -98,8 +98,9 @@ class MSResNet(SpikingResNet):
     stream_is_currents: ClassVar[bool] = True
 
     @staticmethod
-    def _stem(in_chans: int, dim: int, kernel_size: int, stride: int, lif_layer: LayerFn, **dd: Any) -> nn.Module:
-        return CurrentStem(in_chans, dim, kernel_size, stride=stride, **dd)
+    def _stem(in_chans: int, dim: int, kernel_size: int, stride: int, **layer: Any) -> nn.Module:
+        del layer['lif_layer']  # the blocks begin with a neuron
+        return CurrentStem(in_chans, dim, kernel_size, stride=stride, **layer)
 
     def _head_steps(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """As the base has it, with the neuron before the pooling."""
@@ -144,8 +145,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_ms_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> MSResNet:
-    model_args = dict(strides=(1, 2, 2, 2, 2), pools=(False,) * 5, num_steps=6, lif_layer='ms_lif')
-    kwargs = dict(model_args, **kwargs)
+    layout: dict[str, Any] = dict(strides=(1, 2, 2, 2, 2), pools=(False,) * 5, num_steps=6, lif_layer='ms_lif')
+    kwargs = {**layout, **kwargs}
     return build_spiking_model(MSResNet, variant, pretrained, checkpoint_filter_fn, num_levels=5, **kwargs)
 
 

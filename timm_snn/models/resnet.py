@@ -167,7 +167,7 @@ class SpikingResNet(SpikingTransformer):
             blocks = []
             for j in range(depths[i]):
                 stride = strides[i] if j == 0 else 1
-                blocks.append(self.block(chs, dim, stride, drop_paths[i][j], lif_layer=neuron, **dd))
+                blocks.append(type(self).block(chs, dim, stride, drop_paths[i][j], lif_layer=neuron, **dd))
                 chs = dim
             reduction *= strides[i] * (2 if pools[i] else 1)
             stages.append(SpikingStage(MaxPool() if pools[i] else nn.Identity(), blocks, chs, reduction))
@@ -208,7 +208,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
-    resnet19 = dict(
+    resnet19: dict[str, Any] = dict(
         stem_kernel_size=3,
         stem_stride=1,
         embed_dims=(128, 256, 512),
@@ -217,7 +217,7 @@ def _create_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> Spi
         pools=(False, False, False),
         hidden_dim=256,
     )
-    kwargs = dict(resnet19, **kwargs)
+    kwargs = {**resnet19, **kwargs}
     return build_spiking_model(SpikingResNet, variant, pretrained, checkpoint_filter_fn, num_levels=3, **kwargs)
 
 
