@@ -7,7 +7,7 @@ import timm
 import torch
 
 from tests.conftest import lively
-from timm_snn.models import SpikingTransformer, ms_resnet, resnet, sew_resnet
+from timm_snn.models import SpikingTransformer, ms_resnet, sew_resnet, spiking_resnet
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,9 @@ def lively_with(net: torch.nn.Module) -> torch.nn.Module:
 
 
 def test_the_block_of_a_plain_spiking_resnet_fires_after_its_sum():
-    block = lively(resnet.SpikingResNetBlock(4, 6, 2, 0.0, lif_layer=partial(torch.nn.Hardtanh, 0, 1)).double().eval())
+    block = lively(
+        spiking_resnet.SpikingResNetBlock(4, 6, 2, 0.0, lif_layer=partial(torch.nn.Hardtanh, 0, 1)).double().eval()
+    )
     s = (torch.rand(2, 3, 4, 5, 7, dtype=torch.float64) > 0.5).double()
     conv = partial(torch.nn.functional.conv2d, padding=1)
 

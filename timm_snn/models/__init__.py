@@ -21,8 +21,6 @@ from .msvit import MSViT as MSViT
 from .pretrained import save_for_hf as save_for_hf
 from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
-from .resnet import *  # noqa: F403
-from .resnet import SpikingResNet as SpikingResNet
 from .sdt import *  # noqa: F403
 from .sdt import SpikeDrivenTransformer as SpikeDrivenTransformer
 from .sew_resnet import *  # noqa: F403
@@ -31,6 +29,8 @@ from .spikformer import *  # noqa: F403
 from .spikformer import Spikformer as Spikformer
 from .spikformer_v2 import *  # noqa: F403
 from .spikformer_v2 import SpikformerV2 as SpikformerV2
+from .spiking_resnet import *  # noqa: F403
+from .spiking_resnet import SpikingResNet as SpikingResNet
 from .spikingformer import *  # noqa: F403
 from .spikingformer import Spikingformer as Spikingformer
 from .spikingresformer import *  # noqa: F403

@@ -41,7 +41,7 @@ from ..layers import LIF, ConvBn, ConvBnLif, CurrentStem, DropPath, LayerFn, mer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
-from .resnet import SpikingResNet
+from .spiking_resnet import SpikingResNet
 from .untrusted import check_state_dict
 
 __all__ = ['MSResNet']

@@ -40,7 +40,7 @@ from ..layers import ConvBnLif, DropPath, LayerFn
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
-from .resnet import SpikingResNet
+from .spiking_resnet import SpikingResNet
 from .untrusted import check_state_dict
 
 __all__ = ['SEWResNet']

@@ -207,7 +207,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
+def _create_spiking_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
     resnet19: dict[str, Any] = dict(
         stem_kernel_size=3,
         stem_stride=1,
@@ -225,11 +225,11 @@ def _create_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> Spi
 @register_model
 def spiking_resnet19(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
     """For CIFAR: 12,630,858 parameters with 10 classes."""
-    return _create_resnet('spiking_resnet19', pretrained=pretrained, **kwargs)
+    return _create_spiking_resnet('spiking_resnet19', pretrained=pretrained, **kwargs)
 
 
 @register_model
 def resnet19(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
     """The artificial network of the same layers, for CIFAR: 12,630,858 parameters with 10 classes, and T = 1."""
     model_args = dict(act='relu')
-    return _create_resnet('resnet19', pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_spiking_resnet('resnet19', pretrained=pretrained, **dict(model_args, **kwargs))
