@@ -7,8 +7,7 @@ and the next, and every convolution but the first and those of shortcuts is fed 
 
     u' = BN(W SN(BN(W SN(u)))) + u          u: currents; where the size changes, BN(W u) takes the place of u
 
-A neuron reads the last map, whose firing rates are pooled and classified. Neurons keep a quarter of their membrane from
-step to step, fire at 0.5 and are reset to 0; the current is not divided by tau.
+A neuron reads the last map, whose firing rates are pooled and classified. Neurons are those of `spiking_resnet`.
 
 The five feature levels have strides of 2 to 32, as those of timm's ResNets. Stage 0 is the stem.
 
@@ -31,13 +30,12 @@ Shapes of ms_resnet18:
     logits      [B, 1000]               mean over height and width, a linear layer, mean over T
 """
 
-from functools import partial
 from typing import Any, ClassVar
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import LIF, ConvBn, ConvBnLif, CurrentStem, DropPath, LayerFn, merge_time, neurons, split_time
+from ..layers import ConvBn, ConvBnLif, CurrentStem, DropPath, LayerFn, merge_time, split_time
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -51,8 +49,6 @@ LIMITATIONS = (
     'Convolutions of shortcuts are fed by real currents: they multiply, and do not only accumulate. The surrogate '
     "gradient is a triangle and not the paper's rectangle."
 )
-
-neurons.register('ms_lif')(partial(LIF, tau=4 / 3, v_threshold=0.5, decay_input=False, surrogate='piecewise_quadratic'))
 
 
 class MSBlock(nn.Module):
@@ -145,7 +141,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_ms_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> MSResNet:
-    layout: dict[str, Any] = dict(strides=(1, 2, 2, 2, 2), pools=(False,) * 5, num_steps=6, lif_layer='ms_lif')
+    layout: dict[str, Any] = dict(strides=(1, 2, 2, 2, 2), pools=(False,) * 5, num_steps=6, lif_layer='stbp_lif')
     kwargs = {**layout, **kwargs}
     return build_spiking_model(MSResNet, variant, pretrained, checkpoint_filter_fn, num_levels=5, **kwargs)
 

@@ -6,6 +6,9 @@ Neurons follow every batch norm and every sum of a residual block, as ReLU does 
 
     s' = SN(BN(W SN(BN(W s))) + s)          s: spikes; where the size changes, BN(W s) takes the place of s
 
+Neurons are those of spatio-temporal backpropagation (STBP), 'stbp_lif': they keep a quarter of their membrane from step
+to step, fire at 0.5 and are reset to 0, and the current is not divided by tau.
+
 The other families of residual networks move this last neuron: `sew_resnet` into the branch, `ms_resnet` in front of
 it. ResNet-19, for CIFAR, is a 3x3 convolution, stages of 3, 3 and 2 blocks, mean pooling, and two linear layers with a
 neuron between them. The first linear layer is a 1x1 convolution before the pooling here, which gives the same numbers.
@@ -33,13 +36,25 @@ Shapes of spiking_resnet19:
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvBn, ConvBnLif, DropPath, LayerFn, SpikingStem, merge_time, pool_spikes, split_time
+from ..layers import (
+    LIF,
+    ConvBn,
+    ConvBnLif,
+    DropPath,
+    LayerFn,
+    SpikingStem,
+    merge_time,
+    neurons,
+    pool_spikes,
+    split_time,
+)
 from .base import KEEP, SpikingStage, SpikingTransformer, neuron_layer, per_stage
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
@@ -49,6 +64,12 @@ __all__ = ['SpikingResNet']
 
 CITATION = 'arXiv:2011.05280'
 LIMITATIONS = "Batch norms are plain ones and not the paper's (tdBN), which are scaled by the threshold."
+
+
+# The paper's surrogate gradient is a rectangle; the triangle is one that all backends have.
+neurons.register('stbp_lif')(
+    partial(LIF, tau=4 / 3, v_threshold=0.5, decay_input=False, surrogate='piecewise_quadratic')
+)
 
 
 class SpikingResNetBlock(nn.Module):
@@ -216,6 +237,7 @@ def _create_spiking_resnet(variant: str, pretrained: bool = False, **kwargs: Any
         strides=(1, 2, 2),
         pools=(False, False, False),
         hidden_dim=256,
+        lif_layer='stbp_lif',
     )
     kwargs = {**resnet19, **kwargs}
     return build_spiking_model(SpikingResNet, variant, pretrained, checkpoint_filter_fn, num_levels=3, **kwargs)
