@@ -36,13 +36,14 @@ def test_features_have_the_five_strides_that_dense_libraries_expect(name):
 def spikingjellys(name: str) -> torch.nn.Module:
     """Its network of this name, for [T, B, C, H, W]."""
     pytest.importorskip('spikingjelly')
-    from spikingjelly.activation_based import functional, model, neuron
+    from spikingjelly.activation_based import functional, neuron
+    from spikingjelly.activation_based.model import ms_resnet, sew_resnet
 
     if name.startswith('sew'):
-        net = getattr(model.sew_resnet, name)(cnf='ADD', spiking_neuron=neuron.IFNode, num_classes=10)
+        net = getattr(sew_resnet, name)(cnf='ADD', spiking_neuron=neuron.IFNode, num_classes=10)
         functional.set_step_mode(net, 'm')
         return net
-    return getattr(model.ms_resnet, name.removesuffix('_cifar'))(num_classes=10)
+    return getattr(ms_resnet, name.removesuffix('_cifar'))(num_classes=10)
 
 
 @pytest.mark.parametrize(
