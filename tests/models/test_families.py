@@ -81,7 +81,7 @@ class TestEveryModel:
         assert len(taps) == len(model.stages) >= 3
         for tap, info in zip(taps, model.feature_info, strict=True):
             assert tap.shape == (3, info['num_chs'], 64 // info['reduction'], 96 // info['reduction'])
-            assert tap.mean() > 0
+            assert tap.any()
 
 
 class TestTime:

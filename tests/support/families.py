@@ -19,11 +19,17 @@ def _files(family: type[SpikingTransformer] = SpikingTransformer) -> Iterator[st
         yield from _files(subclass)
 
 
-FAMILIES = {
+def _is_artificial(name: str) -> bool:
+    return timm.create_model(name, device='meta').act is not None
+
+
+_BY_FILE = {
     file: sorted(set(timm.list_models(module=file)), key=_parameters)
     for file in sorted(set(_files()))
     if timm.list_models(module=file)
 }
+ARTIFICIAL = [name for models in _BY_FILE.values() for name in models if _is_artificial(name)]
+FAMILIES = {file: [name for name in models if name not in ARTIFICIAL] for file, models in _BY_FILE.items()}
 MODELS = [name for models in FAMILIES.values() for name in models]
 SMALLEST = [models[0] for models in FAMILIES.values()]
 

@@ -9,12 +9,13 @@ from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .mlp import SpikingMlp
-from .neuron import LIF, IntegerNeuron, ParametricLIF
+from .neuron import LIF, IntegerNeuron, ParametricLIF, ReluNeuron
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
 from .rep_conv import RepConv
 from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
+from .softmax_attention import SoftmaxAttention
 from .statten import SpatialTemporalAttention
 from .temporal import DropPath, mean_over_time, merge_time, split_time, to_time_first
 
@@ -35,9 +36,11 @@ __all__ = [
     'ParametricLIF',
     'QKTokenAttention',
     'Registry',
+    'ReluNeuron',
     'RepConv',
     'RunningFiringRate',
     'SepConv',
+    'SoftmaxAttention',
     'SpatialTemporalAttention',
     'SpikeDrivenSelfAttention',
     'SpikingBlock',

@@ -1,7 +1,8 @@
-"""Neuron layers: `timm_snn.ops.lif` and `integer_spikes` with their settings, as modules."""
+"""Neuron layers: `timm_snn.ops.lif` and `integer_spikes` with their settings, as modules, and ReLU in their place."""
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..ops.neuron import Neuron
 from ..ops.surrogate import get_surrogate
 from .registry import neurons
 
-__all__ = ['LIF', 'IntegerNeuron', 'ParametricLIF']
+__all__ = ['LIF', 'IntegerNeuron', 'ParametricLIF', 'ReluNeuron']
 
 _SETTINGS = ('tau', 'v_threshold', 'v_reset', 'decay_input', 'surrogate', 'detach_reset')
 
@@ -160,6 +161,25 @@ class IntegerNeuron(nn.Module):
 
     def extra_repr(self) -> str:
         return f'levels={self.levels}, v_threshold={self.v_threshold}, normalize={self.normalize}'
+
+
+neurons.register('if')(partial(LIF, tau=math.inf, decay_input=False))  # integrate-and-fire: the membrane does not leak
+
+
+@neurons.register('relu')
+class ReluNeuron(nn.ReLU):
+    """ReLU where a model has a neuron: with `act='relu'` the model is the artificial twin of a spiking one.
+
+    It is called as neurons are and has none of their settings. Attention computes the same products, sums and masks,
+    of real values: where a spike of the neuron in the middle let a key pass or not (MSSA, QKTA, SDSA), the rectified
+    sum scales it; where spikes were counted (SSA), products of real values are summed, without a softmax; where firing
+    rates scale (DSSA), they are mean activations.
+
+    Shape: [T, B, ...] -> the same. Steps know nothing of each other.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
 
 
 def _in_membrane_dtype(x: Tensor) -> Tensor:

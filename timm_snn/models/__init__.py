@@ -6,12 +6,16 @@ from .espikeformer import *  # noqa: F403
 from .espikeformer import ESpikeformer as ESpikeformer
 from .features import set_num_steps as set_num_steps
 from .fuse import fuse as fuse
+from .max_resnet import *  # noqa: F403
+from .max_resnet import MaxResNet as MaxResNet
 from .maxformer import *  # noqa: F403
 from .maxformer import MaxFormer as MaxFormer
 from .metaspikformer import *  # noqa: F403
 from .metaspikformer import MetaSpikformer as MetaSpikformer
 from .ms_qkformer import *  # noqa: F403
 from .ms_qkformer import MSQKFormer as MSQKFormer
+from .ms_resnet import *  # noqa: F403
+from .ms_resnet import MSResNet as MSResNet
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
 from .pretrained import save_for_hf as save_for_hf
@@ -19,10 +23,14 @@ from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
 from .sdt import *  # noqa: F403
 from .sdt import SpikeDrivenTransformer as SpikeDrivenTransformer
+from .sew_resnet import *  # noqa: F403
+from .sew_resnet import SEWResNet as SEWResNet
 from .spikformer import *  # noqa: F403
 from .spikformer import Spikformer as Spikformer
 from .spikformer_v2 import *  # noqa: F403
 from .spikformer_v2 import SpikformerV2 as SpikformerV2
+from .spiking_resnet import *  # noqa: F403
+from .spiking_resnet import SpikingResNet as SpikingResNet
 from .spikingformer import *  # noqa: F403
 from .spikingformer import Spikingformer as Spikingformer
 from .spikingresformer import *  # noqa: F403

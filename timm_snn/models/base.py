@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..layers import (
     LayerFn,
     Registry,
+    ReluNeuron,
     attentions,
     mean_over_time,
     merge_time,
@@ -41,9 +42,13 @@ POOL, KEEP = True, False
 
 
 def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any) -> LayerFn:
-    """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None."""
+    """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None.
+
+    'relu' has no settings: a family's own do not concern it.
+    """
+    layer = neurons.get(lif_layer)
     settings = {name: value for name, value in dict(settings, backend=backend).items() if value is not None}
-    return partial(neurons.get(lif_layer), **settings) if settings else neurons.get(lif_layer)
+    return partial(layer, **settings) if settings and layer is not ReluNeuron else layer
 
 
 def attention_layer(attn: str | LayerFn, neuron_first: bool = True, **options: Any) -> LayerFn:
@@ -148,7 +153,10 @@ class SpikingTransformer(nn.Module):
     `num_steps` may be assigned later, to this model and to `features_only` ones; `timm_snn.models.set_num_steps` does
     it through wrappers of other libraries.
 
-    Raises: ValueError if num_steps is not a whole number of at least 1.
+    `act` is 'relu' in an artificial twin, which has ReLU for neurons and one step (`timm_snn.models.builder`), and None
+    in a spiking network.
+
+    Raises: ValueError if num_steps is not a whole number of at least 1, or in a twin another than 1.
     """
 
     __jit_unused_properties__: ClassVar = ['_model_args', 'chunk_steps']
@@ -171,7 +179,6 @@ class SpikingTransformer(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_steps = num_steps
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.feature_info: list[dict[str, Any]] = [
@@ -183,10 +190,18 @@ class SpikingTransformer(nn.Module):
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features  # twice num_features with the pooling 'catavgmax'
         self._init_head()
+        self.act = 'relu' if any(isinstance(module, ReluNeuron) for module in self.modules()) else None
+        self.num_steps = num_steps
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == 'num_steps' and (type(value) is not int or value < 1):
-            raise ValueError(f'num_steps must be a whole number of at least 1, got {value!r}')
+        if name == 'num_steps':
+            if type(value) is not int or value < 1:
+                raise ValueError(f'num_steps must be a whole number of at least 1, got {value!r}')
+            if self.act == 'relu' and value != 1:
+                raise ValueError(
+                    f"act='relu' has no memory, and all steps of an image would be the same: expected num_steps=1, got "
+                    f'{value}; frames are averaged outside of the model'
+                )
         super().__setattr__(name, value)
 
     def _init_head(self) -> None:
@@ -202,6 +217,12 @@ class SpikingTransformer(nn.Module):
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
+        if self.act == 'relu':  # the builder cannot tell what the caller passed from a family's defaults
+            self.num_steps = args.get('num_steps', 1)
+            if args.get('lif_layer') not in (None, 'relu'):
+                raise ValueError(
+                    f"act='relu' takes the place of all neurons: leave out lif_layer={args['lif_layer']!r}"
+                )
         self._timm_args = {k: v for k, v in args.items() if k != 'backend'}  # which belongs to the machine
 
     @property

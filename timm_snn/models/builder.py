@@ -1,4 +1,9 @@
-"""timm's model factory for the families: it reads and adapts weights, with the checks of `untrusted.py` around it."""
+"""timm's model factory for the families: it reads and adapts weights, with the checks of `untrusted.py` around it.
+
+`create_model(NAME, act='relu')` makes the artificial twin of any member: the same layers and parameters, with ReLU for
+every neuron and one step. It is saved and loaded as other arguments are. `timm_snn.layers.ReluNeuron` says what becomes
+of attention.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -37,17 +42,23 @@ def build_spiking_model(
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     feature_cls: Any = 'getter',
+    act: str | None = None,
     **kwargs: Any,
 ) -> ModelT:
     """timm's `build_model_with_cfg` for models whose features carry time; features_only has `num_levels` by default.
 
     timm replaces the classifier and adapts the first convolution of weights for other classes and channels. It goes by
     the pretrained config; this goes by the weights, and adapts them only where the caller asked for another number.
+    `act='relu'` is the artificial twin, None the spiking network.
 
     Raises, in one line: RuntimeError if there are no weights, or they cannot be read or are for other classes or
     channels; huggingface_hub's own errors if the Hub does not have or give them; ValueError for a config.json whose
     settings are not those of a model of ours, and for weights that are not finite.
     """
+    if act not in (None, 'relu'):
+        raise ValueError(f"act must be 'relu', for the artificial twin, or None, for neurons: got {act!r}")
+    if act is not None:
+        kwargs.update(lif_layer='relu', num_steps=1)
     saved_args = kwargs.get('pretrained_model_args') or {}  # came with the weights, not from the caller
     config, has_tag = '', bool(pretrained_cfg)
     if isinstance(pretrained_cfg, dict):

@@ -59,7 +59,7 @@ def check_config(
 
 
 def _check_model_args(where: str, model_args: Mapping[str, Any], model_cls: type[nn.Module]) -> None:
-    defaults = _arguments(model_cls)
+    defaults = {**_arguments(model_cls), 'act': None}  # which is the builder's
     expected = set(defaults) - {'device', 'dtype', 'backend'}
     if unknown := sorted(set(model_args) - expected):
         raise ValueError(f'{where} has unknown model_args {printable(unknown)}; expected some of {sorted(expected)}')
