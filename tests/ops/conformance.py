@@ -332,6 +332,9 @@ def _more_neurons() -> Iterator[Case]:
         yield Case(num_steps=num_steps, shape=tuple(shape), tau=2.5, learned=torch.float32)
     for dtype, v_reset in product(DTYPES, (0.0, -0.5, None)):
         yield Case(dtype=dtype, num_steps=6, shape=(5, 40), on_grid=True, v_reset=v_reset)
+    for dtype, v_reset in product(DTYPES, (0.0, -0.5, None)):  # without leak
+        how = dict(tau=math.inf, decay_input=False, v_reset=v_reset, detach_reset=v_reset is not None)
+        yield Case(dtype=dtype, num_steps=6, shape=(5, 40), given_v=True, **how)
     for outputs in (('spikes',), ('v',)):
         yield Case(shape=(3, 5), given_v=True, outputs=outputs)
     yield Case(num_steps=6, shape=(50, 70), tau=1.7)
@@ -347,6 +350,7 @@ _OTHER_NEURONS = [
     dict(tau=1.7, v_reset=0.0, decay_input=True, surrogate='erf', detach_reset=False),
     dict(tau=2.5, learned=torch.float64, v_reset=None, decay_input=True, surrogate='piecewise_quadratic'),
     dict(tau=1.7, v_threshold=0.8, v_reset=None, decay_input=False, surrogate='atan', detach_reset=False),
+    dict(tau=math.inf, v_reset=None, decay_input=False),
 ]
 
 

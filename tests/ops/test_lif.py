@@ -235,9 +235,9 @@ def test_alpha_may_change_under_compile(dynamic):
         (dict(x=torch.ones(3)), r'x \[T, B, ...\] with T >= 1, got \(3,\)'),
         (dict(x=torch.ones(0, 3)), 'T >= 1'),
         (dict(x=torch.ones(2, 3, dtype=torch.int64)), 'floating-point'),
-        (dict(tau=0.5), '1 <= tau < inf steps, got tau=0.5'),
+        (dict(tau=0.5), '1 <= tau steps, got tau=0.5'),
         (dict(tau=math.nan), '1 <= tau'),
-        (dict(tau=math.inf), 'tau < inf'),
+        (dict(tau=math.inf), 'tau=inf, which does not leak, needs decay_input=False'),
         (dict(tau=torch.ones(3)), r'one tau for all neurons, got a tensor of shape \(3,\)'),
         (dict(v_threshold=-1.0), 'finite v_threshold above the resting potential.* got v_threshold=-1.0, v_reset=0.0'),
         (dict(v_threshold=-1.0, v_reset=None), '0 for a soft reset: got v_threshold=-1.0, v_reset=None'),
@@ -252,6 +252,14 @@ def test_alpha_may_change_under_compile(dynamic):
 def test_bad_input_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         lif_stream(**{'x': torch.ones(2, 3), **kwargs})
+
+
+def test_without_leak_nothing_is_lost():
+    """Currents of 1/4 add up to a spike at every fourth step, and a soft reset keeps what is above the threshold."""
+    x = torch.full((12, 1), 0.25)
+    x[5] += 0.25
+    spikes = lif(x, tau=math.inf, decay_input=False, v_reset=None)
+    assert spikes.flatten().nonzero().flatten().tolist() == [3, 6, 10]
 
 
 @pytest.mark.parametrize('v_reset', RESETS)

@@ -37,7 +37,8 @@ def lif(
     Args:
         x: Input current.
         tau: Membrane time constant in steps, at least 1. A tensor of one element is learnable and gets a gradient; its
-            value is not checked, since reading it would wait for the device.
+            value is not checked, since reading it would wait for the device. math.inf, with decay_input=False, is the
+            integrate-and-fire neuron, which does not leak.
         v_threshold: In units of the membrane, which are those of x.
         v_reset: None for a soft reset.
         decay_input: Whether the current is divided by tau as well.

@@ -18,6 +18,7 @@ class Neuron:
 
     Args:
         tau: Membrane time constant in steps, at least 1; None if it is learned, and a tensor beside the input then.
+            math.inf, with decay_input=False, is the integrate-and-fire neuron, which does not leak.
         v_threshold: In units of the membrane, which are those of the input.
         v_reset: Membrane after a spike and at rest; None for a soft reset, with rest at 0.
         decay_input: Whether the input is divided by tau as well.
@@ -35,8 +36,12 @@ class Neuron:
     detach_reset: bool = True
 
     def __post_init__(self) -> None:
-        if self.tau is not None and not 1 <= self.tau < math.inf:
-            raise ValueError(f'lif needs 1 <= tau < inf steps, got tau={self.tau}')
+        if self.tau is not None and not 1 <= self.tau <= math.inf:
+            raise ValueError(f'lif needs 1 <= tau steps, got tau={self.tau}')
+        if self.tau == math.inf and self.decay_input:
+            raise ValueError(
+                'lif with tau=inf, which does not leak, needs decay_input=False: an input divided by tau would be 0'
+            )
         if not -math.inf < self.v_rest < self.v_threshold < math.inf:
             raise ValueError(
                 'lif needs a finite v_threshold above the resting potential, which is v_reset, or 0 for a soft reset: '
