@@ -12,6 +12,8 @@ from .metaspikformer import *  # noqa: F403
 from .metaspikformer import MetaSpikformer as MetaSpikformer
 from .ms_qkformer import *  # noqa: F403
 from .ms_qkformer import MSQKFormer as MSQKFormer
+from .mst import *  # noqa: F403
+from .mst import QuantizedSwin as QuantizedSwin
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
 from .pretrained import save_for_hf as save_for_hf
