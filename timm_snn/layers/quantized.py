@@ -36,12 +36,12 @@ class ClipFloorShift(nn.Module):
     Raises: ValueError for fewer than one level, a theta that is not positive, or a mask_ratio outside of [0, 1).
     """
 
-    def __init__(
-        self, levels: int = 8, theta: float = 1.0, mask_ratio: float = 0.0, device=None, dtype=None
-    ) -> None:
+    def __init__(self, levels: int = 8, theta: float = 1.0, mask_ratio: float = 0.0, device=None, dtype=None) -> None:
         super().__init__()
         if type(levels) is not int or levels < 1:
-            raise ValueError(f'a clip-floor-shift activation needs a whole number of levels of at least 1, got {levels!r}')
+            raise ValueError(
+                f'a clip-floor-shift activation needs a whole number of levels of at least 1, got {levels!r}'
+            )
         if not 0 < theta < math.inf:
             raise ValueError(f'a clip-floor-shift activation needs a theta above 0, got {theta}')
         self.levels = levels

@@ -2,6 +2,9 @@
 
 from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
+from .conversion import ConvertedModel as ConvertedModel
+from .conversion import convert as convert
+from .conversion import quantize_activations as quantize_activations
 from .espikeformer import *  # noqa: F403
 from .espikeformer import ESpikeformer as ESpikeformer
 from .features import set_num_steps as set_num_steps
@@ -13,6 +16,7 @@ from .metaspikformer import MetaSpikformer as MetaSpikformer
 from .ms_qkformer import *  # noqa: F403
 from .ms_qkformer import MSQKFormer as MSQKFormer
 from .mst import *  # noqa: F403
+from .mst import MaskedSpikingTransformer as MaskedSpikingTransformer
 from .mst import QuantizedSwin as QuantizedSwin
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT

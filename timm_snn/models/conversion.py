@@ -29,20 +29,22 @@ __all__ = ['ConversionReport', 'ConvertedModel', 'convert', 'quantize_activation
 REPLACED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, timm.layers.GELU, timm.layers.GELUTanh, timm.layers.Swish)
 
 # Names of torch's functions that commute with a mean over time.
-AFFINE = frozenset(
-    'adaptive_avg_pool1d adaptive_avg_pool2d add alpha_dropout avg_pool1d avg_pool2d broadcast_to cat chunk clone '
-    'concat contiguous diff dropout dropout1d dropout2d expand expand_as feature_dropout flatten flip float double '
-    'half getitem get hstack identity index_select interpolate mean moveaxis movedim narrow neg new_tensor pad permute '
-    'pixel_shuffle pixel_unshuffle positive repeat repeat_interleave reshape roll rsub select split squeeze stack sub '
-    'subtract sum swapaxes swapdims t tensor_split tile to transpose type unbind unflatten unfold unsqueeze upsample '
-    'view view_as vstack'.split()
-)
+AFFINE = {
+    'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'add', 'alpha_dropout', 'avg_pool1d', 'avg_pool2d',
+    'broadcast_to', 'cat', 'chunk', 'clone', 'concat', 'contiguous', 'diff', 'double', 'dropout', 'dropout1d',
+    'dropout2d', 'expand', 'expand_as', 'feature_dropout', 'flatten', 'flip', 'float', 'getitem', 'get', 'half',
+    'hstack', 'identity', 'index_select', 'interpolate', 'mean', 'moveaxis', 'movedim', 'narrow', 'neg', 'pad',
+    'permute', 'pixel_shuffle', 'pixel_unshuffle', 'positive', 'repeat', 'repeat_interleave', 'reshape', 'roll',
+    'rsub', 'select', 'split', 'squeeze', 'stack', 'sub', 'subtract', 'sum', 'swapaxes', 'swapdims', 't',
+    'tensor_split', 'tile', 'to', 'transpose', 'type', 'unbind', 'unflatten', 'unfold', 'unsqueeze', 'upsample',
+    'view', 'view_as', 'vstack',
+}  # fmt: skip
 # These do if a single factor carries time, and for a quotient that is not the divisor.
-PRODUCTS = frozenset(
-    'addmm baddbmm bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d dot einsum linear matmul mm mul multiply '
-    'mv'.split()
-)
-QUOTIENTS = frozenset(['div', 'divide', 'truediv', 'true_divide'])
+PRODUCTS = {
+    'addmm', 'baddbmm', 'bmm', 'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'dot',
+    'einsum', 'linear', 'matmul', 'mm', 'mul', 'multiply', 'mv',
+}  # fmt: skip
+QUOTIENTS = {'div', 'divide', 'truediv', 'true_divide'}
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,9 @@ def _noise(model: Any) -> Tensor:
     size = resolve_model_data_config(model)['input_size']
     embed = getattr(getattr(model, 'patch_embed', None), 'img_size', None)  # of the model, not of its weights
     like = next(model.parameters())
-    return torch.randn(1, getattr(model, 'in_chans', size[0]), *(embed or size[1:]), device=like.device, dtype=like.dtype)
+    return torch.randn(
+        1, getattr(model, 'in_chans', size[0]), *(embed or size[1:]), device=like.device, dtype=like.dtype
+    )
 
 
 class _Watch(TorchFunctionMode):

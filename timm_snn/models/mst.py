@@ -33,15 +33,23 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import get_device_dtype
-from timm.models import SwinTransformer, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.swin_transformer import WindowAttention, checkpoint_filter_fn
+from timm.models import SwinTransformer, generate_default_cfgs, register_model
+from timm.models.swin_transformer import WindowAttention
+from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter_fn
 from torch import Tensor, nn
 
-from ..layers.quantized import ClipFloorShift
+from ..layers import ClipFloorShift
+from .builder import build_spiking_model
+from .conversion import ConvertedModel
+from .untrusted import check_state_dict
 
-__all__ = ['QuantizedSwin']
+__all__ = ['MaskedSpikingTransformer', 'QuantizedSwin']
 
 CITATION = 'arXiv:2210.01208'
+LIMITATIONS = (
+    'The softmax of the attention and the products around it are real-valued, and spikes are worth a learned number: '
+    'these layers multiply, and do not only accumulate.'
+)
 
 
 class QuantizedNorm(nn.BatchNorm1d):
@@ -125,6 +133,86 @@ class QuantizedSwin(SwinTransformer):
             self.init_weights(needs_reset=False)  # of the new layers too
 
 
+class MaskedSpikingTransformer(ConvertedModel):
+    """`QuantizedSwin` with integrate-and-fire neurons, for inference (arXiv 2210.01208).
+
+    Args:
+        num_steps: T, which may be assigned later.
+        mask_ratio: Spikes that are dropped at random before attention and in the MLP, others at every call.
+        levels: Of the activations that it was trained with; has no effect here.
+        img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depths, num_heads, window_size,
+        strict_img_size, mlp_ratio, qkv_bias, drop_rate, drop_path_rate: As of `timm.models.SwinTransformer`.
+
+    Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, num_classes], of H and W = img_size unless
+    strict_img_size=False.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = 'avg',
+        embed_dim: int = 96,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        num_heads: tuple[int, ...] = (3, 6, 12, 24),
+        window_size: int | tuple[int, ...] = 7,
+        strict_img_size: bool = True,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        levels: int = 8,
+        mask_ratio: float = 0.0,
+        num_steps: int = 128,
+        device=None,
+        dtype=None,
+    ) -> None:
+        swin = QuantizedSwin(
+            levels,
+            mask_ratio,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=window_size,
+            strict_img_size=strict_img_size,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            device=device,
+            dtype=dtype,
+        )
+        attention = [name for name, module in swin.named_modules() if isinstance(module, SoftmaxAttention)]
+        super().__init__(swin, num_steps, dict.fromkeys(attention, frozenset({0, 1, 2})))
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        # what timm writes to config.json; `num_steps` may have been assigned
+        return dict(self._timm_args, num_steps=self.num_steps)
+
+    @_model_args.setter
+    def _model_args(self, args: dict[str, Any]) -> None:
+        self._timm_args = args
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Weights of either network to the keys of either, for other sizes of windows and patches too."""
+    is_spiking = isinstance(model, MaskedSpikingTransformer)
+    state_dict = {key.removeprefix('model.'): value for key, value in state_dict.items()}
+    state_dict = swin_filter_fn(state_dict, model.model if is_spiking else model)
+    if is_spiking:
+        state_dict = {f'model.{key}': value for key, value in state_dict.items()}
+    check_state_dict(state_dict, model, 'the keys of mst_tiny_ann or mst_tiny')
+    return state_dict
+
+
 def _cfg(**cfg: Any) -> dict[str, Any]:
     return {
         'num_classes': 1000,
@@ -134,8 +222,6 @@ def _cfg(**cfg: Any) -> dict[str, Any]:
         'interpolation': 'bicubic',
         'mean': IMAGENET_DEFAULT_MEAN,
         'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'patch_embed.proj',
-        'classifier': 'head.fc',
         'license': 'apache-2.0',
         'paper_ids': CITATION,
         'paper_name': 'Masked Spiking Transformer',
@@ -144,17 +230,27 @@ def _cfg(**cfg: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({'mst_tiny_ann.untrained': _cfg()})
+default_cfgs = generate_default_cfgs(
+    {
+        'mst_tiny_ann': _cfg(first_conv='patch_embed.proj', classifier='head.fc'),
+        'mst_tiny': _cfg(first_conv='model.patch_embed.proj', classifier='model.head.fc'),
+    }
+)
+
+
+def _create_mst(model_cls: Any, variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    num_levels = len(kwargs.get('depths', (2, 2, 6, 2)))
+    return build_spiking_model(model_cls, variant, pretrained, checkpoint_filter_fn, num_levels, **kwargs)
+
+
+# Never change a default below: saved models record only what their users passed.
+@register_model
+def mst_tiny_ann(pretrained: bool = False, **kwargs: Any) -> QuantizedSwin:
+    """The network to train, with activations for neurons; the parameters of `mst_tiny`."""
+    return _create_mst(QuantizedSwin, 'mst_tiny_ann', pretrained, **kwargs)
 
 
 @register_model
-def mst_tiny_ann(pretrained: bool = False, **kwargs: Any) -> QuantizedSwin:
-    """The network that `mst_tiny` is converted from: 28,288,442 parameters with 1000 classes."""
-    return build_model_with_cfg(
-        QuantizedSwin,
-        'mst_tiny_ann',
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(flatten_sequential=True, out_indices=tuple(range(len(kwargs.get('depths', (2, 2, 6, 2)))))),
-        **kwargs,
-    )
+def mst_tiny(pretrained: bool = False, **kwargs: Any) -> MaskedSpikingTransformer:
+    """28,288,442 parameters with 1000 classes, 88 of which are thresholds; T=128."""
+    return _create_mst(MaskedSpikingTransformer, 'mst_tiny', pretrained, **kwargs)
