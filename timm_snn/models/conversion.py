@@ -124,8 +124,8 @@ def convert(
     """A spiking copy of a network whose activations are `ClipFloorShift`, with `report` of what stays real-valued.
 
         ann = timm_snn.models.quantize_activations(timm.create_model('resnet18', pretrained=True), levels=8, images=x)
-        ...                                                         # fine-tune
-        snn = timm_snn.models.convert(ann, num_steps=16)
+        ...                                        # fine-tune
+        snn = timm_snn.convert(ann, num_steps=16)
         print(snn.report)
 
     Convolutions, linear layers, batch norms, sums and means commute with a mean over time and stay as they are. What

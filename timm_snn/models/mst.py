@@ -8,7 +8,7 @@ after Q, K and V, after attention and in the MLP. And random spike masking drops
 attention and the MLP.
 
 `mst_tiny_ann` is the network to train, whose neurons are quantised clip-floor-shift activations; `mst_tiny`, of the
-same weights, has integrate-and-fire neurons, and is what `timm_snn.models.convert` makes of it. docs/conversion.md
+same weights, has integrate-and-fire neurons, and is what `timm_snn.convert` makes of it. docs/conversion.md
 has the steps from one to the other.
 
 * The public text leaves open where exactly neurons and masks sit, whether masked spikes are scaled up, and how the
@@ -75,7 +75,7 @@ class SoftmaxAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         scores = q @ k.transpose(-2, -1)
-        scores = (scores.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1)
+        scores = (scores.unflatten(0, (-1, len(bias))) + bias).view(scores.shape)
         return self.drop(scores.softmax(-1)) @ v
 
 
