@@ -67,6 +67,22 @@ def test_layers_that_do_not_commute_see_running_means():
     assert 'group_norm' in str(snn.report) and '6.act' in str(snn.report)
 
 
+class HalfRectified(nn.Module):
+    """A mask, which has no gradient, times what it was made of."""
+
+    def forward(self, x):
+        return x / 2 + x * (x > 0.1)
+
+
+@torch.no_grad()
+def test_masks_are_seen_and_a_layer_at_two_places_is_replaced_at_both():
+    layer = HalfRectified()
+    ann = network(layer, nn.Conv2d(8, 8, 1), layer)
+    snn = convert(ann, num_steps=8, images=X)
+    assert [type(snn.model[i]) for i in (3, 5)] == [OnRunningMean] * 2 and snn.report.real_valued['3'] == 'calls mul'
+    torch.testing.assert_close(snn(X), ann(X), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ('name', 'reasons'),
     [

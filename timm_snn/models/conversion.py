@@ -32,19 +32,19 @@ REPLACED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, timm.layers.GELU, timm.layers.G
 AFFINE = {
     'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'add', 'alpha_dropout', 'avg_pool1d', 'avg_pool2d',
     'broadcast_to', 'cat', 'chunk', 'clone', 'concat', 'contiguous', 'diff', 'double', 'dropout', 'dropout1d',
-    'dropout2d', 'expand', 'expand_as', 'feature_dropout', 'flatten', 'flip', 'float', 'getitem', 'get', 'half',
-    'hstack', 'identity', 'index_select', 'interpolate', 'mean', 'moveaxis', 'movedim', 'narrow', 'neg', 'pad',
+    'dropout2d', 'expand', 'expand_as', 'feature_dropout', 'flatten', 'flip', 'float', 'get', 'half',
+    'hstack', 'identity', 'interpolate', 'mean', 'moveaxis', 'movedim', 'narrow', 'neg', 'pad',
     'permute', 'pixel_shuffle', 'pixel_unshuffle', 'positive', 'repeat', 'repeat_interleave', 'reshape', 'roll',
     'rsub', 'select', 'split', 'squeeze', 'stack', 'sub', 'subtract', 'sum', 'swapaxes', 'swapdims', 't',
     'tensor_split', 'tile', 'to', 'transpose', 'type', 'unbind', 'unflatten', 'unfold', 'unsqueeze', 'upsample',
     'view', 'view_as', 'vstack',
 }  # fmt: skip
-# These do if a single factor carries time, and for a quotient that is not the divisor.
+# These do if a single argument carries time, and for a quotient that is not the divisor.
 PRODUCTS = {
-    'addmm', 'baddbmm', 'bmm', 'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'dot',
-    'einsum', 'linear', 'matmul', 'mm', 'mul', 'multiply', 'mv',
+    'addmm', 'baddbmm', 'bmm', 'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'dot', 'einsum',
+    'getitem', 'index_select', 'linear', 'matmul', 'mm', 'mul', 'multiply', 'mv',
 }  # fmt: skip
-QUOTIENTS = {'div', 'divide', 'truediv', 'true_divide'}
+QUOTIENTS = {'div', 'divide', 'truediv', 'itruediv', 'true_divide'}
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,10 @@ class ConvertedModel(nn.Module):
         super().__init__()
         if mask_ratio is not None:
             check_mask_ratio(mask_ratio)
-        activations = {
-            name: m for name, m in ann.named_modules(remove_duplicate=False) if isinstance(m, ClipFloorShift)
-        }
+        places = dict(ann.named_modules(remove_duplicate=False))  # a module may be at several
+        first_names = {name: first for first in real_valued for name in places if places[name] is places[first]}
+        real_valued = {name: real_valued[first] for name, first in first_names.items()}
+        activations = {name: m for name, m in places.items() if isinstance(m, ClipFloorShift)}
         kept = [name for name in activations if any(name.startswith(f'{other}.') for other in real_valued)]
         neurons = [name for name in activations if name not in kept]
         if not neurons:
@@ -210,19 +211,17 @@ class ConvertedModel(nn.Module):
             theta = activations[name].theta
             if not theta.is_meta and not 0 < theta.item() < math.inf:
                 raise ValueError(f'the neuron {name} needs a theta above 0, got {theta.item()}: train with a lower lr')
-        made: dict[nn.Module, nn.Module] = {}  # an activation may be at several places
+        made: dict[nn.Module, nn.Module] = {}
         for name in neurons:
             activation = activations[name]
-            if activation not in made:
-                ratio = activation.mask_ratio if mask_ratio is None else mask_ratio
-                made[activation] = ConvertedNeuron(activation, num_steps, ratio)
-            _replace(ann, name, made[activation])
+            ratio = activation.mask_ratio if mask_ratio is None else mask_ratio
+            _replace(ann, name, made.setdefault(activation, ConvertedNeuron(activation, num_steps, ratio)))
         for name, by_step in real_valued.items():
-            _replace(ann, name, OnRunningMean(ann.get_submodule(name), by_step, num_steps))
+            layer = places[name]
+            _replace(ann, name, made.setdefault(layer, OnRunningMean(layer, by_step, num_steps)))
         self.model = ann
-        self.report = ConversionReport(
-            tuple(neurons), {name: (reasons or {}).get(name, 'by design') for name in real_valued}, tuple(kept)
-        )
+        why = {name: (reasons or {}).get(first, 'by design') for name, first in first_names.items()}
+        self.report = ConversionReport(tuple(neurons), why, tuple(kept))
         self.num_steps = num_steps
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -304,7 +303,8 @@ def _noise(model: Any) -> Tensor:
 class _Watch(TorchFunctionMode):
     """Which modules call functions that do not commute with a mean over time, and what of their arguments carries time.
 
-    What carries time is what requires a gradient: the image does, and no parameter.
+    What carries time is what is computed from the image. It requires a gradient, as the image does and no parameter; of
+    masks, indices and what is detached, which cannot, a list is kept.
     """
 
     def __init__(self) -> None:
@@ -312,11 +312,12 @@ class _Watch(TorchFunctionMode):
         self.path: list[str | None] = []  # of the modules that run; None for an activation
         self.reasons: dict[str, str] = {}
         self.by_step: dict[str, frozenset[int | str]] = {}
+        self._without_gradient: dict[int, Tensor] = {}
 
     def enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self.path.append(None if isinstance(module, ClipFloorShift) else name)
-            by_step = {key for key, value in [*enumerate(args), *kwargs.items()] if _carries_time(value)}
+            by_step = {key for key, value in [*enumerate(args), *kwargs.items()] if self._carries_time(value)}
             self.by_step[name] = self.by_step.get(name, frozenset()) | by_step
 
         return hook
@@ -326,28 +327,30 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        factors = [_carries_time(value) for value in tree_leaves((args, kwargs))]
+        factors = [self._carries_time(value) for value in tree_leaves((args, kwargs))]
         result = func(*args, **kwargs)
-        if any(factors) and _carries_time(result) and self.path and self.path[-1] is not None:
-            name = func.__name__.strip('_')
-            if not _is_affine(name, factors, args, kwargs):
+        name = func.__name__.strip('_')
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if any(factors) and made and not name.startswith('new_') and not name.endswith('_like'):
+            self._without_gradient |= {id(tensor): tensor for tensor in made if not tensor.requires_grad}
+            is_current = any(tensor.is_floating_point() for tensor in made)
+            if is_current and self.path and self.path[-1] is not None and not _is_affine(name, factors, args, kwargs):
                 self.reasons.setdefault(self.path[-1], f'calls {name}')
         return result
 
-
-def _carries_time(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(value))
+    def _carries_time(self, value: Any) -> bool:
+        tensors = (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+        return any(tensor.requires_grad or id(tensor) in self._without_gradient for tensor in tensors)
 
 
 def _is_affine(name: str, factors: list[bool], args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a function commutes with a mean over time of those of its arguments that `factors` marks."""
     if name == 'batch_norm':  # with statistics of its own
         return not kwargs.get('training', args[5] if len(args) > 5 else False)
-    plain = next((known for known in (name, name[1:]) if known in AFFINE | PRODUCTS | QUOTIENTS), '')  # radd, imul
-    if plain in PRODUCTS:
-        return sum(factors) == 1
-    if plain in QUOTIENTS:
-        return name != 'rtruediv' and sum(factors) == 1 and factors[0]
-    return plain in AFFINE
+    if name in QUOTIENTS:
+        return factors[0] and sum(factors) == 1
+    plain = name if name in AFFINE | PRODUCTS else name[1:]  # radd, imul
+    return plain in AFFINE or (plain in PRODUCTS and sum(factors) == 1)
 
 
 def _watch(model: nn.Module, images: Tensor) -> _Watch:
