@@ -11,6 +11,7 @@ from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .mlp import SpikingMlp
 from .neuron import LIF, IntegerNeuron, ParametricLIF, ReluNeuron
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
+from .quantized import ClipFloorShift, ConvertedNeuron, OnRunningMean
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
 from .rep_conv import RepConv
 from .sdsa import SpikeDrivenSelfAttention
@@ -21,8 +22,10 @@ from .temporal import DropPath, mean_over_time, merge_time, split_time, to_time_
 
 __all__ = [
     'LIF',
+    'ClipFloorShift',
     'ConvBn',
     'ConvBnLif',
+    'ConvertedNeuron',
     'CurrentStem',
     'DropPath',
     'DualSpikeSelfAttention',
@@ -33,6 +36,7 @@ __all__ = [
     'LifConvBn',
     'MembranePatchEmbed',
     'MultiScaleSpikingAttention',
+    'OnRunningMean',
     'ParametricLIF',
     'QKTokenAttention',
     'Registry',

@@ -2,6 +2,9 @@
 
 from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
+from .conversion import ConvertedModel as ConvertedModel
+from .conversion import convert as convert
+from .conversion import quantize_activations as quantize_activations
 from .espikeformer import *  # noqa: F403
 from .espikeformer import ESpikeformer as ESpikeformer
 from .features import set_num_steps as set_num_steps
@@ -16,6 +19,9 @@ from .ms_qkformer import *  # noqa: F403
 from .ms_qkformer import MSQKFormer as MSQKFormer
 from .ms_resnet import *  # noqa: F403
 from .ms_resnet import MSResNet as MSResNet
+from .mst import *  # noqa: F403
+from .mst import MaskedSpikingTransformer as MaskedSpikingTransformer
+from .mst import QuantizedSwin as QuantizedSwin
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
 from .pretrained import save_for_hf as save_for_hf

@@ -92,7 +92,9 @@ def build_spiking_model(
             pretrained_cfg=cfg,
             pretrained_filter_fn=fit,
             # The getter calls forward_intermediates, which averages over time; timm's hooks would return [T, B, ...].
-            feature_cfg=dict(out_indices=tuple(range(num_levels)), feature_cls=feature_class(feature_cls)),
+            feature_cfg=dict(
+                out_indices=tuple(range(num_levels)), feature_cls=feature_class(feature_cls), output_fmt='NCHW'
+            ),
             **kwargs,
         )
     _drop_foreign_labels(model, known=pretrained or has_tag)

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from ..wrappers import unwrapped
 from .base import SpikingTransformer
+from .conversion import ConvertedModel
 
 __all__ = ['feature_class', 'set_num_steps']
+
+_WITH_STEPS = (SpikingTransformer, ConvertedModel)
 
 
 def set_num_steps(model: Any, num_steps: int) -> None:
@@ -21,7 +24,7 @@ def set_num_steps(model: Any, num_steps: int) -> None:
     Raises: ValueError if there is none, or num_steps is not a whole number of at least 1.
     """
     model = unwrapped(model)
-    inside = [m for m in model.modules() if isinstance(m, SpikingTransformer)] if isinstance(model, nn.Module) else []
+    inside = [m for m in model.modules() if isinstance(m, _WITH_STEPS)] if isinstance(model, nn.Module) else []
     if not inside:
         raise ValueError(
             f'found no model of timm_snn in {type(model).__name__}: pass one, perhaps in wrappers that hold it as a '
@@ -36,7 +39,7 @@ class _Steps:
 
     @property
     def num_steps(self) -> int:
-        return next(m for m in self.modules() if isinstance(m, SpikingTransformer)).num_steps  # type: ignore[attr-defined]
+        return next(m for m in self.modules() if isinstance(m, _WITH_STEPS)).num_steps  # type: ignore[attr-defined]
 
     @num_steps.setter
     def num_steps(self, num_steps: int) -> None:

@@ -341,6 +341,8 @@ class Recorder:
         spikes = output if isinstance(output, Tensor) else output[0]  # snnTorch's return the membrane as well
         if not self._steps.sees_time(neuron, x):
             spikes = spikes[None]
+        if spikes.shape[1] != self._batch_size and spikes.shape[1] % self._batch_size == 0:  # windows of samples
+            spikes = spikes.unflatten(1, (self._batch_size, -1))
         self._site_of(neuron, 'neuron').fire(spikes)
 
     def count_product(self, name: str, args: Any) -> None:
