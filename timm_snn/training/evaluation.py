@@ -53,7 +53,7 @@ def mean_metrics(
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     flaws: list[Tensor] = []
-    first: Tensor | None = None
+    answer: Tensor | None = None
     differ = torch.zeros((), dtype=torch.bool, device=accelerator.device)  # whether two samples get two answers
     rates: dict[str, float] = {}
     with closing(stop.readable(loader)) as batches:  # ends the processes that load data
@@ -68,8 +68,8 @@ def mean_metrics(
             if watched and not losses and not flaw.any():
                 stages = timm_snn.profile(watched, images, progress=False).stages
                 rates = {f'rate_{stage.name}': stage.firing_rate for stage in stages if stage.firing_rate is not None}
-            first = logits[:1] if first is None else first
-            differ |= (logits != first).any()
+            answer = logits[:1] if answer is None else answer
+            differ |= (logits != answer).any()
             loss = cross_entropy(logits, labels, reduction='none')
             measured = loss, logits.argmax(1) == labels, flaw
             loss, hit, flaw = accelerator.gather_for_metrics(measured)  # in the order of the samples
