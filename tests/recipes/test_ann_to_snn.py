@@ -1,4 +1,4 @@
-"""recipes/convert.py, on real digits."""
+"""recipes/ann_to_snn.py, on real digits."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ DATA = ['--dataset', 'digits', '--img-size', 16, '-n', 6, '--mean', 0.305, '--st
 
 def test_a_network_is_converted_and_drawn(tmp_path, capsys):
     model = ['--model', 'mst_tiny_ann', '--model-kwargs', *SMALL]
-    run('recipes/convert.py', *model, *DATA, '--num-steps', 3, '--within', 100, '--output', tmp_path)
+    run('recipes/ann_to_snn.py', *model, *DATA, '--num-steps', 3, '--within', 100, '--output', tmp_path)
     result = json.loads((tmp_path / 'results.json').read_text())
     rows = list(csv.DictReader((tmp_path / 'steps.csv').open()))
     assert [row['num_steps'] for row in rows] == ['1', '2', '3'] and result['smallest_num_steps'] == 1
@@ -29,7 +29,7 @@ def test_a_network_is_converted_and_drawn(tmp_path, capsys):
 
 def test_activations_are_replaced_with_levels(tmp_path):
     model = ['--model', 'test_resnet', '--model-kwargs', 'num_classes=10', 'in_chans=1']
-    run('recipes/convert.py', *model, *DATA, '--levels', 4, '--num-steps', 2, '--output', tmp_path)
+    run('recipes/ann_to_snn.py', *model, *DATA, '--levels', 4, '--num-steps', 2, '--output', tmp_path)
     assert json.loads((tmp_path / 'results.json').read_text())['levels'] == 4
 
 
@@ -42,4 +42,4 @@ def test_the_config_says_how_large_its_network_is():
 
 def test_a_spiking_network_is_refused(tmp_path):
     with pytest.raises(SystemExit, match='has time steps already'):
-        run('recipes/convert.py', '--model', 'msvit_4_96', *DATA, '--output', tmp_path)
+        run('recipes/ann_to_snn.py', '--model', 'msvit_4_96', *DATA, '--output', tmp_path)

@@ -1,8 +1,8 @@
 """Convert a trained network into a spiking one, and measure its accuracy against the time steps T.
 
-    python recipes/convert.py --model local-dir:output/mst_cifar10/model --dataset hfds/uoft-cs/cifar10 \
+    python recipes/ann_to_snn.py --model local-dir:output/mst_cifar10/model --dataset hfds/uoft-cs/cifar10 \
         --input-key img --target-key label --split test --num-steps 32
-    python recipes/convert.py --model resnet18 --pretrained --levels 16 --dataset '' --data-dir IMAGENET --split val
+    python recipes/ann_to_snn.py --model resnet18 --pretrained --levels 16 --dataset '' --data-dir IMAGENET --split val
 
 The first network was trained with quantised activations (docs/conversion.md), and the second gets them here, of
 --levels, without fine-tuning. The mean of the first t outputs is what the spiking network answers with T = t, so that
@@ -42,7 +42,7 @@ CALIBRATION = 64  # images that thetas start from with --levels
 
 
 def make_parser() -> ArgumentParser:
-    parser = evaluation_parser('recipes/convert.py', __doc__, num_samples=None)
+    parser = evaluation_parser('recipes/ann_to_snn.py', __doc__, num_samples=None)
     add = parser.add_argument_group('conversion').add_argument
     add('--levels', type=positive_int, help='replace ReLU, GELU and SiLU by activations of so many levels first')
     add('--mask-ratio', type=float, help='spikes to drop at random; default: what the network was made with')
