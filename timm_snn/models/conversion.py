@@ -317,7 +317,8 @@ class _Watch(TorchFunctionMode):
     def enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self.path.append(None if isinstance(module, ClipFloorShift) else name)
-            by_step = {key for key, value in [*enumerate(args), *kwargs.items()] if self._carries_time(value)}
+            arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+            by_step = {key for key, value in arguments if self._carries_time(value)}
             self.by_step[name] = self.by_step.get(name, frozenset()) | by_step
 
         return hook

@@ -85,9 +85,9 @@ class QuantizedWindowAttention(WindowAttention):
     Shape: x [B * windows, N, dim], mask [windows, N, N] or None -> [B * windows, N, dim].
     """
 
-    def __init__(self, *args: Any, act_layer: Any, device=None, dtype=None, **kwargs: Any) -> None:
+    def __init__(self, act_layer: Any, device=None, dtype=None, **kwargs: Any) -> None:
         dd = {'device': device, 'dtype': dtype}
-        super().__init__(*args, **kwargs, **dd)
+        super().__init__(**kwargs, **dd)
         self.q_act, self.k_act, self.v_act, self.act = (act_layer(**dd) for _ in range(4))
         self.attend = SoftmaxAttention(self.attn_drop)
 
@@ -112,19 +112,22 @@ class QuantizedSwin(SwinTransformer):
     def __init__(self, levels: int = 8, mask_ratio: float = 0.0, **kwargs: Any) -> None:
         act_layer = partial(ClipFloorShift, levels)
         masked = partial(act_layer, mask_ratio=mask_ratio)
-        super().__init__(**kwargs, norm_layer=partial(QuantizedNorm, act_layer=act_layer))
+        norm_layer: Any = partial(QuantizedNorm, act_layer=act_layer)
+        super().__init__(**kwargs, norm_layer=norm_layer)
         dd = get_device_dtype(self)
-        self.patch_embed.norm.act = nn.Identity()  # the stream begins with currents of both signs
-        for block in (block for stage in self.layers for block in stage.blocks):
+        patch_embed: Any = self.patch_embed
+        patch_embed.norm.act = nn.Identity()  # the stream begins with currents of both signs
+        stages: Any = self.layers
+        for block in (block for stage in stages for block in stage.blocks):
             attn = block.attn
             block.attn = QuantizedWindowAttention(
-                attn.dim,
-                attn.num_heads,
-                attn.qkv.out_features // 3 // attn.num_heads,
-                attn.window_size,
-                attn.qkv.bias is not None,
-                attn.attn_drop.p,
-                attn.proj_drop.p,
+                dim=attn.dim,
+                num_heads=attn.num_heads,
+                head_dim=attn.qkv.out_features // 3 // attn.num_heads,
+                window_size=attn.window_size,
+                qkv_bias=attn.qkv.bias is not None,
+                attn_drop=attn.attn_drop.p,
+                proj_drop=attn.proj_drop.p,
                 act_layer=act_layer,
                 **dd,
             )
