@@ -123,7 +123,8 @@ class Spikformer(SpikingTransformer):
             raise ValueError(f"downsample must be 'spike' or 'cml', got {downsample!r}")
         cml = downsample == 'cml'
         neuron = neuron_layer(lif_layer, backend)
-        options: dict[str, Any] = {k: v for k, v in dict(scale=attn_scale, qkv_bias=qkv_bias).items() if v is not None}
+        options: dict[str, Any] = dict(scale=attn_scale, qkv_bias=qkv_bias)
+        options = {k: v for k, v in options.items() if v is not None}
         attn_layer = attention_layer(attn, **options)
 
         stem = SpikingStem(in_chans, widths[:1], (cml and pools[0],), lif_layer=neuron, **dd)
