@@ -19,10 +19,10 @@ TINY = dict(embed_dims=(8, 8, 16), depths=(1, 1, 3), num_heads=2, num_steps=2, i
 def counter(monkeypatch):
     """What compiles instead of Inductor, and counts graphs."""
     torch.compiler.reset()
-    monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', compiling._MOST_GRAPHS)
     counter = CompileCounter()
     monkeypatch.setattr(compiling.torch, 'compile', partial(torch.compile, backend=counter))
-    yield counter
+    with torch._dynamo.config.patch(recompile_limit=compiling._MOST_GRAPHS):
+        yield counter
     torch.compiler.reset()
 
 
