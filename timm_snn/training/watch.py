@@ -129,11 +129,12 @@ class Watch:
 
         All processes look after the same updates and find the same. Raises: UserError for one that was not finite.
         """
-        are_read = isinstance(self._pending[0], list)
-        rows = self._pending if are_read else torch.stack(self._pending).tolist()
+        late = [row for row in self._pending if isinstance(row, Tensor)]
+        early = self._pending[: len(self._pending) - len(late)]  # judged already
+        rows = early + (torch.stack(late).tolist() if late else [])
         self._pending = []
-        for row in rows:
-            if not are_read and not (math.isfinite(row[LOSS]) and math.isfinite(row[NORM])):
+        for number, row in enumerate(rows):
+            if number >= len(early) and not (math.isfinite(row[LOSS]) and math.isfinite(row[NORM])):
                 self._fail(row, self._kept)
             self.progress.add_update(row[LOSS], row[HITS], self.samples)
         self.loss, self.gradient_norm = row[LOSS] / self.samples, row[NORM] / self.accelerator.num_processes
