@@ -4,6 +4,7 @@ from .backend import BackendUnavailable, backend_report, backends, set_backend, 
 from .bn_lif import bn_lif, pool_lif
 from .integer import integer_spikes
 from .lif import lif, lif_stream
+from .memory import keep_freed_memory
 from .mssa import mssa
 from .neuron import Neuron
 from .packed import packed_spikes
@@ -22,6 +23,7 @@ __all__ = [
     'backends',
     'bn_lif',
     'integer_spikes',
+    'keep_freed_memory',
     'lif',
     'lif_stream',
     'mssa',

@@ -18,6 +18,7 @@ from timm.task import TrainingTask
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from ..ops import keep_freed_memory
 from .errors import UserError, one_line_errors
 
 __all__ = ['largest_batch_size', 'make_accelerator']
@@ -54,6 +55,7 @@ def make_accelerator(
             'ACCELERATE_USE_CPU=1'
         )
     if accelerator.device.type == 'cpu':
+        keep_freed_memory()
         # accelerate launch gives every process one thread unless it is told otherwise
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         torch.set_num_threads(num_threads or max(1, cores // accelerator.num_processes))

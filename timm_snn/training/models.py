@@ -21,7 +21,7 @@ from ..layers.conv import skip_zeros
 from ..models import fuse, save_for_hf
 from ..models.pretrained import bounded_hub
 from ..models.weights import check_finite
-from ..ops import lif, sparse_spikes
+from ..ops import keep_freed_memory, lif, sparse_spikes
 from ..ops.backend import _asked_for
 from ..ops.sparse_conv import conv2d
 from .errors import UserError, one_line_errors
@@ -64,6 +64,7 @@ def open_model(
     and of the images with it.
     """
     is_saved = name.startswith(('local-dir:', 'hf-hub:'))
+    keep_freed_memory()
     with one_line_errors(f'create model {name!r}', "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"):
         file, run, labels, kwargs = checkpoint, {}, None, model_kwargs or {}
         if checkpoint and checkpoint.is_dir():
