@@ -6,12 +6,14 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from tests.support.damage import cut, flip_a_bit
-from timm_snn.training.checkpoints import Checkpoints, damage, in_order, is_finite
+from timm_snn.training.checkpoints import Checkpoints, check_unchanged, damage, in_order, is_finite
 from timm_snn.training.errors import UserError
+from timm_snn.training.models import options_file
 from timm_snn.training.progress import Progress
 
 
@@ -24,6 +26,15 @@ def test_damage_is_noticed(output, name, harm):
     assert name in damage(checkpoint)
     (checkpoint / 'manifest.json').write_text('[]')
     assert 'AttributeError' in damage(checkpoint)
+
+
+def test_a_run_goes_on_from_a_version_that_had_fewer_options(output):
+    """One that is new and left off changes nothing; one that is on does."""
+    checkpoint = output / 'checkpoints' / 'epoch_0001'
+    options = yaml.safe_load(options_file(checkpoint).read_text())
+    check_unchanged(options | {'brand_new': False}, {}, checkpoint, print)
+    with pytest.raises(UserError, match='these changed: brand_new None to True'):
+        check_unchanged(options | {'brand_new': True}, {}, checkpoint, print)
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):

@@ -140,7 +140,8 @@ def check_unchanged(
         before |= json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
     options, data = config | setup, setup.get('data', {})
     options.pop('data', None)
-    changed = [key for key in options if key not in MAY_CHANGE and options[key] != before.get(key)]
+    same = {key for key in options if key not in before and not options[key]}  # new since that run, and left off
+    changed = [key for key in options if key not in {*MAY_CHANGE, *same} and options[key] != before.get(key)]
     if changed:
         now = ', '.join(f'{key} {before.get(key)!r} to {options[key]!r}' for key in changed)
         raise UserError(f'a run goes on with the options it began with, these changed: {now}')
