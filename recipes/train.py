@@ -49,7 +49,7 @@ from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
 from timm_snn.training.loading import loading_errors, make_loader
 from timm_snn.training.models import check_neurons, check_sparse_spikes, input_config, open_to_train, save_model
-from timm_snn.training.on_device import Augmentation, DeviceImages
+from timm_snn.training.on_device import Augmentation, DeviceImages, DeviceSamples
 from timm_snn.training.progress import Progress, StopSignal, write_summary
 from timm_snn.training.tasks import make_learner, make_task
 
@@ -109,6 +109,12 @@ class Run:
             transform=make_transform(self.data_config, self.is_events),
             **options.sample_options(args),
         )
+        self.device_images = None
+        if args.data_on_device:  # before a batch size is sought for the memory that is left
+            augment = Augmentation(self.data_config, **options.transform_options(args))
+            device, is_quiet = self.accelerator.device, not self.accelerator.is_main_process
+            self.device_images = DeviceImages(self.train_set, device, augment, is_quiet)
+            self.val_set = DeviceSamples(self.val_set, device, is_quiet)
 
     def _fitting_batch_size(self, args: Namespace) -> int:
         criterion = create_classification_loss(smoothing=args.smoothing)
@@ -134,14 +140,8 @@ class Run:
                 f'{len(self.train_set)} training samples do not fill a batch of {batch_size} for each of '
                 f'{num_processes} processes and {self.accumulation} steps of accumulation: pass a smaller --batch-size'
             )
-        device, is_quiet = self.accelerator.device, not self.accelerator.is_main_process
-        self.loader_of = partial(
-            make_loader, batch_size=batch_size, workers=args.workers, pin_memory=device.type == 'cuda'
-        )
-        self.device_images = None
-        if args.data_on_device:
-            augment = Augmentation(self.data_config, **options.transform_options(args))
-            self.device_images = DeviceImages(self.train_set, device, augment, is_quiet)
+        on_gpu = self.accelerator.device.type == 'cuda'
+        self.loader_of = partial(make_loader, batch_size=batch_size, workers=args.workers, pin_memory=on_gpu)
         self.train_loader, self.val_loader = self.accelerator.prepare(
             self.loader_of(self.device_images or self.train_set, number=self.updates_per_epoch * self.effective_batch),
             self.loader_of(self.val_set),

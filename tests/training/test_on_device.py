@@ -14,9 +14,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from timm_snn.training import on_device
-from timm_snn.training.data import Digits, TrainingSamples
+from timm_snn.training.data import Digits, Samples, TrainingSamples, make_transform
 from timm_snn.training.errors import UserError
-from timm_snn.training.on_device import Augmentation, DeviceImages, random_numbers
+from timm_snn.training.loading import make_loader
+from timm_snn.training.on_device import Augmentation, DeviceImages, DeviceSamples, random_numbers
 
 CPU = torch.device('cpu')
 CONFIG = {'input_size': (3, 32, 32), 'mean': (0.5, 0.4, 0.3), 'std': (0.2, 0.25, 0.3), 'interpolation': 'bicubic'}
@@ -180,6 +181,26 @@ def test_digits_on_the_device():
     assert not torch.equal(images(torch.tensor([3, 1])), batch)
 
 
+def test_samples_to_evaluate_are_those_of_the_loader():
+    transform = make_transform(GREY | {'crop_pct': 0.9}, False)
+    samples = Samples(Digits(False), range(3, 30), transform)
+    loader = make_loader(DeviceSamples(samples, CPU, quiet=True), 10, workers=2, pin_memory=True)
+    assert loader.num_workers == 0
+    images, labels = map(torch.cat, zip(*loader, strict=True))
+    assert torch.equal(images, torch.stack([samples[number][0] for number in range(27)]))
+    assert labels.tolist() == [samples[number][1] for number in range(27)]
+
+
+def test_an_image_that_cannot_be_read_is_named_before_training():
+    broken = Pictures((8, 8), None)
+    for read in (
+        lambda: DeviceSamples(Samples(broken, range(2), create_transform(**CONFIG)), CPU, quiet=True),
+        lambda: DeviceImages(TrainingSamples(broken, [1], seed=0), CPU, Augmentation(CONFIG), quiet=True),
+    ):
+        with pytest.raises(UserError, match='reads all images before training: sample 1 is unreadable'):
+            read()
+
+
 class Pictures(torch.utils.data.Dataset):
     def __init__(self, *sizes):
         self.sizes = sizes
@@ -188,6 +209,8 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.sizes)
 
     def __getitem__(self, index):
+        if self.sizes[index] is None:
+            raise OSError('truncated')
         return Image.new('RGB', self.sizes[index]), 0
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from .data import Samples, UnreadableSample
 from .errors import UserError
-from .on_device import DeviceImages
+from .on_device import DeviceImages, DeviceSamples, as_it_is
 
 __all__ = ['loading_errors', 'make_loader']
 
@@ -21,7 +21,13 @@ __all__ = ['loading_errors', 'make_loader']
 def make_loader(
     samples: Samples | DeviceImages, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
 ) -> DataLoader:
-    """Batches of all samples in their order, or of so many random ones, which are others in every epoch."""
+    """Batches of all samples in their order, or of so many random ones, which are others in every epoch.
+
+    Of samples on the device no process loads anything, and those to evaluate on come as batches.
+    """
+    comes_in_batches = isinstance(samples, DeviceSamples)
+    if isinstance(samples, (DeviceImages, DeviceSamples)):
+        workers = 0
     if workers:
         _kill_loaders_at_exit()
     return DataLoader(
@@ -29,7 +35,8 @@ def make_loader(
         batch_size,
         sampler=None if number is None else RandomSampler(samples, num_samples=number),
         num_workers=workers,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory and not comes_in_batches,
+        collate_fn=as_it_is if comes_in_batches else None,
         worker_init_fn=_ignore_sigterm,
         generator=torch.Generator(),  # not the global one, which must not see how often a run was stopped
     )

@@ -6,7 +6,8 @@ resized crop, horizontal flip, colour jitter, normalisation, random erasing.
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from .data import TrainingSamples
+from .data import Samples, TrainingSamples, UnreadableSample
 from .errors import UserError
 
-__all__ = ['Augmentation', 'DeviceImages', 'random_numbers']
+__all__ = ['Augmentation', 'DeviceImages', 'DeviceSamples', 'as_it_is', 'random_numbers']
 
 _ATTEMPTS = 10  # to draw a box that fits, as timm
 _ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # timm's
@@ -36,28 +39,12 @@ class DeviceImages(Dataset):
     What is drawn for a sample depends on the run's seed, the epoch and the sample alone, as in `TrainingSamples`, so
     that a run which goes on in the middle of an epoch repeats what it would have done.
 
-    Raises: UserError for images of several sizes, or more of them than fit into memory.
+    Raises: UserError for images that cannot be read, are of several sizes, or do not fit into memory.
     """
 
     def __init__(self, samples: TrainingSamples, device: torch.device, augment: 'Augmentation', quiet: bool) -> None:
         self.samples, self.device, self.augment = samples, device, augment
-        images: list[np.ndarray] = []
-        self.labels: list[int] = []
-        bar = tqdm(range(len(samples)), 'decoding', leave=False, disable=quiet, delay=2)
-        for number in bar:
-            image, label = samples.read_or_next(number)
-            image = np.asarray(image)
-            if not images:
-                _check_memory(image.size * len(samples), device)
-            elif image.shape != images[0].shape:
-                raise UserError(
-                    f'--data-on-device takes images of one size, and sample {samples.name(number)} is '
-                    f'{_size(image)} where the first is {_size(images[0])}: leave it out'
-                )
-            images.append(image)
-            self.labels.append(int(label))
-        stacked = torch.from_numpy(np.stack(images))
-        self.images = (stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)).contiguous().to(device)
+        self.images, self.labels = _decoded(samples, samples.read_or_next, device, quiet)
         self.indices = torch.tensor(list(samples.indices), device=device)
 
     def __len__(self) -> int:
@@ -70,6 +57,63 @@ class DeviceImages(Dataset):
         numbers = numbers.to(self.device)
         key = (self.samples.seed, self.samples.epoch)
         return self.augment(self.images[numbers], key, self.indices[numbers])
+
+
+class DeviceSamples(Samples):
+    """Samples to evaluate on, resized and cropped once by the first parts of their transform, as bytes on a device.
+
+    Their loader takes normalised batches from `__getitems__` as they are, with the collate function `as_it_is`.
+    """
+
+    def __init__(self, samples: Samples, device: torch.device, quiet: bool) -> None:
+        super().__init__(samples.source, samples.indices, samples.transform, samples.description)
+        *resize, _, normalize = samples.transform.transforms  # type: ignore[union-attr]
+        self.mean, self.std = (
+            torch.as_tensor(numbers, dtype=torch.float32, device=device).view(-1, 1, 1)
+            for numbers in (normalize.mean, normalize.std)
+        )
+        resized = Samples(samples.source, samples.indices, Compose(resize))
+        self.images, labels = _decoded(resized, resized.__getitem__, device, quiet)
+        self.labels = torch.tensor(labels, device=device)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([number])
+        return images[0], labels[0]
+
+    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch, under the name that torch's loaders look for."""
+        chosen = torch.tensor(numbers).to(self.images.device)
+        return (self.images[chosen].float() / 255 - self.mean) / self.std, self.labels[chosen]
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collate function of samples that come as a batch already."""
+    return batch
+
+
+def _decoded(
+    samples: Samples, read: Callable[[int], tuple[Any, Any]], device: torch.device, quiet: bool
+) -> tuple[Tensor, list[int]]:
+    """The pixels that are read, uint8 [N, C, H, W], each copied to its place so that memory holds them once."""
+    images = torch.empty(0)
+    labels: list[int] = []
+    for number in tqdm(range(len(samples)), 'decoding', leave=False, disable=quiet, delay=2):
+        try:
+            image, label = read(number)
+        except UnreadableSample as error:
+            raise UserError(f'--data-on-device reads all images before training: {error}') from error
+        pixels = pil_to_tensor(image)
+        if not labels:
+            _check_memory(pixels.numel() * len(samples), device)
+            images = torch.empty((len(samples), *pixels.shape), dtype=torch.uint8, device=device)
+        elif pixels.shape != images.shape[1:]:
+            raise UserError(
+                f'--data-on-device takes images of one size, and sample {samples.name(number)} is '
+                f'{_size(pixels)} where the first is {_size(images)}: leave it out'
+            )
+        images[number] = pixels
+        labels.append(int(label))
+    return images, labels
 
 
 class Augmentation:
@@ -237,10 +281,10 @@ def jittered(draw: Any, x: Tensor, strength: float) -> Tensor:
         which = order[:, place]
         grey = _grey(x)
         mean = _levels(grey.mean((1, 2, 3), keepdim=True))
-        others = (torch.zeros_like(mean), mean, grey)  # what the image is blended with
         factor = factors.gather(1, which[:, None]).view(-1, 1, 1, 1)
-        for i, other in enumerate(others):
-            x = torch.where((which == i).view(-1, 1, 1, 1), _truncated(other + factor * (x - other)), x)
+        which = which.view(-1, 1, 1, 1)
+        other = torch.where(which == 2, grey, mean * (which == 1))  # black, mean or grey: what it is blended with
+        x = _truncated(other + factor * (x - other))
     return x
 
 
@@ -287,7 +331,10 @@ def _filling(draw: Any, x: Tensor, mode: str) -> Tensor:
 
 
 def _check_memory(needed: int, device: torch.device) -> None:
-    free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
+    if device.type == 'cuda':
+        free = torch.cuda.mem_get_info(device)[0]
+    else:  # which the processes of a machine share
+        free = psutil.virtual_memory().available // int(os.environ.get('LOCAL_WORLD_SIZE', '1'))
     if needed > _MOST_OF_MEMORY * free:
         raise UserError(
             f'--data-on-device needs {needed / 1e9:.1f} GB for the images, and {device} has {free / 1e9:.1f} GB free, '
@@ -295,5 +342,5 @@ def _check_memory(needed: int, device: torch.device) -> None:
         )
 
 
-def _size(image: np.ndarray) -> str:
-    return f'{image.shape[1]} x {image.shape[0]}'
+def _size(images: Tensor) -> str:
+    return f'{images.shape[-1]} x {images.shape[-2]}'

@@ -274,7 +274,7 @@ def training_parser(description: str | None = None) -> ArgumentParser:
         '--data-on-device',
         action=flag,
         default=False,
-        help='keep the training images in the memory of the device, and augment whole batches there',
+        help='keep all images in the memory of the device, in that of each process, and augment whole batches there',
     )
     add = parser.add_argument_group('augmentation and regularisation').add_argument
     add('--scale', type=float, nargs=2, default=(0.08, 1.0), help='area of random resized crops')
