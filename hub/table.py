@@ -84,7 +84,8 @@ def render_families() -> str:
     for family, members in families.items():
         facts = [describe(tag) for tag in members]
         names = list(dict.fromkeys(tag.partition('.')[0] for tag in members))
-        prefix = family.rpartition('.')[2] + '_'
+        file = family.rpartition('.')[2]
+        prefix = f'{file}_' if any(name.startswith(f'{file}_') for name in names) else file  # as in sew_resnet18
         counts = [fact['parameters'] / 1e6 for fact in facts]
         rows.append(
             [

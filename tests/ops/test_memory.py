@@ -15,8 +15,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-first = faults()
-print(first, max(faults() for _ in range(5)))
+print(*(faults() for _ in range(8)))  # the first ones may find another place in the heap
 """
 
 
@@ -24,5 +23,5 @@ print(first, max(faults() for _ in range(5)))
 def test_the_next_tensor_has_the_pages_of_the_last_one(tmp_path):
     file = tmp_path / 'faults.py'
     file.write_text(FAULTS)
-    first, later = map(int, run_script([file], tmp_path, check=True).stdout.split())
-    assert first > 1000 and later < first / 10
+    first, *_, last = map(int, run_script([file], tmp_path, check=True).stdout.split())
+    assert first > 1000 and last < first / 10

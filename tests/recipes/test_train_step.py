@@ -53,7 +53,7 @@ def test_where_updates_are_not_waited_for_a_look_is_one_read(train, tmp_path, ca
     """As on a GPU: looks after updates 1, 2, 11 and 21, and one collective for every update."""
     monkeypatch.setattr('timm_snn.training.watch.can_defer', lambda *_: True)
     monkeypatch.setattr('timm_snn.training.watch.PATIENCE', 1e9)
-    sizes = ['--batch-size', '16', '--max-val-samples', '8', '--opt', 'sgd', '--log-with', 'none']
+    sizes = ['--no-sparse-spikes', '--batch-size', '16', '--max-val-samples', '8', '--opt', 'sgd', '--log-with', 'none']
     counts = []
     for steps in (11, 21):
         calls.clear()

@@ -5,7 +5,9 @@ import ctypes
 __all__ = ['keep_freed_memory']
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
-_NEVER, _LARGEST = -1, 2**30  # bytes; a mapping of its own is returned when it is freed
+# Bytes: what is freed at the end of the heap is returned above the one, and what has a mapping of its own, above the
+# other, always.
+_MOST_KEPT, _LARGEST = 2**31 - 1, 2**30
 
 
 def keep_freed_memory() -> bool:
@@ -19,6 +21,6 @@ def keep_freed_memory() -> bool:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-        return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_THRESHOLD, _LARGEST))
+        return bool(mallopt(_TRIM_THRESHOLD, _MOST_KEPT) and mallopt(_MMAP_THRESHOLD, _LARGEST))
     except (AttributeError, OSError, TypeError):  # macOS, musl; Windows has no library without a name
         return False
