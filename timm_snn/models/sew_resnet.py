@@ -16,8 +16,8 @@ The five feature levels have strides of 2 to 32, as those of timm's ResNets. Sta
 * AND and IAND, the other element-wise functions, are left out: the paper has them lose accuracy with depth.
 * Surrogate gradient and reset are those of `LIF`, sigmoid and detached: they do not change what a network answers.
 * Stochastic depth is ours, off by default.
-* Parameters are those of SpikingJelly 2.0.0's `sew_resnet18`, `sew_resnet34` and `sew_resnet50`, whose keys are
-  renamed; its element-wise function for this is `cnf='ADD'`.
+* Logits equal those of SpikingJelly 2.0.0's `sew_resnet18`, `sew_resnet34` and `sew_resnet50` with the same weights,
+  to 1e-9 in float64; its element-wise function for this is `cnf='ADD'`.
 
 Shapes of sew_resnet18:
 
