@@ -47,7 +47,7 @@ import timm_snn
 from timm_snn.layers import neurons
 from timm_snn.layers.conv import skip_zeros
 from timm_snn.ops import backend as backends
-from timm_snn.ops import sparse_spikes
+from timm_snn.ops import keep_freed_memory, sparse_spikes
 from timm_snn.ops.native.build import why_not_here
 
 Run = Callable[[], object]
@@ -60,6 +60,8 @@ DEFAULT = 'timm_snn'  # the variant of a user who chooses nothing
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.device == 'cpu':
+        keep_freed_memory()  # for all, as the scripts in recipes/ do
     clock = Clock(args.device, args.threads if args.device == 'cpu' else None, args.rounds)
     out = args.out or Path(__file__).parent / 'results' / args.device
     shape = f'batch {", ".join(map(str, args.batch))}, {args.size} x {args.size}, T={args.steps}'

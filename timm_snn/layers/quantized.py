@@ -32,7 +32,7 @@ class ClipFloorShift(nn.Module):
     with L = `levels` and a trainable theta, one for the layer. The floor has the gradient of the identity. In training
     `mask_ratio` of the activations are dropped and the others scaled up, as the spikes of `ConvertedNeuron` will be.
 
-    Shape: any. Source: arXiv 2303.04347, Eq. 8 and 9, where the shift is 1/2.
+    Shape: any. Source: arXiv 2303.04347, with a shift of 1/2.
     Raises: ValueError for fewer than one level, a theta that is not positive, or a mask_ratio outside of [0, 1).
     """
 
