@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace, data: str, folder: Path) -> tuple[str, lis
     wanted = options.training_options([*DATA[data], *common])
     samples = args.updates * wanted.batch_size
     if data == 'cifar':
-        write_images(folder / 'data', samples)
+        write_images(folder / 'data', max(samples, 10))
         common = ['--data-dir', str(folder / 'data'), *common]
     common += ['--max-train-samples', str(samples)]
     sys.path.insert(0, str(RECIPES))

@@ -85,7 +85,7 @@ class Run:
         lr = args.lr if args.lr_base is None else args.lr_base * self.effective_batch / args.lr_base_size
         self._make_learner(args, lr)
         if args.cuda_graph:
-            check_graph(self.accelerator, self.optimizer.optimizer, args)
+            check_graph(self.accelerator, self.optimizer.optimizer, **options.graph_options(args))
         self._resume(args)
         bare = self.optimizer.optimizer  # of Accelerate's wrapper
         self.watch = Watch(

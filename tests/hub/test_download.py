@@ -259,7 +259,7 @@ class TestHostileRepositories:
     @pytest.mark.parametrize(
         ('change', 'message'),
         [
-            (dict(model_args=dict(evil=1)), "unknown model_args ['evil']; expected some of ['attn', "),
+            (dict(model_args=dict(evil=1)), "unknown model_args ['evil']; expected some of ['act', 'attn', "),
             (dict(model_args=dict(pretrained_strict=False)), "unknown model_args ['pretrained_strict']"),
             (dict(model_args=dict(device='meta')), "unknown model_args ['device']"),
             (dict(model_args=dict(backend='triton')), "unknown model_args ['backend']"),

@@ -31,6 +31,7 @@ TAGS = [
     name
     for name in timm.list_models(include_tags=True)
     if timm.model_entrypoint(name.split('.')[0]).__module__.startswith('timm_snn.')
+    and not name.startswith('mst_')  # whose weights come of a conversion, and have no place on the Hub
 ]
 
 

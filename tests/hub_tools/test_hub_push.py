@@ -65,7 +65,7 @@ def test_steps_channels_and_thresholds_are_pinned_in_the_config(command, model_f
         ('msvit_2_256', {'attn_v_threshold': 0.5}),
         ('qkformer_2_256', {'attn_v_threshold': 0.5}),
         ('espikeformer_5m', {'attn_v_threshold': 1.0}),
-        ('spikingresformer_gesture', {}),
+        ('spikingresformer_gesture', {'attn_v_threshold': 1.0}),
     ],
 )
 def test_thresholds_that_are_defaults_are_pinned_too(name, threshold):

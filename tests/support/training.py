@@ -15,6 +15,7 @@ from tests.support.scripts import ROOT, run
 TRAIN = ROOT / 'recipes' / 'train.py'
 DIGITS = ROOT / 'recipes' / 'configs' / 'msvit' / 'digits.yaml'
 QUICK = ['--config', str(DIGITS), '--img-size', '16', '--batch-size', '64', '--epochs', '2', '--num-threads', '1']
+QUICK += ['--no-data-on-device']  # tests/training/test_on_device.py has those
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

@@ -77,9 +77,9 @@ def test_what_cannot_be_recorded_is_refused_in_one_line(options, facts, reason):
     machine = Namespace(device=torch.device('cuda'), num_processes=1, scaler=None, distributed_type=None)
     weight = torch.nn.Parameter(torch.zeros(1))
     kind = torch.optim.Adagrad if options.get('opt') == 'lamb' else torch.optim.AdamW
-    check_graph(machine, torch.optim.AdamW([weight]), Namespace(**FINE))
+    check_graph(machine, torch.optim.AdamW([weight]), **FINE)
     refusing = copy.copy(machine)
     vars(refusing).update(facts)
     with pytest.raises(UserError, match=reason) as stop:
-        check_graph(refusing, kind([weight]), Namespace(**FINE | options))
+        check_graph(refusing, kind([weight]), **(FINE | options))
     assert '\n' not in str(stop.value)

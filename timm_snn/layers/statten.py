@@ -9,6 +9,7 @@ from torch import Tensor
 from .attention import SpikingSelfAttention
 from .neuron import LIF
 from .registry import LayerFn, attentions
+from .temporal import merge_time
 
 __all__ = ['SpatialTemporalAttention', 'sum_over_chunks']
 
@@ -59,7 +60,7 @@ class SpatialTemporalAttention(SpikingSelfAttention):
 
     def _key_values(self, k: Tensor, v: Tensor, num_steps: int) -> Tensor:
         kv = (k.transpose(1, 2) @ v).unflatten(0, [num_steps, -1])
-        return sum_over_chunks(kv, self.chunk_steps).flatten(0, 1)
+        return merge_time(sum_over_chunks(kv, self.chunk_steps))
 
 
 def sum_over_chunks(x: Tensor, chunk_steps: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Updates as a CUDA graph: recorded once, then started with one call instead of thousands."""
 
-from argparse import Namespace
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,16 +15,24 @@ Batch = tuple[Tensor, Tensor]
 WARM_UP = 3  # updates before the recording, in which kernels are compiled and the optimizer makes its state
 
 
-def check_graph(accelerator: Accelerator, optimizer: torch.optim.Optimizer, args: Namespace) -> None:
+def check_graph(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    *,
+    opt: str,
+    compile: bool,
+    grad_checkpointing: bool,
+    packed_spikes: bool,
+) -> None:
     """Raises: UserError, with the reason, for a run whose updates cannot be recorded."""
     for is_so, reason in (
         (accelerator.device.type != 'cuda', f'it needs a CUDA device, and this run is on {accelerator.device.type}'),
         (accelerator.num_processes > 1, 'it takes one process, for it does not record how several share gradients'),
         (accelerator.scaler is not None, 'the scaler of fp16 skips updates on the host: use --mixed_precision bf16'),
-        (args.compile, 'recording compiled layers is not supported: leave out --compile'),
-        (args.grad_checkpointing, '--grad-checkpointing reads random states on the host, which cannot be recorded'),
-        (args.packed_spikes, '--packed-spikes looks at values on the host, which cannot be recorded'),
-        (not can_defer(accelerator, optimizer), f'--opt {args.opt} cannot be recorded: use sgd, adam or adamw'),
+        (compile, 'recording compiled layers is not supported: leave out --compile'),
+        (grad_checkpointing, '--grad-checkpointing reads random states on the host, which cannot be recorded'),
+        (packed_spikes, '--packed-spikes looks at values on the host, which cannot be recorded'),
+        (not can_defer(accelerator, optimizer), f'--opt {opt} cannot be recorded: use sgd, adam or adamw'),
     ):
         if is_so:
             raise UserError(f'--cuda-graph: {reason}')

@@ -21,6 +21,7 @@ __all__ = [
     'batch_options',
     'data_source',
     'evaluation_parser',
+    'graph_options',
     'image_options',
     'model_options',
     'model_parser',
@@ -141,6 +142,11 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
 def optimizer_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of timm's `create_optimizer_v2` beside the model and the learning rate."""
     return _chosen(args, 'opt', 'weight_decay', 'layer_decay')
+
+
+def graph_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `graph.check_graph` that an option gives."""
+    return _chosen(args, 'opt', 'compile', 'grad_checkpointing', 'packed_spikes')
 
 
 def schedule_options(args: argparse.Namespace) -> dict[str, Any]:
