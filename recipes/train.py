@@ -63,6 +63,7 @@ class Run:
 
     def __init__(self, args: Namespace) -> None:
         self.stop = StopSignal()
+        self.said_time_left = False
         self.progress = Progress()
         self.accelerator = make_accelerator(**options.accelerator_options(args))
         self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
@@ -233,6 +234,14 @@ class Run:
         """Of this epoch, those that nobody has looked at too."""
         return self.progress.updates + self.watch.updates
 
+    def say_time_left(self, seconds_per_sample: float) -> None:
+        """Once in a run, early in its first epoch."""
+        if not self.said_time_left:
+            self.said_time_left = True
+            seconds = (self.total_updates - self.updates_done) * self.effective_batch * seconds_per_sample
+            if self.accelerator.is_main_process:
+                tqdm.write(f'about {timedelta(seconds=round(seconds))} of training to go')  # above the bar
+
     @property
     def updates_done(self) -> int:
         return self.progress.epoch * self.updates_per_epoch + self.updates
@@ -310,6 +319,8 @@ def train_epoch(run: Run, epoch: int) -> float:
             if not (is_last or is_logged or is_saved or run.watch.is_due):
                 continue
             must_stop = run.watch.look()
+            if is_logged and progress.seen - seen_before > run.effective_batch:  # the first one may compile
+                run.say_time_left((time.perf_counter() - start) / (progress.seen - seen_before))
             if is_logged:
                 state = {
                     'loss': run.watch.loss,
