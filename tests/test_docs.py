@@ -152,6 +152,21 @@ def test_the_speed_table_shows_the_measured_times():
     assert rows and table('Compared with SpikingJelly', (ROOT / 'docs' / 'backends.md').read_text()) == rows
 
 
+def test_the_table_of_defaults_shows_the_measured_times():
+    rows = []
+    for model, size in (('msvit_10_384', 224), ('msvit_4_96', 32)):
+        file = ROOT / 'benchmarks' / 'results' / 'cpu-defaults' / f'model-{model}.csv'
+        measured = list(csv.DictReader(line for line in file.read_text().splitlines() if not line.startswith('#')))
+        for peer in (row for row in measured if row['variant'] == 'spikingjelly 2'):
+            same = [row for row in measured if (row['batch'], row['pass']) == (peer['batch'], peer['pass'])]
+            (ours,) = (row for row in same if row['variant'] == 'timm_snn')
+            times = [f'{float(row["ms"]):.0f} ms' for row in (peer, ours)]
+            memory = ' -> '.join(f'{float(row["peak MB"]):.0f}' for row in (peer, ours))
+            faster = f'{float(ours["speedup"]):.1f}'
+            rows.append([f'`{model}`, {size} px', peer['batch'], peer['pass'], *times, faster, f'{memory} MB'])
+    assert rows and table('By default on a CPU', (ROOT / 'docs' / 'backends.md').read_text()) == rows
+
+
 def test_the_readme_begins_with_commands_that_run(capsys):
     """Two commands of make, and four lines of Python."""
     commands, example = re.findall(r'\n```(?:bash|python)\n(.*?)```', README, re.DOTALL)[:2]

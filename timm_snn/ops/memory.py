@@ -13,9 +13,9 @@ _MOST_KEPT, _LARGEST = 2**31 - 1, 2**30
 def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed tensors for the next ones; returns whether the C library is told.
 
-    glibc returns large pieces to the system, and every page of the next tensor is a fault again: a training step of
-    msvit_10_384 takes 1.3 to 6 times as long so, the more the busier the machine. The scripts in recipes/ call this.
-    It is for a process that runs a model again and again, and holds on to what it needed most.
+    glibc returns large pieces to the system, and every page of the next tensor is a fault again, which is a fifth of a
+    training step of msvit_10_384. The scripts in recipes/ call this. It is for a process that runs a model again and
+    again, and holds on to what it needed most.
 
     On other C libraries than glibc nothing happens.
     """
