@@ -72,6 +72,10 @@ class Run:
         self.freeze, self.clip_grad, self.checkpoint_steps = args.freeze, args.clip_grad, args.checkpoint_steps
         if args.model_ema and self.is_sharded:
             raise UserError('--model-ema needs all weights in one place, and FSDP spreads them: use DDP')
+        if args.channels_last and self.is_sharded:
+            raise UserError('--channels-last lays weights out as FSDP cannot shard them: leave it out, or use DDP')
+        if self.is_sharded:
+            args.channels_last = False  # the default of our models
         if args.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # or cuBLAS refuses to multiply
         seed = partial(set_seed, args.seed, device_specific=True, deterministic=args.deterministic)
