@@ -6,8 +6,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ..layers import merge_time, split_time, to_time_first
 from ..layers.quantized import ClipFloorShift, ConvertedNeuron, OnRunningMean, check_mask_ratio
 from ..layers.temporal import repeat_for_steps
+from ..modes import evaluating
 from ..wrappers import unwrapped
 
 __all__ = ['ConversionReport', 'ConvertedModel', 'convert', 'quantize_activations']
@@ -106,7 +106,7 @@ def _percentiles(model: nn.Module, found: Mapping[str, nn.Module], images: Tenso
         seen[module] = max(seen.get(module, 0.0), result.float().flatten().kthvalue(count).values.item())
 
     hooks = [module.register_forward_hook(watch) for module in set(found.values())]
-    with _evaluating(model):
+    with evaluating(model):
         model(images)
     for hook in hooks:
         hook.remove()
@@ -277,15 +277,6 @@ class ConvertedModel(nn.Module):
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition('.')
     setattr(model.get_submodule(parent), last, module)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    yield
-    for module, training in modes:
-        module.training = training
 
 
 def _noise(model: Any) -> Tensor:

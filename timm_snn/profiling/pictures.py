@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import LIF, ConvBnLif, MultiScaleSpikingAttention, ParametricLIF
+from ..modes import evaluating
 from ..ops import lif_stream
 from .page import COLORS, STYLE
 from .profiler import eager, profile
-from .recorder import Recorder, evaluating
+from .recorder import Recorder
 from .report import NOTICE, Report
 from .rules import gates
 from .site import AttentionCall, Site, UnitCall

@@ -7,8 +7,8 @@ computes by itself are seen when torch dispatches them. Every module has hooks, 
 unit; ours notice them and run part by part, without fused kernels, until the hooks are gone.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers import ConvBn, ConvBnLif, SpikingStem
+from ..modes import evaluating
 from ..ops.switches import switched
 from .counts import (
     CONVOLUTIONS,
@@ -31,7 +32,7 @@ from .site import AttentionCall, Record, Site, UnitCall
 from .state import ModuleState
 from .steps import Steps, WatchedBackend, is_neuron, is_ours
 
-__all__ = ['Recorder', 'before_compiling', 'evaluating', 'name_before_compiling']
+__all__ = ['Recorder', 'before_compiling', 'name_before_compiling']
 
 
 def before_compiling(module: Any) -> Any:
@@ -46,18 +47,6 @@ def name_before_compiling(name: str) -> str:
 
 def is_unit(module: nn.Module) -> bool:
     return runs_as(module, ConvBnLif) or runs_as(module, ConvBn)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """In eval mode inside; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class Recorder:
