@@ -63,7 +63,7 @@ class QuantizedNorm(nn.BatchNorm1d):
         return self.act(super().forward(x.flatten(0, -2)).view(x.shape))
 
 
-class SoftmaxAttention(nn.Module):
+class WindowSoftmax(nn.Module):
     """What stays real-valued of attention: softmax(q k^T + bias) v.
 
     Shape: q, k, v [B * windows, heads, N, D], bias [windows or 1, heads, N, N] -> [B * windows, heads, N, D].
@@ -89,7 +89,7 @@ class QuantizedWindowAttention(WindowAttention):
         dd = {'device': device, 'dtype': dtype}
         super().__init__(**kwargs, **dd)
         self.q_act, self.k_act, self.v_act, self.act = (act_layer(**dd) for _ in range(4))
-        self.attend = SoftmaxAttention(self.attn_drop)
+        self.attend = WindowSoftmax(self.attn_drop)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -192,7 +192,7 @@ class MaskedSpikingTransformer(ConvertedModel):
             device=device,
             dtype=dtype,
         )
-        attention = [name for name, module in swin.named_modules() if isinstance(module, SoftmaxAttention)]
+        attention = [name for name, module in swin.named_modules() if isinstance(module, WindowSoftmax)]
         super().__init__(swin, num_steps, dict.fromkeys(attention, frozenset({0, 1, 2})))
 
     @property
