@@ -54,10 +54,10 @@ def test_eight_threads_run_the_backend_that_each_asked_for(monkeypatch):
         for _ in range(3):
             with timm_snn.use_backend(name):
                 everybody.wait()
-                found.add(backend._asked_for(None))
+                found.add(backend.asked_for(None))
                 with torch.no_grad():
                     model(x)
-                found.add(backend._asked_for(None))
+                found.add(backend.asked_for(None))
         return found
 
     names = ['torch', 'auto'] * 4

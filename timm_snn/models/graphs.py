@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.backend import _asked_for
+from ..ops.backend import asked_for
 from ..ops.switches import is_exporting, switches
 
 __all__ = ['GraphedMethod', 'use_graphs']
@@ -142,7 +142,7 @@ def _key(model: Any, x: Any) -> tuple | None:
                     return None
                 weights.append((tensor.data_ptr(), tensor.dtype))
     autocast = torch.is_autocast_enabled('cuda') and torch.get_autocast_dtype('cuda')
-    return x.device, x.shape, x.stride(), x.dtype, autocast, _asked_for(None)[0], tuple(steps), tuple(weights)
+    return x.device, x.shape, x.stride(), x.dtype, autocast, asked_for(None)[0], tuple(steps), tuple(weights)
 
 
 def _modules(model: nn.Module) -> Iterator[Any]:

@@ -154,7 +154,7 @@ def keep_switches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
     """
     if torch.compiler.is_compiling():  # the backward pass is part of the graph
         return function
-    return kept(function, backend=_asked_for(None)[0])
+    return kept(function, backend=asked_for(None)[0])
 
 
 def backend_report() -> str:
@@ -172,7 +172,7 @@ def backend_report() -> str:
         f"'auto' on CUDA: {_describe_choice('cuda', False, reasons) if has_cuda else 'torch finds no such device'}",
         f"'auto' inside torch.compile: {_describe_choice('cuda' if has_cuda else 'cpu', True, reasons)}",
     ]
-    name, asked_by = _asked_for(None)
+    name, asked_by = asked_for(None)
     known = '' if name in ('auto', *_BACKENDS) else ', which does not exist'
     return '\n'.join([*lines, f'in use: {name} (by {asked_by}){known}'])
 
@@ -203,7 +203,7 @@ def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Ba
 
 
 def _resolve(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
-    name, asked_by = _asked_for(argument)
+    name, asked_by = asked_for(argument)
     if is_exporting():
         check_backend(name, asked_by)
         _import('torch')
@@ -291,7 +291,7 @@ def _why_not_surrogate(backend: Backend, surrogate: Surrogate) -> str | None:
     )
 
 
-def _asked_for(argument: str | None) -> tuple[str, str]:
+def asked_for(argument: str | None) -> tuple[str, str]:
     """The backend's name and who asked for it."""
     for name, asked_by in (
         (argument, 'the argument `backend`'),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .backend import BackendUnavailable, _asked_for, is_followed
+from .backend import BackendUnavailable, asked_for, is_followed
 from .backends.operator import Operator
 from .layout import ceil_div
 from .native.build import LIBRARIES, load_cpp, why_not_built
@@ -115,7 +115,7 @@ def _skips_zeros(
 
 def _can_skip(x: Tensor) -> bool:
     """Whether `_conv_of_spikes` takes x here. Whoever names the backend 'torch' wants that alone, and nothing built."""
-    if _asked_for(None)[0] == 'torch' or (not torch.compiler.is_compiling() and is_followed(x)):
+    if asked_for(None)[0] == 'torch' or (not torch.compiler.is_compiling() and is_followed(x)):
         return False
     return x.device.type == 'cpu' and _dtype_of(x) in _NAMES and _is_built()
 

@@ -22,7 +22,7 @@ from ..models import fuse, save_for_hf
 from ..models.pretrained import bounded_hub
 from ..models.weights import check_finite
 from ..ops import keep_freed_memory, lif, sparse_spikes
-from ..ops.backend import _asked_for
+from ..ops.backend import asked_for
 from ..ops.sparse_conv import conv2d
 from .errors import UserError, one_line_errors
 
@@ -172,7 +172,7 @@ def check_neurons(model: nn.Module, device: torch.device) -> None:
 
 def check_sparse_spikes(device: torch.device) -> None:
     """Raises: UserError if convolutions cannot skip zeros on the device, or plain torch alone is asked for."""
-    name, asked_by = _asked_for(None)
+    name, asked_by = asked_for(None)
     if name == 'torch':
         raise UserError(
             f"--sparse-spikes skips zeros by C++, and the backend 'torch', asked for by {asked_by}, is plain torch: "
