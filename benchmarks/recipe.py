@@ -18,9 +18,8 @@ Needs the extras train and bench.
 
 import argparse
 import copy
-import importlib
+import runpy
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -69,13 +68,12 @@ def measure(args: argparse.Namespace, data: str, folder: Path) -> tuple[str, lis
         write_images(folder / 'data', max(samples, 10))
         common = ['--data-dir', str(folder / 'data'), *common]
     common += ['--max-train-samples', str(samples)]
-    sys.path.insert(0, str(RECIPES))
-    recipe = importlib.import_module('train')
-    run = recipe.Run(options.training_options([*DATA[data], *common]))
+    recipe = runpy.run_path(str(RECIPES / 'train.py'))
+    run = recipe['Run'](options.training_options([*DATA[data], *common]))
     step = bare_step(run, wanted)
     pace: dict[str, list[float]] = {'bare step': [], 'recipe': []}
     for number in range(1 + args.rounds):
-        found = recipe.train_epoch(run, number)
+        found = recipe['train_epoch'](run, number)
         run.progress.finish_epoch({})
         start = time.perf_counter()
         for _ in range(run.updates_per_epoch):
