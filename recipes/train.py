@@ -238,11 +238,11 @@ class Run:
         """Of this epoch, those that nobody has looked at too."""
         return self.progress.updates + self.watch.updates
 
-    def say_time_left(self, seconds_per_sample: float) -> None:
+    def say_time_left(self, images_per_s: float) -> None:
         """Once in a run, early in its first epoch."""
         if not self.said_time_left:
             self.said_time_left = True
-            seconds = (self.total_updates - self.updates_done) * self.effective_batch * seconds_per_sample
+            seconds = (self.total_updates - self.updates_done) * self.effective_batch / images_per_s
             if self.accelerator.is_main_process:
                 tqdm.write(f'about {timedelta(seconds=round(seconds))} of training to go')  # above the bar
 
@@ -323,13 +323,14 @@ def train_epoch(run: Run, epoch: int) -> float:
             if not (is_last or is_logged or is_saved or run.watch.is_due):
                 continue
             must_stop = run.watch.look()
-            if is_logged and progress.seen - seen_before > run.effective_batch:  # the first one may compile
-                run.say_time_left((time.perf_counter() - start) / (progress.seen - seen_before))
             if is_logged:
+                images_per_s = (progress.seen - seen_before) / (time.perf_counter() - start)
+                if progress.seen - seen_before > run.effective_batch:  # the first update may compile
+                    run.say_time_left(images_per_s)
                 state = {
                     'loss': run.watch.loss,
                     'top1': 100 * progress.hits / progress.seen,
-                    'images_per_s': (progress.seen - seen_before) / (time.perf_counter() - start),
+                    'images_per_s': images_per_s,
                 }
                 bar.set_postfix({name: f'{value:.4g}' for name, value in state.items()})
                 accelerator.log({**state, 'gradient': run.watch.gradient_norm, 'lr': run.largest_lr}, run.updates_done)
