@@ -31,6 +31,7 @@ __all__ = [
     'SpikingStage',
     'SpikingTransformer',
     'attention_layer',
+    'check_num_steps',
     'embedding_widths',
     'neuron_layer',
     'per_stage',
@@ -39,6 +40,12 @@ __all__ = [
 
 # For each convolution of a stem or a patch embedding: whether the map is pooled to half its size, or kept.
 POOL, KEEP = True, False
+
+
+def check_num_steps(num_steps: Any) -> None:
+    """Raises: ValueError unless it is a whole number of at least 1."""
+    if type(num_steps) is not int or num_steps < 1:
+        raise ValueError(f'num_steps must be a whole number of at least 1, got {num_steps!r}')
 
 
 def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any) -> LayerFn:
@@ -195,8 +202,7 @@ class SpikingTransformer(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == 'num_steps':
-            if type(value) is not int or value < 1:
-                raise ValueError(f'num_steps must be a whole number of at least 1, got {value!r}')
+            check_num_steps(value)
             if self.act == 'relu' and value != 1:
                 raise ValueError(
                     f"act='relu' has no memory, and all steps of an image would be the same: expected num_steps=1, got "

@@ -22,6 +22,7 @@ from ..layers.quantized import ClipFloorShift, ConvertedNeuron, OnRunningMean, c
 from ..layers.temporal import repeat_for_steps
 from ..modes import evaluating
 from ..wrappers import unwrapped
+from .base import check_num_steps
 
 __all__ = ['ConversionReport', 'ConvertedModel', 'convert', 'quantize_activations']
 
@@ -228,8 +229,7 @@ class ConvertedModel(nn.Module):
         if name != 'num_steps':
             super().__setattr__(name, value)
             return
-        if type(value) is not int or value < 1:
-            raise ValueError(f'num_steps must be a whole number of at least 1, got {value!r}')
+        check_num_steps(value)
         object.__setattr__(self, name, value)
         for module in self.model.modules():
             if isinstance(module, (ConvertedNeuron, OnRunningMean)):
