@@ -74,8 +74,6 @@ class Run:
             raise UserError('--model-ema needs all weights in one place, and FSDP spreads them: use DDP')
         if args.channels_last and self.is_sharded:
             raise UserError('--channels-last lays weights out as FSDP cannot shard them: leave it out, or use DDP')
-        if self.is_sharded:
-            args.channels_last = False  # the default of our models
         if args.deterministic:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # or cuBLAS refuses to multiply
         seed = partial(set_seed, args.seed, device_specific=True, deterministic=args.deterministic)
@@ -107,7 +105,10 @@ class Run:
                 timm_snn.set_backend(backend)
         source = options.data_source(args)
         with self.accelerator.main_process_first():  # one process downloads
-            self.model = open_to_train(args.model, **options.trainable_options(args))
+            trainable = options.trainable_options(args)
+            if self.is_sharded:
+                trainable['channels_last'] = False  # the default of our models is what FSDP cannot shard
+            self.model = open_to_train(args.model, **trainable)
             self.data_config = input_config(self.model, **options.image_options(args))
             check_neurons(self.model, self.accelerator.device)
             if args.sparse_spikes:
