@@ -5,6 +5,7 @@ from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 from .frames import to_frames
 from .rows import EventRows, write_rows
+from .settings import FrameSettings, frame_settings, has_frame_settings, set_frame_settings
 
 __all__ = [
     'CIFAR10DVS',
@@ -16,10 +17,14 @@ __all__ = [
     'EventMixup',
     'EventRows',
     'Events',
+    'FrameSettings',
     'Trial',
+    'frame_settings',
+    'has_frame_settings',
     'iter_events',
     'read_events',
     'read_gesture_labels',
+    'set_frame_settings',
     'to_frames',
     'write_rows',
 ]
