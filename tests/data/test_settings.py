@@ -64,7 +64,7 @@ def test_another_sensor_is_resized_or_refused():
     with pytest.raises(ValueError, match=r'not one of 0 to 33: sensor_size \(height, width\) is \(34, 34\)'):
         plain.frames(larger)
     with pytest.raises(
-        ValueError, match='720 x 1280 pixels has another shape than the 34 x 34 .* crop the .* 720 x 720'
+        ValueError, match=r'720 x 1280 pixels has another shape than the 34 x 34 .* crop the .* 720 x 720'
     ):
         plain.frames(larger, (720, 1280))
     assert FrameSettings(3, (260, 346)).check_sensor((480, 640)) == (480, 640)
@@ -73,7 +73,7 @@ def test_another_sensor_is_resized_or_refused():
 def test_models_without_settings_say_so_and_take_them():
     model = small()
     assert not has_frame_settings(model)
-    with pytest.raises(ValueError, match='does not say how its frames are made: .* pass sensor_size'):
+    with pytest.raises(ValueError, match=r'does not say how its frames are made: .* pass sensor_size'):
         frame_settings(model)
     model.pretrained_cfg.update(input_size=(2, 16, 16), mean=(0, 0), std=(1, 1))
     assert frame_settings(model, sensor_size=(34, 34)) == FrameSettings(3, (34, 34), size=(16, 16))

@@ -2,6 +2,7 @@
 
 from .augment import EventAugment, EventMixup
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
+from .event_folder import EventFolder, SensorSizeError
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 from .frames import to_frames
 from .rows import EventRows, write_rows
@@ -14,10 +15,12 @@ __all__ = [
     'EventAugment',
     'EventDataset',
     'EventFileError',
+    'EventFolder',
     'EventMixup',
     'EventRows',
     'Events',
     'FrameSettings',
+    'SensorSizeError',
     'Trial',
     'frame_settings',
     'has_frame_settings',

@@ -27,20 +27,21 @@ class EventDataset(Dataset):
     `cache` keeps counts on disk: True for the folder `frames` in `root`, or another folder, one for each `root`; None
     or False reads every recording anew. Channels and size are made from the same files.
 
-    Raises FileNotFoundError if `root` is not laid out as the subclass says, and warns if recordings are missing.
+    Raises FileNotFoundError if `root` is not laid out as the subclass says, and warns if published recordings are
+    missing.
     """
 
-    classes: ClassVar[tuple[str, ...]]
-    sensor_size: ClassVar[tuple[int, int]]
-    kind: ClassVar[str]
+    classes: tuple[str, ...]
+    sensor_size: tuple[int, int]
+    kind: str | None
     """Format of the recordings, for `read_events`."""
     layout: ClassVar[str]
     """What is expected below the root, as error messages say it."""
     download: ClassVar[str]
     archives: ClassVar[dict[str, str]]
     """MD5 of what is to be downloaded, by name."""
-    official_sizes: ClassVar[tuple[int, int]]
-    """Number of samples for training and testing."""
+    official_sizes: ClassVar[tuple[int, int] | None] = None
+    """Number of samples for training and testing, of a published data set."""
 
     def __init__(
         self,
@@ -59,8 +60,8 @@ class EventDataset(Dataset):
         self.num_steps, self.split_by, self.channels, self.size = num_steps, split_by, channels, size
         self.transform = transform
         self.samples = self.find_samples()
-        expected = self.official_sizes[not train]
-        if len(self.samples) != expected:
+        expected = self.official_sizes and self.official_sizes[not train]
+        if expected and len(self.samples) != expected:
             warnings.warn(
                 f'{self.root} has {len(self.samples)} of the {expected} {"training" if train else "test"} samples of '
                 f'{type(self).__name__}: results on it are not comparable with published ones',
@@ -69,8 +70,11 @@ class EventDataset(Dataset):
         self.cache: FrameCache | None = None
         if cache is not None and cache is not False:
             folder = self.root / 'frames' if cache is True else Path(cache)
-            settings = {'dataset': type(self).__name__, 'split_by': split_by, 'num_steps': num_steps}
-            self.cache = FrameCache(folder / f'{type(self).__name__}-{split_by}-{num_steps}', settings)
+            self.cache = FrameCache(folder / f'{type(self).__name__}-{split_by}-{num_steps}', self.cache_settings())
+
+    def cache_settings(self) -> dict[str, Any]:
+        """What counts depend on, besides the recording."""
+        return {'dataset': type(self).__name__, 'split_by': self.split_by, 'num_steps': self.num_steps}
 
     def find_samples(self) -> list[tuple[str, int]]:
         """Name and label of each; the name is that of its file below the root, or says where in the file it is."""
@@ -92,13 +96,16 @@ class EventDataset(Dataset):
         name = self.samples[index][0]
         file = self.root / name
         if self.cache is None:
-            return self.count(read_events(file, kind=self.kind))
+            return self.count(self.read(file))
         stamp = self.cache.stamp([file])
         counts = self.cache.load(name, stamp)
         if counts is None:
-            counts = self.count(read_events(file, kind=self.kind))
+            counts = self.count(self.read(file))
             self.cache.store(name, stamp, counts)
         return counts
+
+    def read(self, file: Path) -> Events:
+        return read_events(file, kind=self.kind)
 
     def count(self, events: Events) -> np.ndarray:
         return count_events(events, self.num_steps, sensor_size=self.sensor_size, split_by=self.split_by)

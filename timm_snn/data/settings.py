@@ -15,7 +15,7 @@ from ..wrappers import unwrapped
 from .frames import check_frame_options, to_frames
 from .recording import Events
 
-__all__ = ['FrameSettings', 'frame_settings', 'has_frame_settings', 'set_frame_settings']
+__all__ = ['FrameSettings', 'frame_settings', 'has_frame_settings', 'height_and_width', 'set_frame_settings']
 
 KEY = 'frames'  # in the pretrained_cfg of a model and of its config.json
 MOST_STEPS = 10_000
@@ -50,8 +50,8 @@ class FrameSettings:
         if type(self.num_steps) is not int or not 1 <= self.num_steps <= MOST_STEPS:
             raise ValueError(f'num_steps must be a whole number from 1 to {MOST_STEPS:,}, not {self.num_steps!r}')
         set_field = object.__setattr__  # of a frozen dataclass
-        set_field(self, 'sensor_size', _height_and_width('sensor_size', self.sensor_size))
-        set_field(self, 'size', _height_and_width('size', self.sensor_size if self.size is None else self.size))
+        set_field(self, 'sensor_size', height_and_width('sensor_size', self.sensor_size))
+        set_field(self, 'size', height_and_width('size', self.sensor_size if self.size is None else self.size))
         check_frame_options(self.num_steps, self.split_by, self.channels, self.size)
         for name, default in (('mean', 0.0), ('std', 1.0)):
             set_field(self, name, _per_channel(name, getattr(self, name), default, self.channels))
@@ -88,7 +88,7 @@ class FrameSettings:
 
         Raises: ValueError where height and width are in another proportion, which would squeeze what is seen.
         """
-        (height, width), (own_height, own_width) = _height_and_width('sensor_size', sensor_size), self.sensor_size
+        (height, width), (own_height, own_width) = height_and_width('sensor_size', sensor_size), self.sensor_size
         if abs(height * own_width / (width * own_height) - 1) > ASPECT_TOLERANCE:
             scale = min(height / own_height, width / own_width)
             region = f'{round(own_height * scale)} x {round(own_width * scale)}'
@@ -147,7 +147,7 @@ def set_frame_settings(model: Any, settings: FrameSettings) -> None:
     unwrapped(model).pretrained_cfg[KEY] = settings.to_dict()
 
 
-def _height_and_width(name: str, size: Any) -> tuple[int, int]:
+def height_and_width(name: str, size: Any) -> tuple[int, int]:
     if isinstance(size, int):
         size = (size, size)
     if not (isinstance(size, (list, tuple)) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):

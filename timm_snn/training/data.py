@@ -22,11 +22,12 @@ from torchvision.transforms import Normalize
 from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
 from ..data.rows import find_shards
 from ..files import printable
+from ..folders import folder_of_split
 from .augmentation import mend_posterize
 from .columns import check_column_names, leave_out_unusable
 from .errors import UserError, came_through_user_code, one_line_errors
 from .models import channels, input_config, steps_of
-from .pictures import FolderReader, folder_of_split, open_picture
+from .pictures import FolderReader, open_picture
 
 __all__ = [
     'EVENT_DATASETS',
@@ -372,7 +373,9 @@ def open_split(
         if source.is_folder:
             assert source.folder  # which was looked at above
             reader = FolderReader(
-                folder_of_split(source.folder, split), class_map, natural=not source.name.startswith('torch/')
+                folder_of_split(source.folder, split, 'pictures'),
+                class_map,
+                natural=not source.name.startswith('torch/'),
             )
             _say_left_out(reader.left_out, split, source)
             return ImageDataset(str(source.folder), reader, input_img_mode=mode)
