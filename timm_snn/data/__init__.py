@@ -5,6 +5,7 @@ from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 from .frames import to_frames
 from .rows import EventRows, write_rows
+from .windows import iter_frames, iter_windows
 
 __all__ = [
     'CIFAR10DVS',
@@ -18,6 +19,8 @@ __all__ = [
     'Events',
     'Trial',
     'iter_events',
+    'iter_frames',
+    'iter_windows',
     'read_events',
     'read_gesture_labels',
     'to_frames',
