@@ -40,7 +40,7 @@ def aedat2(path: Path, events: Events, header: bytes = AEDAT2_HEADER) -> Path:
 def packet(events: Events, *, kind: int = 1, overflow: int = 0, valid: np.ndarray | int = 1) -> bytes:
     """One packet of AEDAT 3.1, of 8 bytes an event; timestamps are those below the overflow."""
     count = len(events.t)
-    x, y, p = (array.astype(np.uint32) for array in events[1:])
+    x, y, p = (array.astype(np.uint32) for array in (events.x, events.y, events.p))
     words = np.stack([x << 17 | y << 2 | p << 1 | valid, (events.t & 0x7FFFFFFF).astype(np.uint32)], 1)
     numbers = (kind, 1, 8, 4, overflow, count, count, int(np.broadcast_to(valid, count).sum()))
     return struct.pack('<hhiiiiii', *numbers) + words.astype('<u4').tobytes()

@@ -7,6 +7,7 @@ from .events import EventFileError, Events, Trial, iter_events, read_events, rea
 from .frames import to_frames
 from .rows import EventRows, write_rows
 from .settings import FrameSettings, frame_settings, has_frame_settings, set_frame_settings
+from .windows import iter_frames, iter_windows
 
 __all__ = [
     'CIFAR10DVS',
@@ -25,6 +26,8 @@ __all__ = [
     'frame_settings',
     'has_frame_settings',
     'iter_events',
+    'iter_frames',
+    'iter_windows',
     'read_events',
     'read_gesture_labels',
     'set_frame_settings',

@@ -1,28 +1,101 @@
 """What every reader of recordings shares: the events, the error, and a file that is never believed."""
 
+from __future__ import annotations
+
 import io
 import os
 import stat
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
 from ..files import printable
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ['MAX_UNPACKED', 'EventFileError', 'Events', 'Recording', 'wrong_file']
 
 BUFFER = 1 << 16  # bytes: packets of AEDAT 3.1 are small, and so are whole files of N-MNIST
 MAX_UNPACKED = 1 << 32  # bytes: some 200 million events
+DTYPES: tuple[type[np.integer], ...] = (np.int64, np.int16, np.int16, np.uint8)  # of t, x, y and p
 
 
-class Events(NamedTuple):
-    """Four arrays of one length, in the order of the file, which need not be that of time."""
-
+class Columns(NamedTuple):
     t: np.ndarray  # int64, microseconds, as in the file
     x: np.ndarray  # int16, column
     y: np.ndarray  # int16, row
     p: np.ndarray  # uint8, 0 negative (off), 1 positive (on)
+
+
+class Events(Columns):
+    """Four arrays of one length, in the order of the file, which need not be that of time.
+
+    They are indexed as one structured array is: `events[10:20]`, `events[events.p == 1]` and `events[order]` are events
+    again, `events[0]` is the first one, `events['t']` is a column, and `len(events)` counts events. Slices are views.
+    As a tuple they are the columns: `t, x, y, p = events`, `for column in events`, `Events(t=t, x=x, y=y, p=p)`.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def from_structured(cls, array: np.ndarray) -> Self:
+        """From a structured array, as Metavision's, tonic's and DV's, with the types of columns that readers give.
+
+        Its fields are t, x, y, p, or timestamp and polarity, in any order; polarity is 0 and 1, or -1 and 1.
+        Raises: ValueError for other fields, times that are no integers, and values beyond the range of their column.
+        """
+        found = array.dtype.names or ()
+        columns = []
+        for name, other, dtype in zip(cls._fields, ('timestamp', 'x', 'y', 'polarity'), DTYPES, strict=True):
+            field = next((field for field in (name, other) if field in found), None)
+            if field is None:
+                raise ValueError(
+                    f'expected a structured array with fields t (or timestamp), x, y and p (or polarity), got '
+                    f'{array.dtype}: Events(t, x, y, p) takes four arrays'
+                )
+            column = array[field]
+            if column.dtype.kind not in 'iub':
+                raise ValueError(
+                    f'expected {field} as integers, got {column.dtype}: times are whole microseconds, seconds times '
+                    '1e6, rounded'
+                )
+            if name == 'p' and column.dtype.kind == 'i':
+                column = np.where(column == -1, 0, column)
+            limits = np.iinfo(dtype)
+            if len(column) and not (limits.min <= int(column.min()) and int(column.max()) <= limits.max):
+                index = int(((column < limits.min) | (column > limits.max)).argmax())
+                raise ValueError(f'expected {field} in {limits.min} ... {limits.max}, got {column[index]} at {index}')
+            columns.append(column.astype(dtype))
+        return cls(*columns)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """One recording of one part or more, as `iter_events` yields them."""
+        return parts[0] if len(parts) == 1 else cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # a tuple's own takes len(events) for the number of columns
+        return cls(*iterable)
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    @overload  # type: ignore[override]  # a tuple's items are its columns
+    def __getitem__(self, index: str) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: int | slice | np.ndarray | Sequence[int]) -> Self: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        """Events of a slice, mask or array of indices; one event, four numbers, of an integer; a column of its name."""
+        if isinstance(index, str):
+            if index not in self._fields:
+                raise KeyError(f'expected a column t, x, y or p, got {index!r}')
+            return getattr(self, index)
+        return type(self)(*(column[index] for column in self))
 
 
 class EventFileError(ValueError):
@@ -53,7 +126,7 @@ class Recording:
             self.file.close()
             raise self.error(0, 'expected a recording, got an empty file')
 
-    def __enter__(self) -> 'Recording':
+    def __enter__(self) -> Recording:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
