@@ -19,7 +19,7 @@ def test_the_same_seed_gives_the_same_events():
 
 def test_events_are_in_order_and_on_the_sensor():
     events = record_digit(RING, 0)
-    assert (np.diff(events.t) >= 0).all() and 0 <= events.t[0] and events.t[-1] < 300_000
+    assert (np.diff(events.t) >= 0).all() and events.t[0] >= 0 and events.t[-1] < 300_000
     assert to_frames(events, 3, sensor_size=(128, 128)).sum() == len(events.t)
     assert [column.dtype for column in events] == [np.int64, np.int16, np.int16, np.uint8]
 

@@ -102,7 +102,11 @@ def record_digit(image: np.ndarray, seed: int | tuple[int, ...]) -> Events:
     level = before + threshold.min(0) * random.uniform(-1, 1, before.shape).astype(np.float32)  # of the last event
     for number, place in enumerate(places[1:]):
         now = seen_from(scene, place)
-        found += crossings(before, now, level, threshold, number * STEP)
+        where = around_digit(place)
+        for t, x, y, p in crossings(
+            before[where], now[where], level[where], threshold[(slice(None), *where)], number * STEP
+        ):
+            found.append((t, x + where[1].start, y + where[0].start, p))
         before = now
     t, x, y, p = (np.concatenate(columns) for columns in zip(*found, strict=True))
     order = np.argsort(t, kind='stable')
@@ -122,7 +126,7 @@ def paint(image: np.ndarray) -> np.ndarray:
 
 
 def path_of(random: np.random.Generator) -> np.ndarray:
-    """Where the sensor looks, in its pixels from the middle (row, column): [steps + 1, 2], three sides of a triangle."""
+    """Where the sensor looks, in pixels from the middle (row, column), along a triangle: [steps + 1, 2]."""
     centre = random.uniform(-12, 12, 2)
     radius, angle = random.uniform(8, 14), random.uniform(0, 2 * np.pi)
     turns = angle + random.choice([-1, 1]) * 2 * np.pi / 3 * np.arange(4)
@@ -137,10 +141,17 @@ def seen_from(scene: np.ndarray, place: np.ndarray) -> np.ndarray:
     return scene[row : row + stop : PER_PIXEL, column : column + stop : PER_PIXEL]
 
 
+def around_digit(place: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the sensor that see the digit or have just done so: the ground gives no events."""
+    top_left = np.rint((SENSOR - WIDTH) / 2 + MARGIN - place / PER_PIXEL).astype(int)
+    start, stop = (top_left - 2).clip(0, SENSOR), (top_left + WIDTH + 2).clip(0, SENSOR)
+    return slice(start[0], stop[0]), slice(start[1], stop[1])
+
+
 def crossings(
     before: np.ndarray, now: np.ndarray, level: np.ndarray, threshold: np.ndarray, start: int
 ) -> list[tuple[np.ndarray, ...]]:
-    """The events of one step that begins at `start`, as t, x, y, p; `level` moves to that of each pixel's last event."""
+    """The events, t, x, y, p, of a step that begins at `start`; `level` becomes that of each pixel's last event."""
     found = []
     for polarity, sign in ((0, -1), (1, 1)):
         height = threshold[polarity]
