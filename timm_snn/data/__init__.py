@@ -3,6 +3,7 @@
 from .augment import EventAugment, EventMixup
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
 from .event_folder import EventFolder, SensorSizeError
+from .event_digits import EventDigits
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 from .frames import to_frames
 from .rows import EventRows, write_rows
@@ -15,6 +16,7 @@ __all__ = [
     'DVS128Gesture',
     'EventAugment',
     'EventDataset',
+    'EventDigits',
     'EventFileError',
     'EventFolder',
     'EventMixup',

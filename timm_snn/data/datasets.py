@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..labels import CIFAR10, DVS128_GESTURE
+from ..labels import CIFAR10, DIGITS, DVS128_GESTURE
 from .cache import FrameCache
 from .events import Events, iter_events, read_events, read_gesture_labels
 from .frames import check_frame_options, count_events, frames_of_counts
@@ -129,7 +129,7 @@ class NMNIST(EventDataset):
     are so short that a cache would not be faster than reading them: by default there is none.
     """
 
-    classes = tuple('0123456789')
+    classes = DIGITS
     sensor_size = (34, 34)
     kind = 'nmnist'
     layout = 'Train/<digit>/<id>.bin and Test/<digit>/<id>.bin for the digits 0 to 9'

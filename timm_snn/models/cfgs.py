@@ -5,7 +5,7 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..labels import CIFAR10, CIFAR100, DVS128_GESTURE, FASHION_MNIST
+from ..labels import CIFAR10, CIFAR100, DIGITS, DVS128_GESTURE, FASHION_MNIST
 from .pretrained import hub_cfgs
 
 __all__ = ['tagged_cfgs']
@@ -46,9 +46,9 @@ def _fashion_mnist(**cfg: Any) -> Cfg:
     return _small(FASHION_MNIST, cfg, input_size=(1, 28, 28), pool_size=(2, 2), mean=(0.2860,), std=(0.3530,))
 
 
-def _events(label_names: tuple[str, ...]) -> Callable[..., Cfg]:
+def _events(label_names: tuple[str, ...], size: int = 128) -> Callable[..., Cfg]:
     """Frames of two polarities."""
-    return lambda **cfg: _small(label_names, cfg, input_size=(2, 128, 128), mean=(0, 0), std=(1, 1))
+    return lambda **cfg: _small(label_names, cfg, input_size=(2, size, size), mean=(0, 0), std=(1, 1))
 
 
 _MAKERS: dict[str, Callable[..., Cfg]] = {
@@ -58,6 +58,7 @@ _MAKERS: dict[str, Callable[..., Cfg]] = {
     'fashion_mnist': _fashion_mnist,
     'cifar10_dvs': _events(CIFAR10),
     'dvs128_gesture': _events(DVS128_GESTURE),
+    'event_digits': _events(DIGITS, size=32),
 }
 
 
@@ -69,6 +70,7 @@ _RECIPES = {
     'fashion_mnist': 'msvit/fashion_mnist',
     'cifar10_dvs': 'msvit/cifar10_dvs',
     'dvs128_gesture': 'msvit/dvs128_gesture',
+    'event_digits': 'msvit/event_digits',
 }
 
 

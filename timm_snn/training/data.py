@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from timm.data import ImageDataset, create_dataset, create_transform
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms import Normalize
 
-from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
+from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventDigits, EventRows
+from ..data.event_digits import split_digits
 from ..data.rows import find_shards
 from ..files import printable
 from ..folders import folder_of_split
+from ..labels import DIGITS
 from .augmentation import mend_posterize
 from .columns import check_column_names, leave_out_unusable
 from .errors import UserError, came_through_user_code, one_line_errors
@@ -30,6 +31,7 @@ from .models import channels, input_config, steps_of
 from .pictures import FolderReader, open_picture
 
 __all__ = [
+    'BUNDLED',
     'EVENT_DATASETS',
     'DataSource',
     'Samples',
@@ -52,14 +54,15 @@ _MOST_UNREADABLE = 50  # samples in a row, as in timm
 
 # Event recordings in two parts.
 RECORDINGS: dict[str, Any] = {'nmnist': NMNIST, 'cifar10_dvs': CIFAR10DVS, 'dvs128_gesture': DVS128Gesture}
-EVENT_DATASETS = (*RECORDINGS, 'event_rows')
+EVENT_DATASETS = (*RECORDINGS, 'event_rows', 'event_digits')
+BUNDLED = ('digits', 'event_digits')  # which need no folder
 # Splits of the data sets that have two parts; the second is to validate on.
 PARTS = {'train': True, 'training': True, 'validation': False, 'val': False, 'test': False}
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set by name: 'digits' of scikit-learn, one of EVENT_DATASETS, or a name of timm's `create_dataset`."""
+    """A data set by name: one of BUNDLED, one of EVENT_DATASETS, or a name of timm's `create_dataset`."""
 
     name: str
     folder: Path | None = None
@@ -84,17 +87,12 @@ class DataSource:
 
 
 class Digits(Dataset):
-    """scikit-learn's bundled 1,797 handwritten digits, 8x8; 360 of them, a fixed fifth per class, are for validation.
+    """scikit-learn's bundled 1,797 handwritten digits, 8x8, in the two parts of `split_digits`."""
 
-    The split does not depend on the run's seed, so that accuracies of several seeds are of the same samples.
-    """
-
-    classes = tuple('0123456789')
+    classes = DIGITS
 
     def __init__(self, train: bool, mode: str = 'L') -> None:
-        images, labels = load_digits(return_X_y=True)
-        halves = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-        self.images, self.labels = (halves[0], halves[2]) if train else (halves[1], halves[3])
+        self.images, self.labels = split_digits(train)
         self.mode = mode
         self.transform: Any = None
 
@@ -346,7 +344,7 @@ def open_split(
     `num_steps` and `size` are those of event frames; `class_map` numbers the classes of a folder.
     """
     mode = 'L' if in_chans == 1 else 'RGB'
-    if source.name == 'digits' or source.name in RECORDINGS:
+    if source.name in BUNDLED or source.name in RECORDINGS:
         if split not in PARTS:
             raise UserError(
                 f'data set {source.name!r} has no split {split!r}: use train, or validation, also called test'
@@ -358,7 +356,8 @@ def open_split(
             f"unknown data set {source.name!r}: 'digits', {', '.join(map(repr, EVENT_DATASETS))}, torch/..., "
             "hfds/..., or '' for a folder"
         )
-    if (source.is_folder or source.is_events) and (source.folder is None or not source.folder.is_dir()):
+    needs_folder = (source.is_folder or source.is_events) and source.name not in BUNDLED
+    if needs_folder and (source.folder is None or not source.folder.is_dir()):
         raise UserError(f'data folder {source.folder} does not exist; --data-dir names a folder with {split}/')
     with one_line_errors(
         f'open split {split!r} of data set {source.name!r} in {source.folder}',
@@ -367,8 +366,10 @@ def open_split(
         frames: dict[str, Any] = dict(channels=in_chans, size=size)
         if source.name == 'event_rows':
             return EventRows(source.folder, _split_of_rows(source.folder, split), **frames)
+        frames |= dict(num_steps=num_steps, split_by=source.split_by)
+        if source.name == 'event_digits':
+            return EventDigits(PARTS[split], **frames)
         if source.name in RECORDINGS:
-            frames |= dict(num_steps=num_steps, split_by=source.split_by)
             return RECORDINGS[source.name](source.folder, PARTS[split], **frames)
         if source.is_folder:
             assert source.folder  # which was looked at above
