@@ -2,8 +2,8 @@
 
 from .augment import EventAugment, EventMixup
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
-from .event_folder import EventFolder, SensorSizeError
 from .event_digits import EventDigits
+from .event_folder import EventFolder, SensorSizeError
 from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
 from .frames import to_frames
 from .rows import EventRows, write_rows
