@@ -110,3 +110,24 @@ def test_settings_that_are_no_mapping_are_refused_where_the_model_is_made(folder
     (folder / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match='expected the settings of event frames by name'):
         timm.create_model(f'local-dir:{folder}')
+
+
+def test_a_model_of_events_refuses_a_recording_without_a_batch(folder):
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    frames = torch.rand(3, 2, 16, 16)
+    for run in (model, timm_snn.fuse(model), model.forward_steps, model.forward_features):
+        with pytest.raises(ValueError, match=r'one recording without a batch: pass x\.unsqueeze\(0\); or a batch of'):
+            run(frames)
+    stills = frames.unsqueeze(1).expand(-1, 3, -1, -1, -1)
+    torch.testing.assert_close(torch.compile(model, backend='eager', fullgraph=True)(stills), model(stills))
+    assert model(frames[:2]).shape == (2, 10)  # a batch of still images, and no recording of three steps
+
+
+def test_a_model_of_images_takes_as_many_as_it_has_steps():
+    assert small().eval()(torch.rand(3, 2, 16, 16)).shape == (3, 10)
+
+
+def test_tags_of_event_data_say_how_frames_are_made():
+    model = timm.create_model('spikingresformer_gesture.dvs128_gesture', num_steps=5)
+    expected = FrameSettings(5, (128, 128), channels=3, size=(64, 64))
+    assert frame_settings(model) == expected

@@ -18,7 +18,7 @@ from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
 from .softmax_attention import SoftmaxAttention
 from .statten import SpatialTemporalAttention
-from .temporal import DropPath, mean_over_time, merge_time, split_time, to_time_first
+from .temporal import DropPath, mean_over_time, merge_time, refuse_bare_recording, split_time, to_time_first
 
 __all__ = [
     'LIF',
@@ -60,6 +60,7 @@ __all__ = [
     'neurons',
     'patch_embeds',
     'pool_spikes',
+    'refuse_bare_recording',
     'split_time',
     'to_time_first',
 ]

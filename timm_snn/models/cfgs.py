@@ -47,8 +47,15 @@ def _fashion_mnist(**cfg: Any) -> Cfg:
 
 
 def _events(label_names: tuple[str, ...], size: int = 128) -> Callable[..., Cfg]:
-    """Frames of two polarities."""
-    return lambda **cfg: _small(label_names, cfg, input_size=(2, size, size), mean=(0, 0), std=(1, 1))
+    """Frames of a sensor of 128 x 128 pixels, made by number as in all papers; how many is the model's `num_steps`."""
+
+    def make(**cfg: Any) -> Cfg:
+        made = _small(label_names, cfg, input_size=(2, size, size), mean=(0, 0), std=(1, 1))
+        channels, *frame = made['input_size']
+        frames = dict(split_by='number', sensor_size=(128, 128), channels=channels, size=tuple(frame))
+        return {**made, 'frames': {**frames, 'mean': made['mean'], 'std': made['std']}}
+
+    return make
 
 
 _MAKERS: dict[str, Callable[..., Cfg]] = {
