@@ -29,9 +29,9 @@ class EventFolder(EventDataset):
 
     The class is the folder below the split; recordings may lie deeper in it. Classes are numbered in the order of their
     names, 2 before 10, unless `classes` gives names in an order of their own, as those that a model was trained on.
-    Hidden files and those of other suffixes are left out, which `left_out` says. `split` is 'train', 'validation' or another folder; as of pictures, 'val' stands for
-    'validation' too. `sensor_size` is the (height, width) of the camera. `kind` is the format where suffixes and first
-    bytes do not tell. Other options are those of `EventDataset`.
+    Hidden files and those of other suffixes are left out, which `left_out` says. `split` is 'train', 'validation' or
+    another folder; as of pictures, 'val' stands for 'validation' too. `sensor_size` is the (height, width) of the
+    camera. `kind` is the format where suffixes and first bytes do not tell. Other options are those of `EventDataset`.
 
     Raises: FileNotFoundError for folders that are missing or empty, ValueError for classes that are not among
     `classes`; with a sample, SensorSizeError for an event outside of the sensor, and what `read_events` raises.

@@ -137,6 +137,19 @@ def frame_settings(model: Any, **given: Any) -> FrameSettings:
     return made
 
 
+def difference(model: Any, frames: FrameSettings) -> str:
+    """In what these settings differ from those that a model carries, '' for nothing.
+
+    Raises: ValueError for settings of the model that are wrong, and for a sensor of another shape.
+    """
+    own = frame_settings(model)
+    own.check_sensor(frames.sensor_size)
+    if saved := unwrapped(model).pretrained_cfg[KEY].get('num_steps'):
+        own = dataclasses.replace(own, num_steps=saved)
+    mine, theirs = dataclasses.asdict(own), dataclasses.asdict(frames)
+    return ', '.join(f'{name} {theirs[name]} instead of {mine[name]}' for name in mine if mine[name] != theirs[name])
+
+
 def has_frame_settings(model: Any) -> bool:
     """Whether a model says how its frames are made, as those for event cameras do; a model for images does not."""
     return (getattr(unwrapped(model), 'pretrained_cfg', None) or {}).get(KEY) is not None
