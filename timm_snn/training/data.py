@@ -1,6 +1,5 @@
 """Data sets by name, the samples of them that a run uses, and how each sample is prepared."""
 
-import bisect
 import functools
 import logging
 import random
@@ -33,7 +32,7 @@ from ..data import (
 )
 from ..data.cache import CacheFolderError
 from ..data.event_digits import split_digits
-from ..data.rows import find_shards
+from ..data.rows import find_shards, locate
 from ..data.settings import difference
 from ..files import printable
 from ..folders import folder_of_split
@@ -161,12 +160,7 @@ class Samples(Dataset):
 
     def locate(self, number: int) -> tuple[Any, int]:
         """The data set that a sample is in, and its index there."""
-        index = int(self.indices[number])
-        if not isinstance(self.source, ConcatDataset):
-            return self.source, index
-        part = bisect.bisect_right(self.source.cumulative_sizes, index)
-        dataset: Any = self.source.datasets[part]
-        return dataset, index - self.source.cumulative_sizes[part] + len(dataset)
+        return locate(self.source, int(self.indices[number]))
 
     def name(self, number: int) -> str:
         """The file where there is one, otherwise the index in the data set."""
