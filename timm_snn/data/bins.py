@@ -141,8 +141,7 @@ def edges_of_bins(
     elif span % bin_us or num_steps not in (None, span // bin_us):
         count = '' if num_steps is None else f'{num_steps} '
         raise ValueError(
-            f'expected {count}whole bins of {bin_us} us from start to end, got {span / bin_us:g} of them from {first} to '
-            f'{last} us'
+            f'expected {count}whole bins of {bin_us} us from start to end, got {span / bin_us:g} from {first} to {last}'
         )
     else:
         steps = span // bin_us

@@ -14,7 +14,7 @@ from .recording import Events
 
 __all__ = ['check_frame_options', 'count_events', 'frames_of_counts', 'to_frames']
 
-CHUNK = 1 << 15  # events that are counted at once: what they need stays in the cache, however many there are
+CHUNK = 1 << 13  # events that are counted at once: what they need stays in the cache, however many there are
 
 
 def to_frames(
@@ -48,7 +48,7 @@ def to_frames(
     `events` may be a structured array. `sensor_size` and `size` are (height, width), `channels` 2 for (negative,
     positive), or 3 for (positive, negative, sum), which MSViT shows in place of red, green and blue (arXiv 2505.14719).
     `size` resizes by area: a pixel shares its count among those that it covers, which keeps the number of events, where
-    interpolation would not. Besides the frames this takes some megabytes, however large the sensor.
+    interpolation would not. Besides the frames this takes half a megabyte, however large the sensor.
 
     Raises ValueError for events outside of the sensor; for columns that are not whole numbers or differ in length, as
     times in seconds; for bins that contradict each other; and where `dtype` cannot hold a count exactly: one beyond its

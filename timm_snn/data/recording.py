@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 
 from ..files import printable
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ['MAX_UNPACKED', 'EventFileError', 'Events', 'Recording', 'wrong_file']
 
@@ -23,25 +21,24 @@ MAX_UNPACKED = 1 << 32  # bytes: some 200 million events
 DTYPES: tuple[type[np.integer], ...] = (np.int64, np.int16, np.int16, np.uint8)  # of t, x, y and p
 
 
-class Columns(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Events:
+    """Four arrays of one length, in the order of the file, which need not be that of time.
+
+    They are indexed as one structured array is: `events[10:20]`, `events[events.p == 1]` and `events[order]` are events
+    again, `events[0]` is the first one, `events['t']` is a column, and `len(events)` counts events. Slices are views.
+    Unpacked they are the columns: `t, x, y, p = events`, `for column in events`, `Events(*columns)`.
+    """
+
     t: np.ndarray  # int64, microseconds, as in the file
     x: np.ndarray  # int16, column
     y: np.ndarray  # int16, row
     p: np.ndarray  # uint8, 0 negative (off), 1 positive (on)
 
-
-class Events(Columns):
-    """Four arrays of one length, in the order of the file, which need not be that of time.
-
-    They are indexed as one structured array is: `events[10:20]`, `events[events.p == 1]` and `events[order]` are events
-    again, `events[0]` is the first one, `events['t']` is a column, and `len(events)` counts events. Slices are views.
-    As a tuple they are the columns: `t, x, y, p = events`, `for column in events`, `Events(t=t, x=x, y=y, p=p)`.
-    """
-
-    __slots__ = ()
+    _fields: ClassVar[tuple[str, ...]] = ('t', 'x', 'y', 'p')
 
     @classmethod
-    def from_structured(cls, array: np.ndarray) -> Self:
+    def from_structured(cls, array: np.ndarray) -> Events:
         """From a structured array, as Metavision's, tonic's and DV's, with the types of columns that readers give.
 
         Its fields are t, x, y, p, or timestamp and polarity, in any order; polarity is 0 and 1, or -1 and 1.
@@ -72,30 +69,33 @@ class Events(Columns):
         return cls(*columns)
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
+    def concatenate(cls, parts: Sequence[Events]) -> Events:
         """One recording of one part or more, as `iter_events` yields them."""
         return parts[0] if len(parts) == 1 else cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
-    @classmethod
-    def _make(cls, iterable: Iterable[Any]) -> Self:  # a tuple's own takes len(events) for the number of columns
-        return cls(*iterable)
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.t, self.x, self.y, self.p))
 
     def __len__(self) -> int:
         return len(self.t)
 
-    @overload  # type: ignore[override]  # a tuple's items are its columns
+    @overload
     def __getitem__(self, index: str) -> np.ndarray: ...
 
     @overload
-    def __getitem__(self, index: int | slice | np.ndarray | Sequence[int]) -> Self: ...
+    def __getitem__(self, index: int | slice | np.ndarray | Sequence[int]) -> Events: ...
 
     def __getitem__(self, index: Any) -> Any:
-        """Events of a slice, mask or array of indices; one event, four numbers, of an integer; a column of its name."""
         if isinstance(index, str):
-            if index not in self._fields:
-                raise KeyError(f'expected a column t, x, y or p, got {index!r}')
-            return getattr(self, index)
-        return type(self)(*(column[index] for column in self))
+            return self._asdict()[index]
+        return Events(*(column[index] for column in self))
+
+    def _replace(self, **columns: np.ndarray) -> Events:
+        """The same with other columns; this, `_asdict` and `_fields` are those of a named tuple, which it once was."""
+        return replace(self, **columns)
+
+    def _asdict(self) -> dict[str, np.ndarray]:
+        return dict(zip(self._fields, self, strict=True))
 
 
 class EventFileError(ValueError):
