@@ -2,7 +2,16 @@
 
 from .augment import EventAugment, EventMixup
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
-from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
+from .events import (
+    EventFileError,
+    Events,
+    RecordingInfo,
+    Trial,
+    iter_events,
+    read_events,
+    read_gesture_labels,
+    recording_info,
+)
 from .frames import to_frames
 from .rows import EventRows, write_rows
 
@@ -16,10 +25,12 @@ __all__ = [
     'EventMixup',
     'EventRows',
     'Events',
+    'RecordingInfo',
     'Trial',
     'iter_events',
     'read_events',
     'read_gesture_labels',
+    'recording_info',
     'to_frames',
     'write_rows',
 ]
