@@ -67,3 +67,58 @@ def npy(path: Path, events: Events) -> Path:
 def npz(path: Path, events: Events) -> Path:
     np.savez_compressed(path, **events._asdict())
     return path
+
+
+def raw_header(encoding: str, size: int, end: str = '% end\n') -> bytes:
+    return f'% camera_integrator_name Prophesee\n% evt {encoding}\n% geometry {size}x{size}\n{end}'.encode()
+
+
+def evt2(path: Path, events: Events, size: int = 128) -> Path:
+    """With a word of TIME_HIGH before each event that needs one."""
+    t, x, y, p = (array.astype(np.int64) for array in events)
+    high = t >> 6
+    words = np.stack([0x8 << 28 | high & 0xFFFFFFF, p << 28 | (t & 63) << 22 | x << 11 | y], 1)
+    path.write_bytes(raw_header('2.0', size) + words[_emitted(high, None)].astype('<u4').tobytes())
+    return path
+
+
+def evt21(path: Path, events: Events, size: int = 128, endianness: str = 'legacy') -> Path:
+    """One event a word, in one of its 32 places."""
+    t, x, y, p = (array.astype(np.int64) for array in events)
+    high, place = t >> 6, x % 32
+    upper = np.stack([0x8 << 28 | high & 0xFFFFFFF, p << 28 | (t & 63) << 22 | x - place << 11 | y], 1)
+    lower = np.stack([high * 0, 1 << place], 1)
+    words = np.stack([upper, lower] if endianness == 'legacy' else [lower, upper], 2)
+    head = raw_header('2.1', size).replace(b'% end', f'% endianness {endianness}\n% end'.encode())
+    path.write_bytes(head + words[_emitted(high, None)].astype('<u4').tobytes())
+    return path
+
+
+def evt3(path: Path, events: Events, size: int = 128) -> Path:
+    """Words of time and row where they change, and no vectors."""
+    t, x, y, p = (array.astype(np.int64) for array in events)
+    columns = [0x8 << 12 | t >> 12 & 0xFFF, 0x6 << 12 | t & 0xFFF, y, 0x2 << 12 | p << 11 | x]
+    words = np.stack(columns, 1)[_emitted(t >> 12, t, y, None)]
+    path.write_bytes(raw_header('3.0', size) + words.astype('<u2').tobytes())
+    return path
+
+
+def _emitted(*states: np.ndarray | None) -> np.ndarray:
+    """Which words of each event are written: those whose state is new, and the last one, which has none."""
+    count = len(next(state for state in states if state is not None))
+    new = [np.ones(count, bool) if state is None else np.diff(state, prepend=-1) != 0 for state in states]
+    return np.stack(new if states[-1] is None else [*new, np.ones(count, bool)], 1)
+
+
+def dat(path: Path, events: Events, size: int = 128) -> Path:
+    t, x, y, p = (array.astype(np.int64) for array in events)
+    words = np.stack([t & 0xFFFFFFFF, p << 28 | y << 14 | x], 1).astype('<u4')
+    head = f'% Data file containing CD events.\n% Version 2\n% Height {size}\n% Width {size}\n'
+    path.write_bytes(head.encode() + bytes([12, 8]) + words.tobytes())
+    return path
+
+
+def text(path: Path, events: Events, header: str = 't,x,y,p') -> Path:
+    lines = [header, *(f'{t},{x},{y},{p}' for t, x, y, p in zip(*events, strict=True)), '']
+    path.write_text('\n'.join(lines))
+    return path

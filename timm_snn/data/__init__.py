@@ -4,7 +4,16 @@ from .augment import EventAugment, EventMixup
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
 from .event_digits import EventDigits
 from .event_folder import EventFolder, SensorSizeError
-from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
+from .events import (
+    EventFileError,
+    Events,
+    RecordingInfo,
+    Trial,
+    iter_events,
+    read_events,
+    read_gesture_labels,
+    recording_info,
+)
 from .frames import to_frames
 from .rows import EventRows, write_rows
 from .settings import FrameSettings, frame_settings, has_frame_settings, set_frame_settings
@@ -23,6 +32,7 @@ __all__ = [
     'EventRows',
     'Events',
     'FrameSettings',
+    'RecordingInfo',
     'SensorSizeError',
     'Trial',
     'frame_settings',
@@ -32,6 +42,7 @@ __all__ = [
     'iter_windows',
     'read_events',
     'read_gesture_labels',
+    'recording_info',
     'set_frame_settings',
     'to_frames',
     'write_rows',

@@ -58,7 +58,7 @@ class EventDigits(EventDataset):
         if index not in self._recordings:
             events = record_digit(self.images[index].reshape(8, 8), seed=(int(self.train), index))
             kept = self._recordings[index] = np.empty(len(events.t), KEPT)
-            for name, column in events._asdict().items():
+            for name, column in zip('txyp', events, strict=True):
                 kept[name] = column
         kept = self._recordings[index]
         return Events(*(kept[name].astype(dtype) for name, dtype in zip('txyp', ('i8', 'i2', 'i2', 'u1'), strict=True)))

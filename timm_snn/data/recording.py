@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
+import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, overload
+from typing import IO, Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 
 from ..files import printable
 
-__all__ = ['MAX_UNPACKED', 'EventFileError', 'Events', 'Recording', 'wrong_file']
+__all__ = ['MAX_UNPACKED', 'EventFileError', 'Events', 'Options', 'Recording', 'wrong_file']
 
 BUFFER = 1 << 16  # bytes: packets of AEDAT 3.1 are small, and so are whole files of N-MNIST
+GZIP = b'\x1f\x8b\x08'
 MAX_UNPACKED = 1 << 32  # bytes: some 200 million events
 DTYPES: tuple[type[np.integer], ...] = (np.int64, np.int16, np.int16, np.uint8)  # of t, x, y and p
 
@@ -107,24 +112,60 @@ def wrong_file(path: str | os.PathLike[str], text: str) -> EventFileError:
     return EventFileError(f'{printable(os.fsdecode(path), 1000)}: {printable(text, 500)}')
 
 
+class Options(NamedTuple):
+    """What read_events says of its arguments."""
+
+    order: str | None = None
+    time_unit: str | None = None
+    stream: str | None = None
+    max_unpacked: int = MAX_UNPACKED
+
+
 class Recording:
     """A regular file with bytes in it, read from front to back; sizes that it claims are checked before any use.
 
-    max_unpacked: The most bytes that a compressed file may unpack to.
+    Offsets in a file that gzip compressed are those of the unpacked bytes, which are in a temporary file meanwhile.
+    sensor_size, count: (H, W) and the number of events, which a reader sets before it yields any where the file says.
     Raises: EventFileError if it is empty or no regular file (a pipe could block forever); OSError from the system.
     """
 
-    def __init__(self, path: str | os.PathLike[str], max_unpacked: int = MAX_UNPACKED):
-        self.path, self.max_unpacked = os.fspath(path), max_unpacked
+    def __init__(self, path: str | os.PathLike[str], options: Options = Options()):  # noqa: B008 (it is immutable)
+        self.path, self.options = os.fspath(path), options
+        self.sensor_size: tuple[int, int] | None = None
+        self.count: int | None = None
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise wrong_file(path, 'expected a regular file, got a folder, a device or a pipe')
-        self.file = io.BufferedReader(io.FileIO(path), BUFFER)
-        self.size = status.st_size
+        self.file: IO[bytes] = io.BufferedReader(io.FileIO(path), BUFFER)
         self.position = 0
-        if self.size == 0:
+        try:
+            self.size = status.st_size
+            if self.peek(len(GZIP)) == GZIP:
+                self.file = self._unpacked(self.file)
+                self.size = self.file.tell()
+                self.file.seek(0)
+            if self.size == 0:
+                raise self.error(0, 'expected a recording, got an empty file')
+        except BaseException:
             self.file.close()
-            raise self.error(0, 'expected a recording, got an empty file')
+            raise
+
+    def _unpacked(self, packed: IO[bytes]) -> IO[bytes]:
+        unpacked = tempfile.NamedTemporaryFile(buffering=BUFFER)  # with a name, for the libraries that want one
+        try:
+            with packed, gzip.GzipFile(fileobj=packed) as content:
+                left = self.options.max_unpacked
+                while data := content.read(min(BUFFER, left + 1)):
+                    if len(data) > left:
+                        raise self.too_large('more')
+                    left -= unpacked.write(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            unpacked.close()
+            raise self.error(0, f'expected a whole file of gzip, got {type(error).__name__}: {error}') from error
+        except BaseException:
+            unpacked.close()
+            raise
+        return unpacked
 
     def __enter__(self) -> Recording:
         return self
@@ -139,6 +180,26 @@ class Recording:
 
     def error(self, offset: int, text: str) -> EventFileError:
         return wrong_file(self.path, f'byte {offset}: {text}')
+
+    def other(self, what: str, *commands: str) -> EventFileError:
+        """That it is something that has no reader, and the two commands that make a recording of it."""
+        path = Path(os.fsdecode(self.path))
+        names = {'file': path, 'stem': path.with_suffix(''), 'folder': path.parent}
+        command, python = (
+            text.format(**{name: printable(value, 150) for name, value in names.items()}) for text in commands
+        )
+        return EventFileError(f'{self.error(0, f"got {what}, expected events")}. Convert it: {command}; {python}')
+
+    def too_large(self, unpacked: int | str) -> EventFileError:
+        return self.error(
+            0, f'it unpacks to {unpacked} bytes, and at most {self.options.max_unpacked} are allowed: max_unpacked=... takes more'
+        )  # fmt: skip
+
+    def peek(self, count: int) -> bytes:
+        """Up to that many of the next bytes; does not move."""
+        data = self.file.read(count)
+        self.file.seek(self.position)
+        return data
 
     def read(self, count: int, what: str) -> bytes:
         """Exactly that many bytes."""
@@ -159,3 +220,10 @@ class Recording:
         line = self.file.readline(limit)
         self.position += len(line)
         return line
+
+    def whole(self, width: int, chunk: int) -> Iterator[tuple[int, bytes]]:
+        """The rest of the file by at most `chunk` events or words of `width` bytes, each with its offset."""
+        if extra := self.left % width:
+            raise self.error(self.size - extra, f'expected whole events of {width} bytes, got {extra} bytes at the end')
+        while self.left:
+            yield self.position, self.read(min(self.left, width * chunk), 'events')
