@@ -8,7 +8,7 @@ from .binary import version
 from .prophesee import header
 from .recording import Recording
 
-__all__ = ['detect']
+__all__ = ['KNOWN', 'detect', 'suffix_of']
 
 MAGIC = {
     b'\x93NUMPY': 'npy',
@@ -22,6 +22,7 @@ AEDAT = {'2.0': 'aedat2', '3.1': 'aedat3', '4.0': 'aedat4'}
 EVT = {'EVT2': 'evt2', 'EVT21': 'evt21', 'EVT3': 'evt3'}
 SUFFIXES = {'.bin': 'nmnist', '.csv': 'text', '.dat': 'dat', '.tsv': 'text', '.txt': 'text'}
 BY_MAGIC = ['.aedat', '.aedat4', '.bag', '.h5', '.hdf5', '.mcap', '.npy', '.npz', '.raw']
+KNOWN = (*BY_MAGIC, *SUFFIXES)
 
 METAVISION = ('metavision_file_to_csv -i {file}', "read_events('{stem}.csv', order='xypt')")
 V2E = ('v2e -i {file} --dvs_text events.txt (pip install v2e), which simulates a camera', "read_events('events.txt')")
@@ -56,8 +57,7 @@ def detect(recording: Recording) -> str:
     for pattern, (what, *commands) in OTHERS.items():
         if re.match(pattern, head, re.DOTALL):
             raise recording.other(what, *commands)
-    path = Path(os.fsdecode(recording.path))
-    suffix = Path(path.stem).suffix.lower() if path.suffix.lower() == '.gz' else path.suffix.lower()
+    suffix = suffix_of(recording.path)
     if head.startswith(b'#!AER-DAT') or suffix == '.aedat':
         if (found := version(recording)) not in AEDAT:
             raise recording.error(0, f'expected #!AER-DAT with {", ".join(AEDAT)} in the first line, got {found}')
@@ -66,10 +66,16 @@ def detect(recording: Recording) -> str:
         return kind
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
-    expected = ', '.join([*BY_MAGIC, *SUFFIXES])
+    expected = ', '.join(KNOWN)
     raise recording.error(
         0, f'expected what one of {expected} begins with or such a suffix, got {head[:16]!r} and {suffix!r}: say kind=...'
     )  # fmt: skip
+
+
+def suffix_of(file: str | os.PathLike[str]) -> str:
+    """In lower case, of what a file of gzip unpacks to."""
+    path = Path(os.fsdecode(file))
+    return Path(path.stem if path.suffix.lower() == '.gz' else path.name).suffix.lower()
 
 
 def _by_header(recording: Recording) -> str | None:

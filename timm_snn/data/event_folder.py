@@ -12,12 +12,11 @@ from timm.utils.misc import natural_key
 from ..files import printable
 from ..folders import as_text, folder_of_split, is_hidden, walk
 from .datasets import EventDataset
-from .events import SUFFIXES, Events
+from .detect import KNOWN, suffix_of
+from .events import Events
 from .settings import height_and_width
 
 __all__ = ['EventFolder', 'SensorSizeError']
-
-KNOWN = ('.aedat', *SUFFIXES)
 
 
 class SensorSizeError(ValueError):
@@ -97,7 +96,7 @@ class EventFolder(EventDataset):
             for file in (Path(entry.path) for entry in walk(folder, others)):
                 if not file.is_file():
                     others['no files'] += 1
-                elif self.kind or file.suffix.lower() in KNOWN:
+                elif self.kind or suffix_of(file) in KNOWN:
                     found.append(file)
                 else:
                     others[file.suffix.lower() or 'without a suffix'] += 1

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ..ops import Surrogate
 from ..ops.backend import check_backend
 from ..ops.integer import check_levels, count_spikes
 from ..ops.lif import fire
-from ..ops.neuron import Learned, Neuron, by_channel
+from ..ops.neuron import Learned, Neuron
 from ..ops.surrogate import get_surrogate
 from .registry import neurons
 
@@ -149,7 +148,7 @@ class ParametricLIF(LIF):
         taus = torch.as_tensor(tau, dtype=torch.float64, device='cpu')  # with values, whatever the default device
         if isinstance(tau, Tensor) and tau.ndim and not per_channel:
             per_channel = len(tau)
-        if taus.ndim > 1 or taus.ndim == 1 and len(taus) != per_channel or not ((1 < taus) & (taus < math.inf)).all():
+        if taus.ndim > 1 or (taus.ndim == 1 and len(taus) != per_channel) or not ((taus > 1) & (taus < math.inf)).all():
             raise ValueError(f'ParametricLIF needs an initial tau > 1, got {tau}: a number, or one for each channel')
         super().__init__(tau=taus.mean().item(), per_channel=per_channel, **kwargs)
         self.w = nn.Parameter(self._per_channel(0.0).copy_(-(taus - 1).log()))
