@@ -23,7 +23,8 @@ __all__ = ['CIFAR10DVS', 'NMNIST', 'DVS128Gesture', 'EventDataset']
 class EventDataset(Dataset):
     """Recordings as frames: `dataset[i]` is (frames [T, C, H, W] float32, label).
 
-    `num_steps`, `split_by`, `channels` and `size` are those of `to_frames`; `transform` is called with the frames.
+    `num_steps`, `split_by`, `bin_us`, `events_per_bin`, `channels` and `size` are those of `to_frames`, which begins
+    with the first event; `transform` is called with the frames.
     `cache` keeps counts on disk: True for the folder `frames` in `root`, or another folder, one for each `root`; None
     or False reads every recording anew. Channels and size are made from the same files.
 
@@ -33,7 +34,7 @@ class EventDataset(Dataset):
 
     classes: tuple[str, ...]
     sensor_size: tuple[int, int]
-    kind: str | None
+    kind: str
     """Format of the recordings, for `read_events`."""
     layout: ClassVar[str]
     """What is expected below the root, as error messages say it."""
@@ -49,15 +50,18 @@ class EventDataset(Dataset):
         train: bool = True,
         *,
         num_steps: int = 16,
-        split_by: str = 'number',
+        split_by: str | None = None,
+        bin_us: int | None = None,
+        events_per_bin: int | None = None,
         channels: int = 2,
         size: int | tuple[int, int] | None = None,
         cache: bool | str | Path | None = True,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        check_frame_options(num_steps, split_by, channels, size)
+        self.bins = {name: n for name, n in dict(bin_us=bin_us, events_per_bin=events_per_bin).items() if n is not None}
+        self.split_by = check_frame_options(num_steps, split_by, channels, size, **self.bins)
         self.root, self.train = Path(root), train
-        self.num_steps, self.split_by, self.channels, self.size = num_steps, split_by, channels, size
+        self.num_steps, self.channels, self.size = num_steps, channels, size
         self.transform = transform
         self.samples = self.find_samples()
         expected = self.official_sizes and self.official_sizes[not train]
@@ -70,11 +74,12 @@ class EventDataset(Dataset):
         self.cache: FrameCache | None = None
         if cache is not None and cache is not False:
             folder = self.root / 'frames' if cache is True else Path(cache)
-            self.cache = FrameCache(folder / f'{type(self).__name__}-{split_by}-{num_steps}', self.cache_settings())
+            made = '-'.join(map(str, (type(self).__name__, self.split_by, num_steps, *sum(self.bins.items(), ()))))
+            self.cache = FrameCache(folder / made, self.cache_settings())
 
     def cache_settings(self) -> dict[str, Any]:
         """What counts depend on, besides the recording."""
-        return {'dataset': type(self).__name__, 'split_by': self.split_by, 'num_steps': self.num_steps}
+        return {'dataset': type(self).__name__, 'split_by': self.split_by, 'num_steps': self.num_steps, **self.bins}
 
     def find_samples(self) -> list[tuple[str, int]]:
         """Name and label of each; the name is that of its file below the root, or says where in the file it is."""
@@ -96,19 +101,20 @@ class EventDataset(Dataset):
         name = self.samples[index][0]
         file = self.root / name
         if self.cache is None:
-            return self.count(self.read(file))
+            return self.count(self.recording(index))
         stamp = self.cache.stamp([file])
         counts = self.cache.load(name, stamp)
         if counts is None:
-            counts = self.count(self.read(file))
+            counts = self.count(self.recording(index))
             self.cache.store(name, stamp, counts)
         return counts
 
-    def read(self, file: Path) -> Events:
-        return read_events(file, kind=self.kind)
+    def recording(self, index: int) -> Events:
+        """The events of a sample."""
+        return read_events(self.root / self.samples[index][0], kind=self.kind)
 
     def count(self, events: Events) -> np.ndarray:
-        return count_events(events, self.num_steps, sensor_size=self.sensor_size, split_by=self.split_by)
+        return count_events(events, self.num_steps, sensor_size=self.sensor_size, split_by=self.split_by, **self.bins)
 
     def not_found(self, what: str) -> FileNotFoundError:
         inside = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else None
@@ -232,19 +238,26 @@ class DVS128Gesture(EventDataset):
         return samples
 
     def counts(self, index: int) -> np.ndarray:
-        name = self.samples[index][0]
-        recording, number = name.split('/')
-        sources = [self.folder / f'{recording}.aedat', self.folder / f'{recording}_labels.csv']
         if self.cache is None:
-            return self.count(self.gestures(*sources)[int(number)])
+            return self.count(self.recording(index))
+        name, sources, number = self.sources(index)
         stamp = self.cache.stamp(sources)
-        counts = self.cache.load(name, stamp)
+        counts = self.cache.load(f'{name}/{number}', stamp)
         if counts is None:
             every = [self.count(events) for events in self.gestures(*sources)]
             for other, counts_of_other in enumerate(every):
-                self.cache.store(f'{recording}/{other}', stamp, counts_of_other)
-            counts = every[int(number)]
+                self.cache.store(f'{name}/{other}', stamp, counts_of_other)
+            counts = every[number]
         return counts
+
+    def recording(self, index: int) -> Events:
+        _, sources, number = self.sources(index)
+        return self.gestures(*sources)[number]
+
+    def sources(self, index: int) -> tuple[str, tuple[Path, Path], int]:
+        """The name of a file of gestures, that file and its labels, and which of its gestures a sample is."""
+        name, number = self.samples[index][0].split('/')
+        return name, (self.folder / f'{name}.aedat', self.folder / f'{name}_labels.csv'), int(number)
 
     def gestures(self, recording: Path, labels: Path) -> list[Events]:
         """The events of each gesture, from its start until before its end; gestures may overlap."""
