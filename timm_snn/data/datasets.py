@@ -98,11 +98,9 @@ class EventDataset(Dataset):
 
     def counts(self, index: int) -> np.ndarray:
         """The counts of both polarities at the sensor's size, as `count_events` gives them, from the cache if there."""
-        name = self.samples[index][0]
-        file = self.root / name
         if self.cache is None:
             return self.count(self.recording(index))
-        stamp = self.cache.stamp([file])
+        name, stamp = self.samples[index][0], self.cache.stamp(self.sources(index))
         counts = self.cache.load(name, stamp)
         if counts is None:
             counts = self.count(self.recording(index))
@@ -110,8 +108,15 @@ class EventDataset(Dataset):
         return counts
 
     def recording(self, index: int) -> Events:
-        """The events of a sample."""
-        return read_events(self.root / self.samples[index][0], kind=self.kind)
+        """The events of one sample as they were recorded."""
+        return self.read(self.root / self.samples[index][0])
+
+    def sources(self, index: int) -> list[Path]:
+        """The files that a sample is made from."""
+        return [self.root / self.samples[index][0]]
+
+    def read(self, file: Path) -> Events:
+        return read_events(file, kind=self.kind)
 
     def count(self, events: Events) -> np.ndarray:
         return count_events(events, self.num_steps, sensor_size=self.sensor_size, split_by=self.split_by, **self.bins)
@@ -237,27 +242,26 @@ class DVS128Gesture(EventDataset):
             samples += [(f'{recording}/{number}', gesture.label) for number, gesture in enumerate(gestures)]
         return samples
 
+    def recording(self, index: int) -> Events:
+        return self.gestures(*self.sources(index))[int(self.samples[index][0].split('/')[1])]
+
+    def sources(self, index: int) -> list[Path]:
+        recording = self.samples[index][0].split('/')[0]
+        return [self.folder / f'{recording}.aedat', self.folder / f'{recording}_labels.csv']
+
     def counts(self, index: int) -> np.ndarray:
         if self.cache is None:
-            return self.count(self.recording(index))
-        name, sources, number = self.sources(index)
+            return super().counts(index)
+        name, sources = self.samples[index][0], self.sources(index)
         stamp = self.cache.stamp(sources)
-        counts = self.cache.load(f'{name}/{number}', stamp)
+        counts = self.cache.load(name, stamp)
         if counts is None:
+            recording, number = name.split('/')
             every = [self.count(events) for events in self.gestures(*sources)]
             for other, counts_of_other in enumerate(every):
-                self.cache.store(f'{name}/{other}', stamp, counts_of_other)
-            counts = every[number]
+                self.cache.store(f'{recording}/{other}', stamp, counts_of_other)
+            counts = every[int(number)]
         return counts
-
-    def recording(self, index: int) -> Events:
-        _, sources, number = self.sources(index)
-        return self.gestures(*sources)[number]
-
-    def sources(self, index: int) -> tuple[str, tuple[Path, Path], int]:
-        """The name of a file of gestures, that file and its labels, and which of its gestures a sample is."""
-        name, number = self.samples[index][0].split('/')
-        return name, (self.folder / f'{name}.aedat', self.folder / f'{name}_labels.csv'), int(number)
 
     def gestures(self, recording: Path, labels: Path) -> list[Events]:
         """The events of each gesture, from its start until before its end; gestures may overlap."""

@@ -110,8 +110,7 @@ class EventFolder(EventDataset):
         left_out += others
         return sorted(found, key=lambda path: natural_key(str(path)))
 
-    def recording(self, index: int) -> Events:
-        file = self.root / self.samples[index][0]
+    def read(self, file: Path) -> Events:
         events = read_events(file, **self.reading)
         height, width = self.sensor_size
         rows, columns = int(events.y.max()) + 1, int(events.x.max()) + 1
