@@ -114,5 +114,15 @@ def test_a_sensor_too_small_is_named_with_the_file(root):
 def test_a_kind_reads_files_of_any_name(root):
     for path in sorted(root.glob('*/*/*.npy')):
         writers.nmnist(path, events(5)).rename(path.with_suffix('.evt'))
-    dataset = EventFolder(root, 'val', sensor_size=SENSOR, kind='nmnist')
+    dataset = EventFolder(root, 'val', sensor_size=SENSOR, reading={'kind': 'nmnist'})
     assert dataset.samples[0][0] == 'val/clap/rec10.evt' and dataset[0][0].sum() == 60
+
+
+def test_bins_of_fixed_duration_are_counted_and_cached_on_their_own(root):
+    for bins in ({'bin_us': 20_000}, {'bin_us': 50_000}, {'events_per_bin': 7}, {}):
+        dataset = EventFolder(root, sensor_size=SENSOR, num_steps=3, **bins)
+        expected = to_frames(events(10), 3, sensor_size=SENSOR, **bins)
+        assert torch.equal(dataset[0][0], torch.from_numpy(expected))
+        assert torch.equal(dataset[0][0], torch.from_numpy(expected))  # from the cache
+        assert dataset.split_by == ('time' if 'bin_us' in bins else 'number')
+    assert len(dataset.recording(1).t) == 60

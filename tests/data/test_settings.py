@@ -131,3 +131,13 @@ def test_tags_of_event_data_say_how_frames_are_made():
     model = timm.create_model('spikingresformer_gesture.dvs128_gesture', num_steps=5)
     expected = FrameSettings(5, (128, 128), channels=3, size=(64, 64))
     assert frame_settings(model) == expected
+
+
+def test_bins_of_fixed_duration_stay_so_for_any_number_of_steps():
+    events = writers.random_events(500, size=34)
+    settings = FrameSettings(3, (34, 34), bin_us=10_000)
+    assert settings.split_by == 'time' and 'events_per_bin' not in settings.to_dict()
+    longer = FrameSettings(5, (34, 34), bin_us=10_000)
+    assert torch.equal(settings.frames(events), longer.frames(events)[:3])
+    with pytest.raises(ValueError, match=r"bin_us makes bins by time: leave out .* split_by='number'"):
+        FrameSettings(3, (34, 34), split_by='number', bin_us=10_000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..files import printable
 from ..folders import as_text, folder_of_split, is_hidden, walk
 from .datasets import EventDataset
 from .detect import KNOWN, suffix_of
-from .events import Events
+from .events import Events, read_events
 from .settings import height_and_width
 
 __all__ = ['EventFolder', 'SensorSizeError']
@@ -30,7 +30,8 @@ class EventFolder(EventDataset):
     names, 2 before 10, unless `classes` gives names in an order of their own, as those that a model was trained on.
     Hidden files and those of other suffixes are left out, which `left_out` says. `split` is 'train', 'validation' or
     another folder; as of pictures, 'val' stands for 'validation' too. `sensor_size` is the (height, width) of the
-    camera. `kind` is the format where suffixes and first bytes do not tell. Other options are those of `EventDataset`.
+    camera. `reading` holds arguments of `read_events`, as the `kind` of files whose suffix says nothing. Other options
+    are those of `EventDataset`.
 
     Raises: FileNotFoundError for folders that are missing or empty, ValueError for classes that are not among
     `classes`; with a sample, SensorSizeError for an event outside of the sensor, and what `read_events` raises.
@@ -43,15 +44,15 @@ class EventFolder(EventDataset):
         *,
         sensor_size: tuple[int, int],
         classes: Sequence[str] | None = None,
-        kind: str | None = None,
+        reading: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.split, self.kind, self.classes = split, kind, tuple(classes or ())
+        self.split, self.classes, self.reading = split, tuple(classes or ()), dict(reading or {})
         self.sensor_size = height_and_width('sensor_size', sensor_size)
         super().__init__(root, split in ('train', 'training'), **options)
 
     def cache_settings(self) -> dict[str, Any]:
-        return super().cache_settings() | {'sensor_size': list(self.sensor_size), 'kind': self.kind}
+        return super().cache_settings() | {'sensor_size': list(self.sensor_size), **self.reading}
 
     def find_samples(self) -> list[tuple[str, int]]:
         if not self.root.is_dir():
@@ -96,20 +97,20 @@ class EventFolder(EventDataset):
             for file in (Path(entry.path) for entry in walk(folder, others)):
                 if not file.is_file():
                     others['no files'] += 1
-                elif self.kind or suffix_of(file) in KNOWN:
+                elif 'kind' in self.reading or suffix_of(file) in KNOWN:
                     found.append(file)
                 else:
                     others[file.suffix.lower() or 'without a suffix'] += 1
         if not found:
             raise FileNotFoundError(
                 f'class folder {folders[0]} has no recordings, which are files named {", ".join(KNOWN)}; it holds '
-                f'{as_list(others) or "nothing"}: add recordings or remove the folder, or say kind=...'
+                f'{as_list(others) or "nothing"}: add recordings or remove the folder, or say what they are by reading'
             )
         left_out += others
         return sorted(found, key=lambda path: natural_key(str(path)))
 
     def read(self, file: Path) -> Events:
-        events = super().read(file)
+        events = read_events(file, **self.reading)
         height, width = self.sensor_size
         rows, columns = int(events.y.max()) + 1, int(events.x.max()) + 1
         if rows > height or columns > width:

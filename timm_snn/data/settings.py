@@ -30,7 +30,8 @@ class FrameSettings:
     Args:
         num_steps: T, the number of bins.
         sensor_size: (height, width) of the camera, in pixels.
-        split_by: 'number' or 'time', as in `to_frames`.
+        split_by, bin_us, events_per_bin: What bins are made by, as in `to_frames`: T equal numbers of events, T equal
+            spans of time, or bins of so many microseconds or events from the first event on.
         channels: 2 for (negative, positive), or 3 for (positive, negative, sum).
         size: (height, width) that the counts of the sensor are resized to by area; None is the sensor's.
         mean, std: What is subtracted from the counts of each channel, and what they are divided by then.
@@ -40,7 +41,9 @@ class FrameSettings:
 
     num_steps: int
     sensor_size: tuple[int, int]
-    split_by: str = 'number'
+    split_by: str | None = None
+    bin_us: int | None = None
+    events_per_bin: int | None = None
     channels: int = 2
     size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
@@ -52,7 +55,15 @@ class FrameSettings:
         set_field = object.__setattr__  # of a frozen dataclass
         set_field(self, 'sensor_size', height_and_width('sensor_size', self.sensor_size))
         set_field(self, 'size', height_and_width('size', self.sensor_size if self.size is None else self.size))
-        check_frame_options(self.num_steps, self.split_by, self.channels, self.size)
+        split_by = check_frame_options(
+            self.num_steps,
+            self.split_by,
+            self.channels,
+            self.size,
+            bin_us=self.bin_us,
+            events_per_bin=self.events_per_bin,
+        )
+        set_field(self, 'split_by', split_by)
         for name, default in (('mean', 0.0), ('std', 1.0)):
             set_field(self, name, _per_channel(name, getattr(self, name), default, self.channels))
         if not all(self.std or ()):
@@ -73,6 +84,8 @@ class FrameSettings:
             self.num_steps,
             sensor_size=self.sensor_size if sensor_size is None else self.check_sensor(sensor_size),
             split_by=self.split_by,
+            bin_us=self.bin_us,
+            events_per_bin=self.events_per_bin,
             channels=self.channels,
             size=self.size,
         )
@@ -99,8 +112,9 @@ class FrameSettings:
         return height, width
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings for JSON."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        """The settings for JSON, without those that are None."""
+        settings = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return {name: value for name, value in settings.items() if value is not None}
 
 
 def frame_settings(model: Any, **given: Any) -> FrameSettings:
@@ -147,7 +161,7 @@ def difference(model: Any, frames: FrameSettings) -> str:
     if saved := unwrapped(model).pretrained_cfg[KEY].get('num_steps'):
         own = dataclasses.replace(own, num_steps=saved)
     mine, theirs = dataclasses.asdict(own), dataclasses.asdict(frames)
-    return ', '.join(f'{name} {theirs[name]} instead of {mine[name]}' for name in mine if mine[name] != theirs[name])
+    return ', '.join(f'{name} {theirs[name]} instead of {mine[name]}' for name in theirs if theirs[name] != mine[name])
 
 
 def has_frame_settings(model: Any) -> bool:

@@ -85,8 +85,11 @@ class DataSource:
     download: bool = False  # of torchvision
     input_key: str | None = None  # columns of a Hugging Face data set
     target_key: str | None = None
-    split_by: str | None = None  # how event recordings become frames; None is the model's way, or by number
+    split_by: str | None = None  # how event recordings become frames; if all three are None, as the model says
+    bin_us: int | None = None
+    events_per_bin: int | None = None
     sensor_size: tuple[int, int] | None = None  # of the camera of an 'event_folder'; None is the model's
+    reading: dict[str, Any] | None = None  # arguments of `read_events` for its files
 
     @property
     def is_events(self) -> bool:
@@ -102,13 +105,24 @@ class DataSource:
         """Classes of a folder are numbered by the order of their names."""
         return self.name.removeprefix('torch/') in ('', 'folder', 'image_folder')
 
+    @property
+    def bins(self) -> dict[str, Any]:
+        """Arguments of event data sets, by number if nothing else is said."""
+        bins = {'bin_us': self.bin_us, 'events_per_bin': self.events_per_bin}
+        # which say themselves what they are by; 'number' may be no more than a default
+        split_by = None if any(bins.values()) and self.split_by == 'number' else self.split_by
+        return {'split_by': split_by, **bins}
+
     def for_model(self, model: Any) -> 'DataSource':
         """The same data, with what is left open about frames as the model says. Raises: UserError if it is wrong."""
         if not self.is_events or not has_frame_settings(model):
             return self
         with one_line_errors('make frames for the model'):
             own = frame_settings(model)
-        return replace(self, split_by=self.split_by or own.split_by, sensor_size=self.sensor_size or own.sensor_size)
+        filled = replace(self, sensor_size=self.sensor_size or own.sensor_size)
+        if any(self.bins.values()):
+            return filled
+        return replace(filled, split_by=own.split_by, bin_us=own.bin_us, events_per_bin=own.events_per_bin)
 
 
 class Digits(Dataset):
@@ -405,7 +419,7 @@ def open_split(
         if source.name == 'event_rows':
             return EventRows(source.folder, _split_of_rows(source.folder, split), channels=in_chans, size=size)
         if source.is_events:
-            options = dict(num_steps=num_steps, split_by=source.split_by or 'number', channels=in_chans, size=size)
+            options = dict(num_steps=num_steps, channels=in_chans, size=size, **source.bins)
             return _open_recordings(source, split, classes, **options)
         if source.is_folder:
             assert source.folder  # which was looked at above
@@ -427,7 +441,13 @@ def _open_recordings(source: DataSource, split: str, classes: Sequence[str] | No
     elif source.name == 'event_folder':
         assert source.folder and source.sensor_size  # which were looked at
         open_it = functools.partial(
-            EventFolder, source.folder, split, sensor_size=source.sensor_size, classes=classes, **options
+            EventFolder,
+            source.folder,
+            split,
+            sensor_size=source.sensor_size,
+            classes=classes,
+            reading=source.reading,
+            **options,
         )
     else:
         open_it = functools.partial(RECORDINGS[source.name], source.folder, PARTS[split], **options)
@@ -481,7 +501,7 @@ def frames_of(dataset: Any, source: DataSource, config: dict[str, Any]) -> Frame
         return FrameSettings(
             dataset.num_steps,
             dataset.sensor_size,
-            split_by=source.split_by or 'number',
+            **source.bins,
             channels=channels,
             size=tuple(size),
             mean=config['mean'],

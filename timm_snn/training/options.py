@@ -42,8 +42,8 @@ FOR_IMAGES = (
     *('scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'crop_pct', 'interpolation'),
     'data_on_device',
 )
-FOR_EVENTS = ('event_aug', 'split_by')
-FOR_AN_EVENT_FOLDER = ('sensor_size',)
+FOR_EVENTS = ('event_aug', 'split_by', 'bin_ms', 'events_per_bin')
+FOR_AN_EVENT_FOLDER = ('sensor_size', 'read_events')
 FOR_COLUMNS = ('input_key', 'target_key')
 FOR_A_TEACHER = ('kd_checkpoint', 'kd_temperature', 'kd_task_weight')
 FOR_THE_AVERAGE = ('model_ema_decay', 'model_ema_warmup')
@@ -88,6 +88,9 @@ def data_source(args: argparse.Namespace) -> DataSource:
         input_key=args.input_key,
         target_key=args.target_key,
         split_by=args.split_by,
+        bin_us=args.bin_ms and max(1, round(1000 * args.bin_ms)),
+        events_per_bin=args.events_per_bin,
+        reading=args.read_events,
         sensor_size=tuple(args.sensor_size) if args.sensor_size else None,
     )
 
@@ -227,12 +230,21 @@ def _add_data_options(add: Callable[..., Any], flag: Any, split_by: str | None) 
         default=split_by,
         help=f'how event recordings become frames; default: {split_by or "as those that the model was trained on"}',
     )
+    add('--bin-ms', type=positive, metavar='MS', help='frames of so many milliseconds, T of them from the first event')
+    add('--events-per-bin', type=positive_int, metavar='N', help='frames of so many events, T of them')
     add(
         '--sensor-size',
         type=positive_int,
         nargs=2,
         metavar=('H', 'W'),
         help="height and width of the camera of an 'event_folder' in pixels; default: those of a model of events",
+    )
+    add(
+        '--read-events',
+        nargs='+',
+        action=ParseKwargs,
+        metavar='NAME=VALUE',
+        help="arguments of timm_snn.data.read_events for the files of an 'event_folder', e.g. kind=nmnist",
     )
 
 
