@@ -7,7 +7,6 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -82,7 +81,7 @@ def npz(recording: Recording, chunk: int) -> Iterator[Events]:
     """Four arrays of one length, t, x, y and p, or an array `events` as in an .npy; compressed or not."""
 
     def table() -> Table:
-        with _sound(recording):
+        with recording.sound('.npz archive'):
             archive = zipfile.ZipFile(recording.file)
         names = [name[:-4] for name in archive.namelist() if name.endswith('.npy')]
         if found := named_columns(names):
@@ -178,7 +177,7 @@ class _Member:
         self.recording, self.info = recording, info
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise self.error(0, f'expected it stored or deflated, as numpy does, got method {info.compress_type}')
-        with _sound(recording):
+        with recording.sound('.npz archive'):
             self.file = archive.open(info)
         self.position = 0
 
@@ -186,7 +185,7 @@ class _Member:
         return self.recording.error(self.info.header_offset, f'{self.info.filename}, byte {offset} in it: {text}')
 
     def read(self, count: int, what: str) -> bytes:
-        with _sound(self.recording):
+        with self.recording.sound('.npz archive'):
             data = self.file.read(count)
             if self.position + count == self.info.file_size:
                 self.file.read(1)  # at the end, zipfile compares checksums
@@ -198,17 +197,6 @@ class _Member:
     def seek(self, position: int) -> None:
         while self.position < position:
             self.read(min(position - self.position, 1 << 16), 'events')
-
-
-@contextmanager
-def _sound(recording: Recording) -> Iterator[None]:
-    """Turn all that zipfile and zlib say of damaged archives into our error."""
-    try:
-        yield
-    except EventFileError:
-        raise
-    except Exception as error:  # no code but theirs runs inside; damage has been seen to raise six kinds
-        raise recording.error(0, f'expected a sound .npz archive, got {type(error).__name__}: {error}') from error
 
 
 def _header(read: Callable[[int, str], bytes], fail: Callable[[int, str], EventFileError]) -> Header:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from .binary import version
-from .prophesee import header
+from .prophesee import TO_CSV, header
 from .recording import Recording
 
 __all__ = ['KNOWN', 'detect', 'suffix_of']
@@ -24,7 +24,6 @@ SUFFIXES = {'.bin': 'nmnist', '.csv': 'text', '.dat': 'dat', '.tsv': 'text', '.t
 BY_MAGIC = ['.aedat', '.aedat4', '.bag', '.h5', '.hdf5', '.mcap', '.npy', '.npz', '.raw']
 KNOWN = (*BY_MAGIC, *SUFFIXES)
 
-METAVISION = ('metavision_file_to_csv -i {file}', "read_events('{stem}.csv', order='xypt')")
 V2E = ('v2e -i {file} --dvs_text events.txt (pip install v2e), which simulates a camera', "read_events('events.txt')")
 # what files begin with that have no reader here, what they are, and the two commands that convert them
 OTHERS = {
@@ -88,5 +87,5 @@ def _by_header(recording: Recording) -> str | None:
     if found == 'EVT':
         return None
     if found.upper() not in EVT:
-        raise recording.other(f'a recording of Prophesee in the format {found}', *METAVISION)
+        raise recording.other(f'a recording of Prophesee in the format {found}', *TO_CSV)
     return EVT[found.upper()]

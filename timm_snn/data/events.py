@@ -15,12 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .aedat4 import aedat4
 from .arrays import npy, npz
 from .binary import aedat2, aedat3, nmnist
 from .columns import UNITS
 from .detect import detect
+from .hdf5 import hdf5
 from .prophesee import dat, evt2, evt3, evt21
 from .recording import MAX_UNPACKED, EventFileError, Events, Options, Recording, wrong_file
+from .ros import mcap, rosbag
 from .text import text
 
 __all__ = [
@@ -47,6 +50,10 @@ FORMATS = {
     'evt3': Format(evt3),
     'dat': Format(dat),
     'text': Format(text, ('order', 'time_unit')),
+    'hdf5': Format(hdf5, ('order', 'time_unit', 'stream')),
+    'aedat4': Format(aedat4, ('stream',)),
+    'rosbag': Format(rosbag, ('stream',)),
+    'mcap': Format(mcap, ('stream',)),
 }
 LABELS_LIMIT = 1 << 20  # bytes; real files have some 300
 CHUNK = 1 << 20  # events: the default of iter_events

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .recording import Events, Recording
+from .recording import Events, Recording, gather
 
-__all__ = ['Evt3', 'dat', 'evt2', 'evt3', 'evt21', 'header']
+__all__ = ['TO_CSV', 'Evt3', 'dat', 'evt2', 'evt3', 'evt21', 'header']
 
 HEADER_LIMIT = 1 << 16
+TO_CSV = ('metavision_file_to_csv -i {file}', "read_events('{stem}.csv', order='xypt')")  # for what is not read here
 ON, TIME_HIGH = 0x1, 0x8  # types of words of EVT 2.0 and 2.1, in which 0 is an event, too
 ADDR_Y, ADDR_X, VECT_BASE_X, VECT_12, VECT_8, TIME_LOW = 0x0, 0x2, 0x3, 0x4, 0x5, 0x6  # and of EVT 3.0
 
@@ -88,6 +89,10 @@ def evt21(recording: Recording, chunk: int) -> Iterator[Events]:
 
     The header's endianness tells which half of a word comes first: the lower one if it is `little`, as of the GenX320.
     """
+    return gather(_evt21(recording, chunk), chunk)
+
+
+def _evt21(recording: Recording, chunk: int) -> Iterator[Events]:
     little = header(recording).get('endianness') == 'little'
     high = _TimeHigh()
     for start, data in recording.whole(8, chunk):
@@ -98,17 +103,21 @@ def evt21(recording: Recording, chunk: int) -> Iterator[Events]:
         word = words[seen][index]
         x, y = (word >> 11 & 0x7FF) + bit, word & 0x7FF
         _inside(recording, x, y, start + 8 * seen[index])
-        yield from _parts(_events(time[index] | word >> 22 & 0x3F, x, y, word >> 28), chunk)
+        yield _events(time[index] | word >> 22 & 0x3F, x, y, word >> 28)
 
 
 def evt3(recording: Recording, chunk: int) -> Iterator[Events]:
     """EVT 3.0: words of 16 bits that set a time, a row, a column and a polarity, and events of 1 to 12 pixels."""
+    return gather(_evt3(recording, chunk), chunk)
+
+
+def _evt3(recording: Recording, chunk: int) -> Iterator[Events]:
     header(recording)
     decode = Evt3()
     for start, data in recording.whole(2, chunk):
         events, index = decode(np.frombuffer(data, '<u2'))
         _inside(recording, events.x, events.y, start + 2 * index)
-        yield from _parts(events, chunk)
+        yield events
 
 
 class Evt3:
@@ -216,8 +225,3 @@ def _inside(recording: Recording, x: np.ndarray, y: np.ndarray, places: np.ndarr
     if wrong.any():
         i = int(wrong.argmax())
         raise recording.error(int(places[i]), f'expected x below {width} and y below {height}, got ({x[i]}, {y[i]})')
-
-
-def _parts(events: Events, chunk: int) -> Iterator[Events]:
-    for start in range(0, len(events.t), chunk):
-        yield Events(*(array[start : start + chunk] for array in events))

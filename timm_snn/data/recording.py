@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import os
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import IO, Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 
 from ..files import printable
 
-__all__ = ['MAX_UNPACKED', 'EventFileError', 'Events', 'Options', 'Recording', 'wrong_file']
+__all__ = [
+    'MAX_UNPACKED', 'EventFileError', 'Events', 'Options', 'Recording', 'gather', 'library', 'wrong_file',
+]  # fmt: skip
 
 BUFFER = 1 << 16  # bytes: packets of AEDAT 3.1 are small, and so are whole files of N-MNIST
 GZIP = b'\x1f\x8b\x08'
@@ -112,6 +116,32 @@ def wrong_file(path: str | os.PathLike[str], text: str) -> EventFileError:
     return EventFileError(f'{printable(os.fsdecode(path), 1000)}: {printable(text, 500)}')
 
 
+def library(name: str, what: str) -> ModuleType:
+    """The library that a format needs. Raises: ModuleNotFoundError that says what to install."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = f"{what} needs {name}: pip install 'timm-snn[events]'"
+        raise ModuleNotFoundError(missing, name=name) from error
+
+
+def gather(pieces: Iterable[Events], chunk: int) -> Iterator[Events]:
+    """The same events in parts of `chunk` events, the last of what is left: pieces may be of any length."""
+    waiting: list[Events] = []
+    count = 0
+    for piece in pieces:
+        start = 0
+        while start < len(piece):
+            part = piece[start : start + chunk - count]
+            waiting.append(part)
+            start, count = start + len(part), count + len(part)
+            if count == chunk:
+                yield Events.concatenate(waiting)
+                waiting, count = [], 0
+    if waiting:
+        yield Events.concatenate(waiting)
+
+
 class Options(NamedTuple):
     """What read_events says of its arguments."""
 
@@ -189,6 +219,16 @@ class Recording:
             text.format(**{name: printable(value, 150) for name, value in names.items()}) for text in commands
         )
         return EventFileError(f'{self.error(0, f"got {what}, expected events")}. Convert it: {command}; {python}')
+
+    @contextmanager
+    def sound(self, what: str) -> Iterator[None]:
+        """Turn all that a library says of a damaged file into our error; no code but the library's runs inside."""
+        try:
+            yield
+        except (EventFileError, ImportError):
+            raise
+        except Exception as error:  # damage has been seen to raise six kinds in zipfile and zlib alone
+            raise self.error(0, f'expected a sound {what}, got {type(error).__name__}: {error}') from error
 
     def too_large(self, unpacked: int | str) -> EventFileError:
         return self.error(
