@@ -89,6 +89,8 @@ def open_model(
             # not those of the tag or of the model it began with: the run may have had other data
             model.pretrained_cfg.update(label_names=labels, label_descriptions=None)
             model.pretrained_cfg.update(frames=frames, source='file', file=str(file))
+            if frames:
+                model.pretrained_cfg.update(mean=frames['mean'], std=frames['std'])
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
