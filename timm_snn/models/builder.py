@@ -94,12 +94,13 @@ def build_spiking_model(
         adopt_sizes(state_dict, model, _sizes_asked_for(kwargs, saved_args))
         return state_dict
 
+    own_cfg: Any = SpikingCfg(**cfg)  # timm would make its own of a dict, which knows no frames
     with reading:
         model = build_model_with_cfg(
             construct,
             variant,
             pretrained,
-            pretrained_cfg=SpikingCfg(**cfg),  # timm would make its own of a dict, which knows no frames
+            pretrained_cfg=own_cfg,
             pretrained_filter_fn=fit,
             # The getter calls forward_intermediates, which averages over time; timm's hooks would return [T, B, ...].
             feature_cfg=dict(
