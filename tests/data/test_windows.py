@@ -84,6 +84,15 @@ def test_frames_of_windows_are_bins_of_fixed_duration(tmp_path):
         np.testing.assert_array_equal(made, to_frames(inside, 4, sensor_size=SENSOR, dtype=np.uint8))
 
 
+def test_frames_have_the_sensor_size_that_the_file_says(tmp_path):
+    events = writers.random_events(200, size=40)
+    path = writers.evt2(tmp_path / 'recording.raw', events, size=50)
+    frames = [made for _, made in iter_frames(path, window=100_000)]
+    assert frames[0].shape == (1, 2, 50, 50) and sum(made.sum() for made in frames) == 200
+    with pytest.raises(ValueError, match=r'expected sensor_size=\(height, width\)'):
+        iter_frames(events, window=100_000)
+
+
 def test_reading_is_in_bounded_memory():
     """Parts are asked for as windows are, and left behind."""
     asked = []
@@ -219,6 +228,8 @@ def test_windows_are_loaded_by_workers_and_are_no_windows_of_frames(folder):
         WindowDataset(torch.utils.data.Subset(recordings, [0]), 10_000)
     with pytest.raises(ValueError, match='window must be at least 1 us'):
         WindowDataset(recordings, 0)
+    with pytest.raises(ValueError, match='the 2 bins of 3000 us of the data set are not a window of 10000 us'):
+        WindowDataset(EventFolder(folder, sensor_size=(16, 16), num_steps=2, bin_us=3000), 10_000)
     recordings.filter = lambda events: events[:0]
     with pytest.raises(ValueError, match=r'left/a\.npy has no events to take windows of'):
         WindowDataset(recordings, 10_001)

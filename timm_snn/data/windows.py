@@ -212,8 +212,8 @@ class WindowDataset(Dataset):
         check_window(window, stride)
         if (bin_us := dataset.bins.get('bin_us')) and dataset.num_steps * bin_us != window:
             raise ValueError(
-                f'the {dataset.num_steps} bins of {bin_us} us of the data set are not a window of {window} us: leave out '
-                'bin_us, or change one of them'
+                f'the {dataset.num_steps} bins of {bin_us} us of the data set are not a window of {window} us: leave '
+                'out bin_us, or change one of them'
             )
         self.dataset, self.window, self.stride = dataset, window, stride or window
         self.classes, self.sensor_size, self.num_steps = dataset.classes, dataset.sensor_size, dataset.num_steps
