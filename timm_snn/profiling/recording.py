@@ -102,7 +102,7 @@ class Recording:
         for name, module in self.model.named_modules():
             name = name_before_compiling(name)
             if type(module) in FUSED:
-                self._names[id(module.neuron)] = name, module.neuron  # type: ignore[arg-type]
+                self._names[id(module.neuron)] = name, module.neuron
             elif is_neuron(module):
                 self._hook(module, stack, *self._watch_neuron(name))
                 continue
