@@ -11,6 +11,7 @@ from .models import stream as stream
 from .models.pretrained import list_pretrained
 from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend
 from .profiling import profile
+from .profiling import record as record
 from .version import __version__ as __version__
 
 __all__ = [

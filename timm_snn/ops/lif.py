@@ -94,7 +94,7 @@ def fire_on(
             f'lif_stream needs v {tuple(x.shape[1:])} of {membrane_dtype(x.dtype)}, got {tuple(v.shape)} of {v.dtype}: '
             'pass the v that the last call returned'
         )
-    run = resolve_backend(backend, x, neuron.surrogate).lif
+    run = resolve_backend(backend, x, neuron).lif
     if learned.scale is None:
         return run(x, v, learned.tau, neuron, True)
     scale, v_rest = by_channel(learned.scale, x.ndim - 1), neuron.v_rest
@@ -107,7 +107,7 @@ def fire(x: Tensor, neuron: Neuron, learned: Learned, backend: str | None) -> Te
     """`lif` with its settings as values."""
     check_input(x)
     learned = learned.of(x)
-    run = resolve_backend(backend, x, neuron.surrogate).lif
+    run = resolve_backend(backend, x, neuron).lif
     return run(scaled(x, learned), None, learned.tau, neuron, False)[0]
 
 
