@@ -75,7 +75,7 @@ def make(name: str, **kwargs: Any) -> Any:
 
 
 def lively(model: nn.Module) -> Any:
-    """The model, with batch norms that let every neuron fire sometimes: the last layers of an untrained one are silent."""
+    """The model, with batch norms that let every neuron fire sometimes: untrained, its last layers are silent."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.8, 1.6)

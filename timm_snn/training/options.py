@@ -13,6 +13,7 @@ from timm.utils import ParseKwargs
 
 from .data import EVENT_DATASETS, DataSource
 from .errors import UserError, one_line_errors
+from .imports import import_own
 
 __all__ = [
     'ArgumentParser',
@@ -67,10 +68,20 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             '--traceback', action='store_true', help='show where an error came from, as TIMM_SNN_TRACEBACK=1 does'
         )
+        self.add_argument(
+            '--import',
+            nargs='+',
+            action='extend',
+            metavar='MODULE|FILE.py',
+            help='what registers families, neurons or losses of your own, imported before anything else',
+        )
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         with one_line_errors('read the command line', "--model-kwargs takes name=value ..., and '--' ends them"):
-            return super().parse_known_args(*args, **kwargs)
+            parsed = super().parse_known_args(*args, **kwargs)
+        for name in getattr(parsed[0], 'import') or ():
+            import_own(name)
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; see {self.script} --help')
