@@ -65,10 +65,11 @@ class SnnTorchNeuron(nn.Module):
         return torch.stack(spikes)
 
 
-_ADAPTERS: dict[str, type[SpikingJellyNeuron] | type[SnnTorchNeuron]] = {'spikingjelly': SpikingJellyNeuron, 'snntorch': SnnTorchNeuron}
+_Adapter = type[SpikingJellyNeuron] | type[SnnTorchNeuron]
+_ADAPTERS: dict[str, _Adapter] = {'spikingjelly': SpikingJellyNeuron, 'snntorch': SnnTorchNeuron}
 
 
-def adapter_of(cls: Any) -> type[SpikingJellyNeuron] | type[SnnTorchNeuron] | None:
+def adapter_of(cls: Any) -> _Adapter | None:
     """The adapter for a class of one of the two libraries, or one derived of it; None for any other."""
     libraries = (base.__module__.partition('.')[0] for base in getattr(cls, '__mro__', ()))
     return next((_ADAPTERS[library] for library in libraries if library in _ADAPTERS), None)
