@@ -106,7 +106,7 @@ class LIF(nn.Module):
     @torch.jit.unused
     def learned(self) -> Learned:
         """The settings that are tensors, for the ops that take them."""
-        scale = None if self.log_threshold is None else _in_membrane_dtype(self.log_threshold).exp()
+        scale = _in_membrane_dtype(self.log_threshold).exp() if self.learn_threshold else None  # type: ignore[arg-type]
         return Learned(self.learned_tau(), scale)
 
     @torch.jit.unused
