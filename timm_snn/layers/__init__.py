@@ -10,7 +10,7 @@ from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .mlp import SpikingMlp
-from .neuron import IF, LIF, IntegerNeuron, ParametricLIF, ReluNeuron
+from .neuron import IF, LIF, IntegerNeuron, ParametricLIF, ReluNeuron, neuron_for
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .quantized import ClipFloorShift, ConvertedNeuron, OnRunningMean
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
@@ -62,6 +62,7 @@ __all__ = [
     'attentions',
     'mean_over_time',
     'merge_time',
+    'neuron_for',
     'neurons',
     'patch_embeds',
     'pool_spikes',

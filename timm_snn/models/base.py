@@ -17,6 +17,7 @@ from ..layers import (
     attentions,
     mean_over_time,
     merge_time,
+    neuron_for,
     patch_embeds,
     refuse_bare_recording,
     split_time,
@@ -82,9 +83,11 @@ def _without_arguments(layer: Any) -> Any:
     return _without_arguments(layer.func) if isinstance(layer, partial) else layer
 
 
-def _behind_a_neuron(attn: LayerFn, *args: Any, lif_layer: LayerFn, device=None, dtype=None, **kwargs) -> nn.Module:
+def _behind_a_neuron(
+    attn: LayerFn, dim: int, *args: Any, lif_layer: LayerFn, device=None, dtype=None, **kwargs
+) -> nn.Module:
     dd = {'device': device, 'dtype': dtype}
-    return nn.Sequential(lif_layer().to(**dd), attn(*args, lif_layer=lif_layer, **dd, **kwargs))
+    return nn.Sequential(neuron_for(dim, lif_layer).to(**dd), attn(dim, *args, lif_layer=lif_layer, **dd, **kwargs))
 
 
 def per_stage(value: Any, num_stages: int, name: str) -> tuple:
