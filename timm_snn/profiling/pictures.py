@@ -65,7 +65,8 @@ def spike_raster(
                 linewidths=0.6,
             )
             axes.set(xlim=(0.5, T + 0.5), ylim=(-1, taken.shape[1]), xticks=_ticks(T), yticks=[])
-            axes.set_title(f'{_short(name)}\n{100 * spikes.ne(0).float().mean():.1f} % of {total:,}', fontsize=7)
+            rate = f'{100 * spikes.ne(0).float().mean():.1f} %' if spikes.any() else 'silent, all'
+            axes.set_title(f'{_short(name)}\n{rate} of {total:,}', fontsize=7)
             axes.spines[['left', 'bottom']].set_color('#c6ccd4')
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
