@@ -17,6 +17,7 @@ from .errors import UserError, one_line_errors
 __all__ = [
     'ArgumentParser',
     'accelerator_options',
+    'add_recording_options',
     'as_config',
     'batch_options',
     'data_source',
@@ -28,6 +29,7 @@ __all__ = [
     'natural_int',
     'optimizer_options',
     'positive_int',
+    'recordings',
     'sample_options',
     'schedule_options',
     'tag_of',
@@ -105,6 +107,17 @@ def data_source(args: argparse.Namespace) -> DataSource:
         download=args.dataset_download,
         input_key=args.input_key,
         target_key=args.target_key,
+        **_recording_options(args),
+    )
+
+
+def recordings(args: argparse.Namespace) -> DataSource:
+    """Recordings of one's own, and how they are read and made into frames."""
+    return DataSource('event_folder', **_recording_options(args))
+
+
+def _recording_options(args: argparse.Namespace) -> dict[str, Any]:
+    return dict(
         split_by=args.split_by,
         bin_us=args.bin_ms and max(1, round(1000 * args.bin_ms)),
         events_per_bin=args.events_per_bin,
@@ -243,6 +256,11 @@ def _add_data_options(add: Callable[..., Any], flag: Any, split_by: str | None) 
     add('--dataset-download', action=flag, default=False, help='let torch/... data sets download themselves')
     add('--input-key', help='column of the images of an hfds/ data set')
     add('--target-key', help='column of its labels')
+    add_recording_options(add, split_by)
+
+
+def add_recording_options(add: Callable[..., Any], split_by: str | None = None) -> None:
+    """Options of `recordings`."""
     add(
         '--split-by',
         choices=('number', 'time'),
@@ -256,14 +274,14 @@ def _add_data_options(add: Callable[..., Any], flag: Any, split_by: str | None) 
         type=positive_int,
         nargs=2,
         metavar=('H', 'W'),
-        help="height and width of the camera of an 'event_folder' in pixels; default: those of a model of events",
+        help="height and width of the camera of one's own recordings in pixels; default: those of a model of events",
     )
     add(
         '--read-events',
         nargs='+',
         action=ParseKwargs,
         metavar='NAME=VALUE',
-        help="arguments of timm_snn.data.read_events for the files of an 'event_folder', e.g. kind=nmnist",
+        help="arguments of timm_snn.data.read_events for one's own recordings, e.g. kind=nmnist",
     )
 
 
