@@ -17,6 +17,7 @@ from .errors import UserError, one_line_errors
 __all__ = [
     'ArgumentParser',
     'accelerator_options',
+    'add_camera_options',
     'add_recording_options',
     'as_config',
     'batch_options',
@@ -28,6 +29,7 @@ __all__ = [
     'model_parser',
     'natural_int',
     'optimizer_options',
+    'positive',
     'positive_int',
     'recordings',
     'sample_options',
@@ -118,9 +120,9 @@ def recordings(args: argparse.Namespace) -> DataSource:
 
 def _recording_options(args: argparse.Namespace) -> dict[str, Any]:
     return dict(
-        split_by=args.split_by,
+        split_by=getattr(args, 'split_by', None),
         bin_us=args.bin_ms and max(1, round(1000 * args.bin_ms)),
-        events_per_bin=args.events_per_bin,
+        events_per_bin=getattr(args, 'events_per_bin', None),
         reading=args.read_events,
         sensor_size=tuple(args.sensor_size) if args.sensor_size else None,
     )
@@ -198,8 +200,8 @@ def _chosen(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, A
     return {name: getattr(args, option) for name, option in options.items()}
 
 
-def model_parser(script: str, description: str | None) -> ArgumentParser:
-    """Options of a trained model and of how it is run."""
+def model_parser(script: str, description: str | None, batches: bool = True) -> ArgumentParser:
+    """Options of a trained model and of how it is run, on batches or on one sample at a time."""
     parser = ArgumentParser(script, description)
     add = parser.add_argument_group('model').add_argument
     add('--model', required=True, help="'local-dir:FOLDER', 'hf-hub:USER/NAME', or a name that timm knows")
@@ -215,8 +217,9 @@ def model_parser(script: str, description: str | None) -> ArgumentParser:
     add('--device', default='cpu', help="'cuda' for a GPU")
     add('--num-threads', type=positive_int, help='on a CPU; default: all cores')
     _add_image_options(add)
-    add('--batch-size', '-b', type=positive_int, default=32)
-    add('--workers', '-j', type=int, default=0, help='processes that load data')
+    if batches:
+        add('--batch-size', '-b', type=positive_int, default=32)
+        add('--workers', '-j', type=int, default=0, help='processes that load data')
     return parser
 
 
@@ -269,6 +272,11 @@ def add_recording_options(add: Callable[..., Any], split_by: str | None = None) 
     )
     add('--bin-ms', type=positive, metavar='MS', help='frames of so many milliseconds, T of them from the first event')
     add('--events-per-bin', type=positive_int, metavar='N', help='frames of so many events, T of them')
+    add_camera_options(add)
+
+
+def add_camera_options(add: Callable[..., Any]) -> None:
+    """Options of `recordings` without those of the bins."""
     add(
         '--sensor-size',
         type=positive_int,

@@ -43,7 +43,7 @@ def settings_for(model: Any, source: DataSource, **image: Any) -> tuple[FrameSet
             f'{type(model).__name__} with {channels(model)} channels does not say how its frames are made, as models '
             'of images and of earlier versions: pass --sensor-size H W, of the camera that it was trained with'
         )
-    given = {name: tuple(image[name]) for name in ('mean', 'std') if name in image}
+    given: dict[str, Any] = {name: tuple(image[name]) for name in ('mean', 'std') if name in image}
     if not has_frame_settings(model):
         config = config_to_evaluate(source, model, **image)
         given = {name: config[name] for name in ('mean', 'std')}
