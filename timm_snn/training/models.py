@@ -31,6 +31,7 @@ __all__ = [
     'channels',
     'check_neurons',
     'check_sparse_spikes',
+    'early_exits',
     'fold_of',
     'fused',
     'input_config',
@@ -298,6 +299,12 @@ def channels(model: Any) -> int:
 def steps_of(model: Any) -> int:
     """T; a model without time steps has one."""
     return getattr(model, 'num_steps', 1)
+
+
+def early_exits(model: Any) -> list[int]:
+    """The steps after which a model answers as one of so few steps: all, or the ends of its chunks of steps."""
+    chunk = getattr(model, 'chunk_steps', 1)
+    return [*range(chunk, model.num_steps, chunk), model.num_steps]
 
 
 def is_trained(name: str, checkpoint: Path | None, pretrained: bool) -> bool:
