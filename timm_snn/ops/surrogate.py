@@ -129,7 +129,9 @@ def make_surrogate(name: str, derivative: Curve, primitive: Curve | None = None,
     dtype.
     """
     if not isinstance(name, str) or name in SURROGATES or not name.isidentifier():
-        raise ValueError(f'a surrogate of your own is named by an identifier other than {sorted(SURROGATES)}, got {name!r}')
+        raise ValueError(
+            f'a surrogate of your own is named by an identifier other than {sorted(SURROGATES)}, got {name!r}'
+        )
     points = torch.linspace(-2, 2, 5, dtype=torch.float64)
     for function in filter(None, (derivative, primitive)):
         y = function(points)
