@@ -28,6 +28,8 @@ class ALIF(LeakyNeuron):
     Shape and errors: as `TorchNeuron`, and ValueError for a `tau_adaptation` that is not positive or a negative beta.
     """
 
+    state_names = ('v', 'a')
+
     def __init__(
         self,
         tau: float = 2.0,
@@ -47,9 +49,6 @@ class ALIF(LeakyNeuron):
             )
         self.beta = float(beta)
         self.tau_adaptation = float(tau_adaptation)
-
-    def rest(self, x: Tensor) -> tuple[Tensor, ...]:
-        return *super().rest(x), x.new_zeros(())
 
     def step(self, x: Tensor, v: Tensor, a: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         h = self.charge(x, v)

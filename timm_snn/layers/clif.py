@@ -27,6 +27,8 @@ class CLIF(StepwiseNeuron):
     Shape and errors: as `TorchNeuron`.
     """
 
+    state_names = ('v', 'm')
+
     def __init__(
         self,
         tau: float = 2.0,
@@ -38,9 +40,6 @@ class CLIF(StepwiseNeuron):
         Neuron(tau, v_threshold, v_reset=None, decay_input=False)  # checks both
         self.tau = float(tau)
         self.v_threshold = float(v_threshold)
-
-    def rest(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x.new_zeros(()), x.new_zeros(())
 
     def step(self, x: Tensor, v: Tensor, m: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         h = (1 - 1 / self.tau) * v + x

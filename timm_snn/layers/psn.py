@@ -103,5 +103,10 @@ class SlidingPSN(TorchNeuron):
         h: list[Any] = [sum(w * currents[t - i] for i, w in enumerate(weights[: t + 1])) for t in range(len(x))]
         return self.spike(torch.stack(h) - self.theta.to(x.dtype))
 
+    def stream(self, x: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next steps of a stream (`timm_snn.stream`), which remembers the last currents."""
+        currents = x if state is None else torch.cat([state['x'], x])
+        return self(currents)[-len(x) :], {'x': currents[max(0, len(currents) - self.order + 1) :]}
+
     def extra_repr(self) -> str:
         return f'order={self.order}, v_threshold={self.v_threshold}, surrogate={self.surrogate}'

@@ -1,6 +1,6 @@
 """What neurons share that `timm_snn.lif` does not cover: they run in plain torch, and nothing else has to know them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,25 +49,36 @@ class TorchNeuron(nn.Module):
 class StepwiseNeuron(TorchNeuron):
     """A neuron whose steps follow from each other: a subclass has `rest` and `step`.
 
-    Its state is a tuple of tensors, of which the first is the membrane after the reset.
+    Its state is a tensor for each of `state_names`, of which the first is the membrane after the reset.
     """
 
+    state_names: ClassVar[tuple[str, ...]] = ('v',)
+
     def fire(self, x: Tensor) -> Tensor:
-        state = self.rest(x)
+        return self._run(x, self.rest(x))[0]
+
+    def stream(self, x: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next steps of a stream (`timm_snn.stream`): from the state after the last ones, or at rest, on."""
+        currents = x.to(membrane_dtype(x.dtype))
+        before = self.rest(currents) if state is None else tuple(state[name] for name in self.state_names)
+        spikes, after = self._run(currents, before)
+        return spikes.to(x.dtype), dict(zip(self.state_names, after, strict=True))
+
+    def rest(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The state before the first step, of tensors that broadcast to a step of x."""
+        return tuple(x.new_zeros(()) for _ in self.state_names)  # of no size: an export would keep that of its example
+
+    def step(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """The spikes of one step [B, ...], and the state after it."""
+        raise NotImplementedError
+
+    def _run(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         spikes = []
         for x_t in x.unbind(0):
             s, *after = self.step(x_t, *state)
             state = tuple(after)
             spikes.append(s)
-        return torch.stack(spikes)
-
-    def rest(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The state before the first step, of tensors that broadcast to a step of x."""
-        raise NotImplementedError
-
-    def step(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """The spikes of one step [B, ...], and the state after it."""
-        raise NotImplementedError
+        return torch.stack(spikes), state
 
 
 class LeakyNeuron(StepwiseNeuron):
@@ -87,7 +98,7 @@ class LeakyNeuron(StepwiseNeuron):
         self.neuron = Neuron(tau, v_threshold, v_reset, decay_input, self.surrogate, detach_reset)
 
     def rest(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (x.new_full((), self.neuron.v_rest),)  # of no size: an export would keep that of its example
+        return x.new_full((), self.neuron.v_rest), *super().rest(x)[1:]
 
     def charge(self, x: Tensor, v: Tensor) -> Tensor:
         """h, the membrane v after the current x, before it fires."""
