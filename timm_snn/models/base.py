@@ -204,6 +204,9 @@ class SpikingTransformer(nn.Module):
                     f"act='relu' has no memory, and all steps of an image would be the same: expected num_steps=1, got "
                     f'{value}; frames are averaged outside of the model'
                 )
+            for module in self.modules():
+                if hasattr(module, 'set_num_steps'):  # has weights for every step
+                    module.set_num_steps(value)  # type: ignore[operator]
         super().__setattr__(name, value)
 
     def _init_head(self) -> None:
@@ -239,7 +242,13 @@ class SpikingTransformer(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return set()  # timm's optimizer factory exempts 1-D and 0-D parameters, such as ParametricLIF's w, by itself
+        # timm's optimizer factory exempts 1-D and 0-D parameters, such as ParametricLIF's w, by itself
+        return {
+            f'{name}.{parameter}'
+            for name, module in self.named_modules()
+            if name and hasattr(module, 'no_weight_decay')
+            for parameter in module.no_weight_decay()
+        }
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
