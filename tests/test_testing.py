@@ -44,7 +44,11 @@ class Widens(timm_snn.LIF):
 @pytest.mark.parametrize('name', sorted(set(neurons.names()) - {'relu'}))
 @pytest.mark.parametrize('check', testing.NEURON_CHECKS)
 def test_the_neurons_here_pass(check, name):
-    check(neurons.get(name))
+    if (name, check) == ('psn', testing.check_neuron_causality):
+        with pytest.raises(AssertionError, match='a step saw a later one'):  # its nature
+            check(neurons.get(name))
+    else:
+        check(neurons.get(name))
 
 
 @pytest.mark.parametrize(
@@ -123,5 +127,3 @@ def test_a_golden_file_notices_one_changed_weight(model, tmp_path):
         twin.head.fc.bias[0] += 1e-6
     with pytest.raises(AssertionError):
         testing.check_golden(twin, tmp_path / 'golden.safetensors')
-
-

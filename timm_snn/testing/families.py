@@ -1,26 +1,7 @@
-"""Tests for families and neurons of one's own: what every one of this package is tested for.
-
-    import pytest
-    from timm_snn import testing
-
-    @pytest.fixture(scope='module')
-    def model():
-        return testing.make('myformer_3_16')
-
-    @pytest.mark.parametrize('check', testing.FAMILY_CHECKS)
-    def test_family(check, model):
-        check(model)
-
-    @pytest.mark.parametrize('check', testing.NEURON_CHECKS)
-    def test_neuron(check):
-        check(MyNeuron)
-
-A check raises AssertionError, with what it found; any test runner will do.
-"""
+"""What every family of this package is tested for, of a model; each check raises AssertionError."""
 
 import copy
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.testing import assert_close
 
-from .layers import ConvBn, ConvBnLif, RunningFiringRate
-from .models import fuse
-from .models.pretrained import save_for_hf
+from ..layers import ConvBn, ConvBnLif, RunningFiringRate
+from ..models import fuse
+from ..models.pretrained import save_for_hf
 
 __all__ = [
     'FAMILY_CHECKS',
-    'NEURON_CHECKS',
     'check_causality',
     'check_checkpointing',
     'check_contract',
@@ -49,20 +29,13 @@ __all__ = [
     'check_learning',
     'check_memory',
     'check_neighbours',
-    'check_neuron_causality',
-    'check_neuron_gradient',
-    'check_neuron_in_a_model',
-    'check_neuron_memory',
-    'check_neuron_neighbours',
-    'check_neuron_precision',
     'check_saving',
     'check_steps',
+    'images',
     'lively',
     'make',
     'record_golden',
 ]
-
-NeuronLayer = Callable[..., nn.Module]
 
 
 def make(name: str, **kwargs: Any) -> Any:
@@ -256,69 +229,3 @@ def check_golden(model: Any, file: str | Path, atol: float = 1e-9) -> None:
     """The logits of every step are those that `record_golden` wrote, in float64."""
     recorded = load_file(file)
     assert_close(model.forward_steps(recorded['input']), recorded['logits'], rtol=0, atol=atol)
-
-
-def currents(batch: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
-    """[T, B, C, H, W], with which most neurons fire now and then."""
-    torch.manual_seed(0)
-    return 2 * torch.rand(4, batch, 2, 5, 7, dtype=dtype)
-
-
-@torch.no_grad()
-def check_neuron_memory(neuron: NeuronLayer) -> None:
-    """[T, B, ...] -> the same shape, not silent, and the same again in the next call."""
-    layer, x = neuron().double().eval(), currents()
-    spikes = layer(x)
-    assert spikes.shape == x.shape and spikes.dtype == x.dtype, f'{x.shape} became {spikes.shape} of {spikes.dtype}'
-    assert spikes.any(), 'it is silent'
-    assert torch.equal(layer(x), spikes), 'the second call gives other spikes than the first'
-
-
-@torch.no_grad()
-def check_neuron_neighbours(neuron: NeuronLayer) -> None:
-    """A sample's spikes do not depend on the others."""
-    layer, x = neuron().double().eval(), currents()
-    assert torch.equal(layer(x[:, :1]), layer(x)[:, :1])
-
-
-@torch.no_grad()
-def check_neuron_causality(neuron: NeuronLayer) -> None:
-    """A step does not see later ones; leave this out for a neuron that may, such as PSN."""
-    layer, x = neuron().double().eval(), currents()
-    assert torch.equal(layer(torch.cat([x[:2], 1 - x[2:]]))[:2], layer(x)[:2]), 'a step saw a later one'
-
-
-def check_neuron_gradient(neuron: NeuronLayer) -> None:
-    """The surrogate gradient reaches the input and every parameter, and is finite."""
-    layer, x = neuron().double().train(), currents().requires_grad_()
-    layer(x).square().sum().backward()
-    for name, tensor in [('input', x), *layer.named_parameters()]:
-        assert tensor.grad is not None and tensor.grad.isfinite().all(), f'{name} has the gradient {tensor.grad}'
-    assert x.grad is not None and x.grad.any(), 'no gradient reaches the input'
-
-
-@torch.no_grad()
-def check_neuron_precision(neuron: NeuronLayer) -> None:
-    """Half precision in gives half precision out, and finite spikes."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        spikes = neuron().to(dtype).eval()(currents(dtype=dtype))
-        assert spikes.dtype == dtype and spikes.isfinite().all(), f'{dtype} became {spikes.dtype}'
-
-
-def check_neuron_in_a_model(neuron: NeuronLayer) -> None:
-    """A model trains with it: finite logits, and a gradient in the first layer."""
-    torch.manual_seed(0)
-    model = lively(timm.create_model('msvit_4_96', num_classes=3, in_chans=1, num_steps=4, lif_layer=neuron))
-    logits = model(torch.rand(2, 1, 32, 32))
-    logits.square().sum().backward()
-    assert logits.isfinite().all() and model.stem.units[0].conv.weight.grad.any()
-
-
-NEURON_CHECKS = (
-    check_neuron_memory,
-    check_neuron_neighbours,
-    check_neuron_causality,
-    check_neuron_gradient,
-    check_neuron_precision,
-    check_neuron_in_a_model,
-)
