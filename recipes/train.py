@@ -41,7 +41,15 @@ from timm_snn.training import options
 from timm_snn.training.batches import BatchTransform
 from timm_snn.training.checkpoints import Checkpoints, prepare_output
 from timm_snn.training.compiling import CompiledBlocks, backend_to_compile
-from timm_snn.training.data import choose_samples, class_names, make_transform, note_on_pictures, open_datasets
+from timm_snn.training.data import (
+    choose_samples,
+    class_names,
+    frames_of,
+    make_transform,
+    note_on_frames,
+    note_on_pictures,
+    open_datasets,
+)
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import averaged_weights, mean_metrics, predict_first
 from timm_snn.training.fingerprint import fingerprint
@@ -109,7 +117,7 @@ class Run:
             if self.is_sharded:
                 trainable['channels_last'] = False  # the default of our models is what FSDP cannot shard
             self.model = open_to_train(args.model, **trainable)
-            self.data_config = input_config(self.model, **options.image_options(args))
+            self.data_config = input_config(self.model, source.is_events, **options.image_options(args))
             check_neurons(self.model, self.accelerator.device)
             if args.sparse_spikes:
                 check_sparse_spikes(self.accelerator.device)
@@ -117,6 +125,9 @@ class Run:
             train_set, val_set = open_datasets(source, args.train_split, args.val_split, self.model, size)
         self.class_names, self.is_events = class_names(train_set), source.is_events
         self.notes = [note_on_pictures(train_set, self.data_config)]
+        self.frames = frames_of(train_set, source, self.data_config) if source.is_events else None
+        if self.frames:
+            self.notes.append(note_on_frames(self.model, self.frames))
         if args.pretrained:
             self.notes.append(renew_classifier(self.model, self.class_names))
         self.train_set, self.val_set, self.test_set = choose_samples(
@@ -199,6 +210,8 @@ class Run:
         if accelerator.is_main_process:  # which alone compares and saves it
             train, val = map(fingerprint, self.train_set.source.datasets)
             setup['data'] = {'training': train, 'validation': val}
+            if self.frames:
+                setup['frames'] = self.frames.to_dict()
         self.checkpoints = Checkpoints(
             accelerator,
             args.output,
@@ -384,7 +397,7 @@ def finish(run: Run, args: Namespace, seconds: float) -> None:
         with one_line_errors(f'write to --output {args.output}'):
             write_summary(run.progress.history, args.output)  # of an epoch whose checkpoint was saved before a kill
         folder = args.output / 'model'
-        save_model(model, folder, options.tag_of(args.model), run.class_names, run.data_config, args.fold)
+        save_model(model, folder, options.tag_of(args.model), run.class_names, run.data_config, args.fold, run.frames)
         if tested:
             result = {'epoch': run.progress.best_epoch(metric), 'samples': samples, **tested}
             with one_line_errors(f'write to --output {args.output}'):

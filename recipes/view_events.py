@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from timm_snn.data import Events, read_events, read_gesture_labels, to_frames
-from timm_snn.data.frames import step_of_events
+from timm_snn.data.bins import bin_events
 from timm_snn.files import write_whole
 from timm_snn.profiling import pictures
 from timm_snn.training.errors import one_line_errors, script
@@ -95,7 +95,7 @@ def open_events(recording: Path, kind: str | None, number: int | None) -> Events
         inside = (events.t >= trial.start) & (events.t < trial.end)
         if not inside.any():
             raise ValueError(f'it has no events in trial {number}, from {trial.start} to {trial.end} us')
-        return Events(*(array[inside] for array in events))
+        return events[inside]
 
 
 def paint(counts: np.ndarray, full: float) -> np.ndarray:
@@ -116,11 +116,11 @@ def save_gif(images: np.ndarray, path: Path, frame_ms: int) -> None:
 
 def titles(events: Events, num_steps: int, split_by: str) -> list[str]:
     """A title for each frame: its number, its time since the first event, how many events it has."""
-    step = step_of_events(events.t, num_steps, split_by)
+    events, borders = bin_events(events, num_steps, split_by=split_by)
     milliseconds = (events.t - events.t.min()) / 1000
     lines = []
     for i in range(num_steps):
-        inside = milliseconds[step == i]
+        inside = milliseconds[borders[i] : borders[i + 1]]
         span = f'{inside.min():.0f} to {inside.max():.0f} ms' if len(inside) else ''
         lines.append(f'{i + 1}\n{span}\n{len(inside):,} events')
     return lines

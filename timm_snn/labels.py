@@ -13,6 +13,8 @@ wolf woman worm
 """
 CIFAR100 = tuple(_CIFAR100.split())
 
+DIGITS = tuple('0123456789')
+
 FASHION_MNIST = (
     *('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat'),
     *('Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot'),

@@ -1,10 +1,14 @@
 """Frames count every event once, in the right bin, channel and pixel."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+import timm_snn.data.frames as frames_module
 from tests.support.writers import random_events
 from timm_snn.data import Events, to_frames
+from timm_snn.data.frames import count_events, frames_of_counts
 
 SENSOR = (5, 7)
 
@@ -259,3 +263,152 @@ def test_pixels_as_uint64_are_counted():
     events = some_events(100)
     wide = events._replace(x=events.x.astype(np.uint64), y=events.y.astype(np.uint64))
     np.testing.assert_array_equal(to_frames(wide, 4, sensor_size=SENSOR), to_frames(events, 4, sensor_size=SENSOR))
+
+
+def counts_of(frames: np.ndarray) -> list[int]:
+    """The number of events of each bin."""
+    return frames.sum((1, 2, 3)).astype(int).tolist()
+
+
+def at(*times: int) -> Events:
+    zeros = np.zeros(len(times), np.int16)
+    return Events(np.array(times, np.int64), zeros, zeros, zeros.astype(np.uint8))
+
+
+def bins(events: Events, num_steps: int | None = None, **options) -> list[int]:
+    return counts_of(to_frames(events, num_steps, sensor_size=(1, 1), **options))
+
+
+def test_bins_between_start_and_end_are_of_fixed_duration():
+    """100 ms in bins of 20 ms, with events at 30, 35 and 50 ms."""
+    events = at(30_000, 35_000, 50_000)
+    assert bins(events, 5, start=0, end=100_000) == [0, 2, 1, 0, 0]
+    assert bins(events, 5, split_by='time') == [1, 1, 0, 0, 1]  # from the first event to the last
+    assert bins(events, start=0, end=100_000, bin_us=20_000) == [0, 2, 1, 0, 0]
+    assert bins(events, 5, start=0, bin_us=20_000) == [0, 2, 1, 0, 0]
+    assert bins(events, 5, end=100_000, bin_us=20_000) == [0, 2, 1, 0, 0]
+    assert bins(events, start=0, bin_us=20_000) == [0, 2, 1]
+    assert bins(events, bin_us=10_000) == [2, 0, 1]
+    assert bins(events, 2, bin_us=20_000) == [2, 1]
+    assert bins(events, 2, start=35_000) == [1, 1]
+    assert bins(events, 2, end=50_000) == [2, 0]
+
+
+def test_events_outside_of_start_and_end_are_not_counted():
+    events = at(9, 10, 14, 15, 19, 20)
+    assert bins(events, 2, start=10, end=20) == [2, 2]
+    assert bins(events, 2, start=10, end=20, split_by='number') == [2, 2]
+    assert bins(events[::-1], 1, start=10, end=20) == [4]
+    with pytest.warns(UserWarning, match='times are not in order, 19 us at event 1 comes after 20 us'):
+        assert bins(events[::-1], 3, start=10, end=20, split_by='number') == [1, 1, 2]
+    assert bins(events, 3, start=100, end=200) == [0, 0, 0]
+    assert bins(events[:0], 3, start=100, end=200) == bins(events[:0], 3, bin_us=10) == [0, 0, 0]
+    assert bins(events[:0], bin_us=10) == bins(events[:0], events_per_bin=10) == [0]
+
+
+def test_bins_of_fixed_counts():
+    assert bins(at(*range(10)), events_per_bin=4) == [4, 4, 2]
+    assert bins(at(*range(10)), 2, events_per_bin=4) == [4, 4]
+    assert bins(at(*range(10)), 4, events_per_bin=4) == [4, 4, 2, 0]
+    assert bins(at(*range(10)), events_per_bin=2, start=3, end=6) == [2, 1]
+
+
+@pytest.mark.parametrize('dtype', [np.int64, np.int32, np.uint64, np.uint8])
+def test_bounds_beyond_the_type_of_the_times_are_bounds(dtype):
+    events = at(0, 100, 127)._replace(t=np.array([0, 100, 127], dtype))
+    assert bins(events, 2, start=-(2**70), end=2**70) == [0, 3]
+    assert bins(events, 2, start=0, end=256) == [3, 0]
+    most = int(np.iinfo(dtype).max)
+    assert bins(events._replace(t=np.array([0, 1, most], dtype)), 1, start=1, end=most + 1) == [2]
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({}, 'expected num_steps, or bin_us or events_per_bin'),
+        ({'bin_us': 0}, 'bin_us must be at least 1'),
+        ({'events_per_bin': 0}, 'events_per_bin must be at least 1'),
+        ({'bin_us': 0.02}, 'bin_us must be a whole number .times are in microseconds., not 0.02'),
+        ({'num_steps': 2, 'start': 0.5}, 'start must be a whole number'),
+        ({'bin_us': 5, 'events_per_bin': 5}, 'bin_us makes bins by time: leave out events_per_bin'),
+        ({'bin_us': 5, 'split_by': 'number'}, "bin_us makes bins by time: leave out .* split_by='number'"),
+        ({'events_per_bin': 5, 'split_by': 'time'}, "events_per_bin makes bins by number: leave out split_by='time'"),
+        ({'num_steps': 2, 'start': 5, 'end': 5}, 'from start to a later end, got 5 and 5 us'),
+        ({'num_steps': 2, 'start': 10**9}, 'from start to a later end, got 1000000000 and'),
+        ({'bin_us': 7, 'start': 0, 'end': 20}, 'expected whole bins of 7 us from start to end, got 2.85714'),
+        ({'bin_us': 10, 'num_steps': 3, 'start': 0, 'end': 20}, 'expected 3 whole bins of 10 us from start to end'),
+        ({'bin_us': 1, 'start': 0, 'end': 2**40}, 'bins from 0 to 1099511627776 us are more than 1,000,000: is a time'),
+    ],
+)  # fmt: skip
+def test_bins_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        to_frames(some_events(10), sensor_size=SENSOR, **options)
+
+
+def test_times_out_of_order_are_said_by_number():
+    events = some_events(100)
+    with pytest.warns(UserWarning, match=r'times are not in order.*events.t.argsort'):
+        bins(events._replace(t=events.t[::-1], x=events.x * 0, y=events.y * 0), 4)
+
+
+def test_a_structured_array_is_counted():
+    events = some_events(100)
+    array = np.zeros(100, [('x', '<u2'), ('y', '<u2'), ('polarity', '<i2'), ('timestamp', '<i8')])  # as Metavision's
+    array['x'], array['y'], array['polarity'], array['timestamp'] = events.x, events.y, 2 * events.p - 1.0, events.t
+    np.testing.assert_array_equal(to_frames(array, 3, sensor_size=SENSOR), to_frames(events, 3, sensor_size=SENSOR))
+
+
+@pytest.mark.parametrize('size', [None, 5, (3, 4), (11, 13), (1, 7)])
+@pytest.mark.parametrize('channels', [2, 3])
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+def test_frames_of_kept_counts_are_those_of_events_to_the_last_bit(monkeypatch, size, channels, dtype):
+    monkeypatch.setattr(frames_module, 'CHUNK', 17)
+    events = some_events(700)
+    options = dict(channels=channels, size=size, dtype=dtype)
+    counts = count_events(events, 3, sensor_size=SENSOR)
+    direct = to_frames(events, 3, sensor_size=SENSOR, **options)
+    assert counts.dtype == np.uint8
+    np.testing.assert_array_equal(frames_of_counts(counts, **options), direct)
+    monkeypatch.setattr(frames_module, 'is_exact', lambda sums, total: sums.dtype == np.float64)
+    np.testing.assert_allclose(to_frames(events, 3, sensor_size=SENSOR, **options), direct, rtol=1e-3)
+
+
+def test_sums_that_a_float32_would_round_are_exact():
+    """One event after 2**24 in the same pixel, and shares of 127 x 127 units each."""
+    counts = np.zeros((1, 2, 128, 128), np.uint32)
+    counts[0, 0, 0, 0] = 2**24
+    counts[0, 1, 127, 127] = 4001
+    frames = frames_of_counts(counts, channels=3, size=127, dtype=np.float64)
+    assert frames[0, 1].sum() == pytest.approx(2**24, rel=1e-12)
+    np.testing.assert_array_equal(frames_of_counts(counts, channels=3, size=127), frames.astype(np.float32))
+    counts[0, 0, 0, 0] += 1
+    with pytest.raises(ValueError, match='step 0 counts 16777217 events in channel 0, row 0, column 0, and float32'):
+        frames_of_counts(counts)
+
+
+@pytest.mark.parametrize(('count', 'dtype'), [(255, np.uint8), (256, np.uint8), (65535, np.uint16), (65536, np.uint16)])
+def test_an_overflow_is_never_a_small_count(count, dtype):
+    zeros = np.zeros(count, np.int16)
+    events = Events(np.arange(count), zeros, zeros, zeros.astype(np.uint8))
+    counts = count_events(events, 1, sensor_size=(2, 2))
+    assert counts.dtype == np.min_scalar_type(count) and counts[0, 0, 0, 0] == count == counts.sum(dtype=int)
+    if count > np.iinfo(dtype).max:
+        with pytest.raises(ValueError, match=f'step 0 counts {count} events in channel 0'):
+            to_frames(events, 1, sensor_size=(2, 2), dtype=dtype)
+    mixed = events._replace(p=(np.arange(count) % 2).astype(np.uint8))
+    with pytest.raises(ValueError, match=f'step 0 counts {count} events in channel 2'):
+        to_frames(mixed, 1, sensor_size=(2, 2), channels=3, dtype=np.int16 if count > 300 else np.int8)
+
+
+@pytest.mark.parametrize('size', [None, (48, 64), (50, 70)])
+def test_memory_is_that_of_the_frames(size):
+    random = np.random.default_rng(0)
+    events = Events(np.arange(300_000), *(random.integers(0, n, 300_000).astype(np.int16) for n in (320, 240)), None)
+    events = events._replace(p=(events.x % 2).astype(np.uint8))
+    steps = 20 if size is None else 400
+    tracemalloc.start()
+    frames = to_frames(events, steps, sensor_size=(240, 320), size=size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert frames.sum(dtype=float) == pytest.approx(300_000)
+    assert peak < 1.5 * frames.nbytes

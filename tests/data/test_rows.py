@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from tests.support import writers
-from timm_snn.data import NMNIST, EventRows, rows, write_rows
+from timm_snn.data import NMNIST, EventFolder, EventRows, rows, write_rows
 
 datasets = pytest.importorskip('datasets')
 pytestmark = pytest.mark.filterwarnings('ignore:.*results on it are not comparable')
@@ -167,6 +167,77 @@ def test_a_split_of_any_name_is_found_again(root, split):
     assert len(EventRows(root / 'rows', split)) == len(dataset)
     with pytest.raises(FileNotFoundError, match=f'its splits are .*{split}'):
         EventRows(root / 'rows', 'other')
+
+
+class Counts:
+    """What is written as it is: pairs of frames and labels."""
+
+    classes = ('left', 'right')
+
+    def __init__(self, *frames, **attributes):
+        self.frames = frames
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return len(self.frames)
+
+    def __getitem__(self, index):
+        return self.frames[index], index % 2
+
+
+def test_subsets_and_concatenations_are_written_at_the_sensors_size(root):
+    dataset = NMNIST(root, num_steps=3, channels=3, size=8, transform=lambda frames: frames / 2)
+    plain = NMNIST(root, num_steps=3)
+    both = ConcatDataset([Subset(dataset, [5, 2]), Subset(ConcatDataset([dataset, dataset]), [21, 0])])
+    write_rows(both, root / 'rows')
+    rows = EventRows(root / 'rows')
+    assert len(rows) == 4 and rows.classes == plain.classes
+    for (frames, label), index in zip(rows, (5, 2, 1, 0), strict=False):
+        assert torch.equal(frames, plain[index][0]) and label == plain[index][1]
+
+
+def test_a_folder_of_recordings_is_written_with_its_split_and_classes(root):
+    for name in ('clap', 'wave'):
+        (root / 'validation' / name).mkdir(parents=True)
+        writers.npy(root / 'validation' / name / 'a.npy', writers.random_events(100, size=30))
+    dataset = EventFolder(root, 'validation', sensor_size=(30, 40), num_steps=2)
+    (file,) = write_rows(dataset, root / 'rows')
+    assert file.name.startswith('validation-')
+    assert_same(EventRows(root / 'rows', 'validation'), dataset)
+
+
+def test_any_data_set_of_counts_is_written_as_it_is(root):
+    frames = torch.randint(0, 5, (3, 2, 2, 4, 5)).float()
+    write_rows(Counts(*frames), root / 'rows', 'train')
+    rows = EventRows(root / 'rows')
+    assert rows.classes == ('left', 'right') and [label for _, label in (rows[0], rows[1], rows[2])] == [0, 1, 0]
+    assert all(torch.equal(rows[i][0], frames[i]) for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'options', 'message'),
+    [
+        (Counts(torch.zeros(3, 2, 4, 4)), {}, 'does not say of which split its samples are: pass split='),
+        (
+            Counts(torch.zeros(3, 2, 4, 4), classes=()),
+            {'split': 'train'},
+            'this data set has no classes: pass classes=',
+        ),
+        (Counts(torch.zeros(3, 3, 4, 4)), {'split': 'train'}, r'sample 0 must have frames \[T, 2, H, W\], not \[3, 3,'),
+        (Counts(torch.full((3, 2, 4, 4), 0.5)), {'split': 'train'}, 'must have counts, and has a frame that is no'),
+        (Counts(torch.full((3, 2, 4, 4), -1)), {'split': 'train'}, 'must have counts, and has -1'),
+        (
+            Counts(torch.zeros(3, 2, 4, 4), torch.zeros(2, 2, 4, 4)),
+            {'split': 'train'},
+            'sample 1 has frames of the sha',
+        ),
+        (Counts(), {'split': 'train'}, 'expected a data set with samples, got an empty one'),
+    ],
+)
+def test_what_is_no_row_is_refused(root, dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        write_rows(dataset, root / 'rows', **options)
+    assert not list(root.glob('rows/*'))
 
 
 @pytest.mark.parametrize('split', ['', 'a/b', 'a-', '*', '..', 'a b'])

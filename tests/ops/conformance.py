@@ -94,6 +94,8 @@ class Case:
 
     tau: float = 2.0
     learned: torch.dtype | None = None  # a tensor of this dtype holds tau
+    learned_threshold: torch.dtype | None = None  # the same of v_threshold
+    by_channel: bool = False  # what is learned differs from channel to channel
     v_threshold: float = 1.0
     v_reset: float | None = 0.0
     decay_input: bool = True
@@ -143,6 +145,11 @@ def inputs_of(case: Case, seed: int, device: str, wide: bool) -> dict[str, Tenso
     def parameter(x: Tensor) -> Tensor:
         return x.to(device, membrane_dtype(case.dtype))
 
+    def learned(number: float, dtype: torch.dtype) -> Tensor:
+        if case.by_channel:
+            return (number + 0.3 * torch.arange(case.shape[1])).to(device, dtype)
+        return torch.tensor(number if dtype == torch.float32 else [number], dtype=dtype, device=device)
+
     inputs: dict[str, Tensor] = {}
     if case.op == 'mssa':  # sums of whole numbers are exact in any order
         inputs = {f'query {i}': sequence(whole(-2, 4)) for i in range(case.num_queries)}
@@ -162,8 +169,9 @@ def inputs_of(case: Case, seed: int, device: str, wide: bool) -> dict[str, Tenso
     if case.given_v:
         inputs['v'] = shifted(parameter(randn(*case.shape)))
     if case.learned:
-        tau = torch.tensor(case.tau, dtype=case.learned, device=device)
-        inputs['tau'] = tau if case.learned == torch.float32 else tau[None]
+        inputs['tau'] = learned(case.tau, case.learned)
+    if case.learned_threshold:
+        inputs['v_threshold'] = learned(case.v_threshold, case.learned_threshold)
     return inputs
 
 
@@ -171,7 +179,7 @@ def call(case: Case, inputs: dict[str, Tensor], backend: str, v_threshold: float
     """The op's outputs. Running statistics are updated in place."""
     how = dict(
         tau=inputs.get('tau', case.tau),
-        v_threshold=v_threshold,
+        v_threshold=inputs['v_threshold'] + (v_threshold - case.v_threshold) if case.learned_threshold else v_threshold,
         v_reset=case.v_reset,
         decay_input=case.decay_input,
         surrogate=case.surrogate,
@@ -276,7 +284,7 @@ def _compare(case: Case, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             # an infinity or NaN, by the order of the operations
             assert torch.equal(result.isfinite(), expected.isfinite()), f'{where}: not finite elsewhere'
             result, expected = (t.where(expected.isfinite(), 0.0) for t in (result, expected))
-            sums = 'gradient' in name and not case.op.startswith('lif')
+            sums = 'gradient' in name and not case.op.startswith('lif') or name == 'gradient of v_threshold'
             exact = not sums and result.dtype not in HALF
             tolerance = TOLERANCES[membrane_dtype(case.dtype) if exact else case.dtype]
             absolute = tolerance.absolute_of_sums if sums else tolerance.absolute
@@ -422,7 +430,40 @@ def _not_finite() -> Iterator[Case]:
         yield Case('mssa', shape=(2, 3, 5, 7), grad=grad, not_finite=special[:1])
 
 
-CASES = list(dict.fromkeys([*_neurons(), *_more_neurons(), *_batch_norms(), *_poolings(), *_masks(), *_not_finite()]))
+def _by_channel() -> Iterator[Case]:
+    """Time constants and thresholds that are learned, for the layer or for every channel."""
+    draw = random.Random(1).choice
+    for op, learned, threshold, by_channel in product(
+        ('lif', 'lif_stream', 'bn_lif', 'pool_lif', 'mssa'), (None, torch.float32), (None, torch.float32), (False, True)
+    ):
+        if not (threshold or (learned and by_channel)):
+            continue
+        for dtype, layout, num_steps in zip(
+            DTYPES, ('contiguous', 'channels_last', 'static', 'batch_first'), (4, 9, 17, 1), strict=True
+        ):
+            how: dict[str, Any] = dict(learned=learned, learned_threshold=threshold, by_channel=by_channel)
+            how.update(v_reset=draw([0.0, -0.2, None]), decay_input=draw([True, False]), tau=draw([2.0, 1.7]))
+            how.update(surrogate=draw(list(SURROGATES)), detach_reset=draw([True, False]))
+            if op == 'lif_stream':
+                how.update(given_v=True)
+            if op == 'pool_lif' or (op == 'bn_lif' and dtype == torch.float32):
+                how.update(pool=True)
+            if op in ('lif', 'lif_stream'):
+                shape = draw([(3, 5, 7), (2, 5, 3, 3), (1, 7), (2, 40, 3), (2, 3, 67)])
+            else:
+                shape = (2, 3, 5, 7)
+            yield Case(op, dtype, num_steps if op.startswith('lif') else 3, shape, layout, **how)
+    yield Case(shape=(0, 3, 4), learned=torch.float32, by_channel=True)
+
+
+CASES = list(
+    dict.fromkeys(
+        [
+            *(*_neurons(), *_more_neurons(), *_batch_norms(), *_poolings(), *_masks(), *_not_finite()),
+            *_by_channel(),
+        ]
+    )
+)
 LARGE = [  # sums over many positions; too slow for an interpreter
     Case('bn_lif', torch.float64, num_steps, (4, 67, 13, 14), layout, pool=pool, **neuron)
     for num_steps, layout, pool, neuron in zip(

@@ -35,7 +35,8 @@ def by_hand(
     spikes, membranes = [], []
     for x_t in x:
         h = v + (x_t - (v - rest)) / tau if decay_input else v - (v - rest) / tau + x_t
-        p = get_surrogate(surrogate).primitive(h - v_threshold)
+        above = (h - rest) / (v_threshold - rest) - 1 if isinstance(v_threshold, Tensor) else h - v_threshold
+        p = get_surrogate(surrogate).primitive(above)
         s = p if smooth else (h >= v_threshold).to(h) + p - p.detach()
         gate = s.detach() if detach_reset else s
         v = h - gate * v_threshold if v_reset is None else gate * rest + (1 - gate) * h
@@ -238,7 +239,10 @@ def test_alpha_may_change_under_compile(dynamic):
         (dict(tau=0.5), '1 <= tau steps, got tau=0.5'),
         (dict(tau=math.nan), '1 <= tau'),
         (dict(tau=math.inf), 'tau=inf, which does not leak, needs decay_input=False'),
-        (dict(tau=torch.ones(3)), r'one tau for all neurons, got a tensor of shape \(3,\)'),
+        (dict(tau=torch.ones(3)), r'one tau for all neurons, or one for each of the C channels.* got \(3,\) for x \(2, 3\)'),
+        (dict(v_threshold=torch.ones(3)), 'needs one v_threshold for all neurons'),
+        (dict(v_reset=torch.tensor(0.0)), 'v_reset must be a number, got tensor'),
+        (dict(surrogate=Sigmoid(torch.tensor(4.0))), 'alpha of the surrogate must be a number, got tensor'),
         (dict(v_threshold=-1.0), 'finite v_threshold above the resting potential.* got v_threshold=-1.0, v_reset=0.0'),
         (dict(v_threshold=-1.0, v_reset=None), '0 for a soft reset: got v_threshold=-1.0, v_reset=None'),
         (dict(v_threshold=math.nan), 'finite v_threshold'),
@@ -279,3 +283,48 @@ def test_a_neuron_fires_at_an_infinite_current_and_starts_again():
     assert spikes[0] == 1 and torch.equal(spikes[1:], expected) and torch.equal(v, v_expected)
     (grad,) = torch.autograd.grad(v.sum() + spikes.sum(), x)
     assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize('detach_reset', [True, False])
+@pytest.mark.parametrize('decay_input', [True, False])
+@pytest.mark.parametrize('v_reset', RESETS)
+@pytest.mark.parametrize('by_channel', [False, True])
+def test_learned_settings_equal_an_independent_loop(by_channel, v_reset, decay_input, detach_reset):
+    """Spikes, the membrane in units of the current, and the gradients of everything."""
+    kwargs = dict(v_reset=v_reset, decay_input=decay_input, detach_reset=detach_reset)
+    x, v = currents(6, 3, 5, 2, dtype=torch.float64), currents(3, 5, 2, seed=1, dtype=torch.float64)
+    tau = torch.linspace(1.5, 4, 5) if by_channel else torch.tensor([1.7])
+    v_threshold = torch.linspace(0.4, 1.2, 5) if by_channel else torch.tensor(0.7)
+    leaves = [t.double().requires_grad_() for t in (x, v, tau, v_threshold)]
+    x, v, tau, v_threshold = leaves
+    results = lif_stream(x, v, tau=tau, v_threshold=v_threshold, **kwargs)
+    shaped = [t[:, None] if by_channel else t for t in (tau, v_threshold)]
+    spikes, _, v_last = by_hand(x, *shaped, v=v, **kwargs)
+    assert 0.1 < spikes.mean() < 0.9
+    torch.testing.assert_close(results, (spikes, v_last), rtol=0, atol=1e-12)
+    upstream = [torch.randn_like(t) for t in results]
+    torch.testing.assert_close(
+        torch.autograd.grad(results, leaves, upstream), torch.autograd.grad((spikes, v_last), leaves, upstream)
+    )
+
+
+def test_a_threshold_that_is_met_exactly_fires():
+    theta = torch.tensor(0.7)
+    assert lif(torch.full((1, 1), 0.7), tau=1.0, v_threshold=theta) == 1
+    assert lif(torch.full((1, 1), 0.7), tau=1.0, v_threshold=theta.nextafter(torch.tensor(1.0))) == 0
+
+
+@pytest.mark.parametrize('v_threshold', [0.5, 1.0])
+def test_a_threshold_in_a_tensor_gives_the_spikes_of_the_number(v_threshold):
+    x = currents(8, 4, 6)
+    assert torch.equal(lif(x, v_threshold=torch.tensor(v_threshold)), lif(x, v_threshold=v_threshold))
+
+
+def test_compiled_calls_learn_thresholds_and_time_constants():
+    x = currents(4, 2, 3, 5)
+    learned = dict(tau=torch.tensor([1.5, 2.0, 3.0]), v_threshold=torch.tensor([0.5, 1.0, 1.5]))
+    leaves = [t.requires_grad_() for t in learned.values()]
+    compiled = torch.compile(lif, fullgraph=True, backend='aot_eager')
+    gradients = [torch.autograd.grad(f(x, **learned).square().sum(), leaves) for f in (compiled, lif)]
+    torch.testing.assert_close(*gradients)
+    assert all(grad.all() for grad in gradients[0])

@@ -22,11 +22,13 @@ from tests.support import writers
 from tests.support.scripts import ROOT
 from tests.support.training import weights
 from timm_snn.data import CIFAR10DVS
+from timm_snn.training.data import BUNDLED
 from timm_snn.training.options import as_config, training_options
 
 FOLDER = ROOT / 'recipes' / 'configs' / 'msvit'
 ALL = sorted(str(path.relative_to(FOLDER).with_suffix('')) for path in FOLDER.rglob('*.yaml'))
-OURS = {'digits', 'fashion_mnist', 'nmnist_small', 'finetune', 'imagenet_10_768_288px', 'imagenet_10_768_384px'}
+OURS = {'digits', 'event_digits', 'fashion_mnist', 'nmnist_small', 'finetune'}
+OURS |= {'imagenet_10_768_288px', 'imagenet_10_768_384px'}
 TUNED = 'local-dir:output/imagenet_10_384/model'  # what finetune.yaml starts from
 
 PAPERS = [name for name in ALL if name not in OURS]
@@ -122,7 +124,7 @@ def data_of(request):
             return ['--dataset', f'hfds/{photos}/parquet', '--data-dir', photos / 'cache', '--img-size', 16]
         if dataset == 'torch/fashion_mnist':
             return ['--data-dir', request.getfixturevalue('garments')]
-        if dataset == 'digits':
+        if dataset in BUNDLED:
             return []
         smaller = [] if dataset == 'nmnist' else ['--img-size', 32]  # which data sets and models take at any size
         return ['--data-dir', request.getfixturevalue('recordings') / dataset, *smaller]

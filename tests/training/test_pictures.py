@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from timm_snn.folders import as_text
 from timm_snn.training import pictures
 from timm_snn.training.data import (
     DataSource,
@@ -18,7 +19,7 @@ from timm_snn.training.data import (
     open_split,
 )
 from timm_snn.training.errors import UserError
-from timm_snn.training.pictures import FolderReader, as_text, find_pictures, open_picture
+from timm_snn.training.pictures import FolderReader, find_pictures, open_picture
 
 GRAY = Image.fromarray((np.arange(48).reshape(6, 8) * 5).astype(np.uint8))
 COLOUR = Image.merge('RGB', [GRAY, GRAY.rotate(180), Image.new('L', GRAY.size, 77)])

@@ -2,9 +2,22 @@
 
 from .augment import EventAugment, EventMixup
 from .datasets import CIFAR10DVS, NMNIST, DVS128Gesture, EventDataset
-from .events import EventFileError, Events, Trial, iter_events, read_events, read_gesture_labels
+from .event_digits import EventDigits
+from .event_folder import EventFolder, SensorSizeError
+from .events import (
+    EventFileError,
+    Events,
+    RecordingInfo,
+    Trial,
+    iter_events,
+    read_events,
+    read_gesture_labels,
+    recording_info,
+)
 from .frames import to_frames
 from .rows import EventRows, write_rows
+from .settings import FrameSettings, frame_settings, has_frame_settings, set_frame_settings
+from .windows import iter_frames, iter_windows
 
 __all__ = [
     'CIFAR10DVS',
@@ -12,14 +25,25 @@ __all__ = [
     'DVS128Gesture',
     'EventAugment',
     'EventDataset',
+    'EventDigits',
     'EventFileError',
+    'EventFolder',
     'EventMixup',
     'EventRows',
     'Events',
+    'FrameSettings',
+    'RecordingInfo',
+    'SensorSizeError',
     'Trial',
+    'frame_settings',
+    'has_frame_settings',
     'iter_events',
+    'iter_frames',
+    'iter_windows',
     'read_events',
     'read_gesture_labels',
+    'recording_info',
+    'set_frame_settings',
     'to_frames',
     'write_rows',
 ]

@@ -22,7 +22,7 @@ def nmnist(recording: Recording, chunk: int) -> Iterator[Events]:
 
     Source: Orchard et al. 2015, "Converting Static Image Datasets to Spiking Neuromorphic Datasets Using Saccades".
     """
-    for start, data in _whole(recording, 5, chunk):
+    for start, data in recording.whole(5, chunk):
         x = np.frombuffer(data, np.uint8)[::5].astype(np.int16)
         word = np.ndarray(len(x), '>u4', data, offset=1, strides=(5,)).astype(np.uint32)
         y = (word >> 24).astype(np.int16)
@@ -42,9 +42,9 @@ def aedat2(recording: Recording, chunk: int) -> Iterator[Events]:
     """
     if version(recording) is not None:
         _version_line(recording, b'2.0')
-    while recording.left and recording.file.peek(1)[:1] == b'#':
+    while recording.left and recording.peek(1) == b'#':
         _header_line(recording)
-    for start, data in _whole(recording, 8, chunk):
+    for start, data in recording.whole(8, chunk):
         words = np.frombuffer(data, '>u4').reshape(-1, 2)
         address, t = words[:, 0].astype(np.uint32), words[:, 1].astype(np.int64)
         if address.max() > 0x7FFF:
@@ -95,7 +95,7 @@ def aedat3(recording: Recording, chunk: int) -> Iterator[Events]:
 
 def version(recording: Recording) -> str | None:
     """Of AEDAT, as in a first line `#!AER-DAT3.1`, or None. Does not move."""
-    line = recording.file.peek(32)[:32].split(b'\n')[0].rstrip(b'\r')
+    line = recording.peek(32).split(b'\n')[0].rstrip(b'\r')
     return line[9:].decode('latin-1') if line.startswith(b'#!AER-DAT') else None
 
 
@@ -112,16 +112,6 @@ def _header_line(recording: Recording) -> bytes:
         what = 'the end of the file' if recording.left == 0 else f'a header of more than {HEADER_LIMIT} bytes'
         raise recording.error(start, f'expected a header line, got {what}')
     return line
-
-
-def _whole(recording: Recording, width: int, chunk: int) -> Iterator[tuple[int, bytes]]:
-    """The rest of the file by at most `chunk` events of `width` bytes, each with its offset."""
-    if extra := recording.left % width:
-        raise recording.error(
-            recording.size - extra, f'expected whole events of {width} bytes, got {extra} bytes at the end'
-        )
-    while recording.left:
-        yield recording.position, recording.read(min(recording.left, width * chunk), 'events')
 
 
 def _packet_header(recording: Recording) -> tuple[int, int]:

@@ -17,9 +17,13 @@ from safetensors.numpy import save
 
 from ..files import check_regular_file, printable, write_whole
 
-__all__ = ['FrameCache']
+__all__ = ['CacheFolderError', 'FrameCache']
 
 VERSION = 1  # to be raised whenever readers or `count_events` give other counts: it makes every file stale
+
+
+class CacheFolderError(OSError):
+    """A folder to keep frames in that cannot be made or written; the message says what to pass instead."""
 
 
 class FrameCache:
@@ -30,7 +34,7 @@ class FrameCache:
     of them make at the same time is written twice. Paths are relative to the cache: a data set may be moved with it.
 
     It may be deleted at any time, and what cannot be written is warned of once and made anew each time.
-    Raises OSError if the folder cannot be made.
+    Raises CacheFolderError if the folder cannot be made.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -97,8 +101,8 @@ def checksum(array: np.ndarray) -> str:
     return f'{array.dtype}{list(array.shape)} {zlib.crc32(np.ascontiguousarray(array).data):08x}'
 
 
-def cannot_write(path: Path, error: OSError) -> OSError:
-    return OSError(
+def cannot_write(path: Path, error: OSError) -> CacheFolderError:
+    return CacheFolderError(
         f'cannot write {path} to keep frames in ({error.strerror or error}): pass cache=FOLDER for one that can be '
         'written, or cache=None'
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..labels import CIFAR10, DVS128_GESTURE
+from ..labels import CIFAR10, DIGITS, DVS128_GESTURE
 from .cache import FrameCache
 from .events import Events, iter_events, read_events, read_gesture_labels
 from .frames import check_frame_options, count_events, frames_of_counts
@@ -23,24 +23,26 @@ __all__ = ['CIFAR10DVS', 'NMNIST', 'DVS128Gesture', 'EventDataset']
 class EventDataset(Dataset):
     """Recordings as frames: `dataset[i]` is (frames [T, C, H, W] float32, label).
 
-    `num_steps`, `split_by`, `channels` and `size` are those of `to_frames`; `transform` is called with the frames.
+    `num_steps`, `split_by`, `bin_us`, `events_per_bin`, `channels` and `size` are those of `to_frames`, which begins
+    with the first event; `transform` is called with the frames.
     `cache` keeps counts on disk: True for the folder `frames` in `root`, or another folder, one for each `root`; None
     or False reads every recording anew. Channels and size are made from the same files.
 
-    Raises FileNotFoundError if `root` is not laid out as the subclass says, and warns if recordings are missing.
+    Raises FileNotFoundError if `root` is not laid out as the subclass says, and warns if published recordings are
+    missing.
     """
 
-    classes: ClassVar[tuple[str, ...]]
-    sensor_size: ClassVar[tuple[int, int]]
-    kind: ClassVar[str]
+    classes: tuple[str, ...]
+    sensor_size: tuple[int, int]
+    kind: str
     """Format of the recordings, for `read_events`."""
     layout: ClassVar[str]
     """What is expected below the root, as error messages say it."""
     download: ClassVar[str]
     archives: ClassVar[dict[str, str]]
     """MD5 of what is to be downloaded, by name."""
-    official_sizes: ClassVar[tuple[int, int]]
-    """Number of samples for training and testing."""
+    official_sizes: ClassVar[tuple[int, int] | None] = None
+    """Number of samples for training and testing, of a published data set."""
 
     def __init__(
         self,
@@ -48,19 +50,22 @@ class EventDataset(Dataset):
         train: bool = True,
         *,
         num_steps: int = 16,
-        split_by: str = 'number',
+        split_by: str | None = None,
+        bin_us: int | None = None,
+        events_per_bin: int | None = None,
         channels: int = 2,
         size: int | tuple[int, int] | None = None,
         cache: bool | str | Path | None = True,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
-        check_frame_options(num_steps, split_by, channels, size)
+        self.bins = {name: n for name, n in dict(bin_us=bin_us, events_per_bin=events_per_bin).items() if n is not None}
+        self.split_by = check_frame_options(num_steps, split_by, channels, size, **self.bins)
         self.root, self.train = Path(root), train
-        self.num_steps, self.split_by, self.channels, self.size = num_steps, split_by, channels, size
+        self.num_steps, self.channels, self.size = num_steps, channels, size
         self.transform = transform
         self.samples = self.find_samples()
-        expected = self.official_sizes[not train]
-        if len(self.samples) != expected:
+        expected = self.official_sizes and self.official_sizes[not train]
+        if expected and len(self.samples) != expected:
             warnings.warn(
                 f'{self.root} has {len(self.samples)} of the {expected} {"training" if train else "test"} samples of '
                 f'{type(self).__name__}: results on it are not comparable with published ones',
@@ -69,8 +74,12 @@ class EventDataset(Dataset):
         self.cache: FrameCache | None = None
         if cache is not None and cache is not False:
             folder = self.root / 'frames' if cache is True else Path(cache)
-            settings = {'dataset': type(self).__name__, 'split_by': split_by, 'num_steps': num_steps}
-            self.cache = FrameCache(folder / f'{type(self).__name__}-{split_by}-{num_steps}', settings)
+            made = '-'.join(map(str, (type(self).__name__, self.split_by, num_steps, *sum(self.bins.items(), ()))))
+            self.cache = FrameCache(folder / made, self.cache_settings())
+
+    def cache_settings(self) -> dict[str, Any]:
+        """What counts depend on, besides the recording."""
+        return {'dataset': type(self).__name__, 'split_by': self.split_by, 'num_steps': self.num_steps, **self.bins}
 
     def find_samples(self) -> list[tuple[str, int]]:
         """Name and label of each; the name is that of its file below the root, or says where in the file it is."""
@@ -89,19 +98,28 @@ class EventDataset(Dataset):
 
     def counts(self, index: int) -> np.ndarray:
         """The counts of both polarities at the sensor's size, as `count_events` gives them, from the cache if there."""
-        name = self.samples[index][0]
-        file = self.root / name
         if self.cache is None:
-            return self.count(read_events(file, kind=self.kind))
-        stamp = self.cache.stamp([file])
+            return self.count(self.recording(index))
+        name, stamp = self.samples[index][0], self.cache.stamp(self.sources(index))
         counts = self.cache.load(name, stamp)
         if counts is None:
-            counts = self.count(read_events(file, kind=self.kind))
+            counts = self.count(self.recording(index))
             self.cache.store(name, stamp, counts)
         return counts
 
+    def recording(self, index: int) -> Events:
+        """The events of one sample as they were recorded."""
+        return self.read(self.root / self.samples[index][0])
+
+    def sources(self, index: int) -> list[Path]:
+        """The files that a sample is made from."""
+        return [self.root / self.samples[index][0]]
+
+    def read(self, file: Path) -> Events:
+        return read_events(file, kind=self.kind)
+
     def count(self, events: Events) -> np.ndarray:
-        return count_events(events, self.num_steps, sensor_size=self.sensor_size, split_by=self.split_by)
+        return count_events(events, self.num_steps, sensor_size=self.sensor_size, split_by=self.split_by, **self.bins)
 
     def not_found(self, what: str) -> FileNotFoundError:
         inside = sorted(path.name for path in self.root.iterdir()) if self.root.is_dir() else None
@@ -122,7 +140,7 @@ class NMNIST(EventDataset):
     are so short that a cache would not be faster than reading them: by default there is none.
     """
 
-    classes = tuple('0123456789')
+    classes = DIGITS
     sensor_size = (34, 34)
     kind = 'nmnist'
     layout = 'Train/<digit>/<id>.bin and Test/<digit>/<id>.bin for the digits 0 to 9'
@@ -224,15 +242,21 @@ class DVS128Gesture(EventDataset):
             samples += [(f'{recording}/{number}', gesture.label) for number, gesture in enumerate(gestures)]
         return samples
 
+    def recording(self, index: int) -> Events:
+        return self.gestures(*self.sources(index))[int(self.samples[index][0].split('/')[1])]
+
+    def sources(self, index: int) -> list[Path]:
+        recording = self.samples[index][0].split('/')[0]
+        return [self.folder / f'{recording}.aedat', self.folder / f'{recording}_labels.csv']
+
     def counts(self, index: int) -> np.ndarray:
-        name = self.samples[index][0]
-        recording, number = name.split('/')
-        sources = [self.folder / f'{recording}.aedat', self.folder / f'{recording}_labels.csv']
         if self.cache is None:
-            return self.count(self.gestures(*sources)[int(number)])
+            return super().counts(index)
+        name, sources = self.samples[index][0], self.sources(index)
         stamp = self.cache.stamp(sources)
         counts = self.cache.load(name, stamp)
         if counts is None:
+            recording, number = name.split('/')
             every = [self.count(events) for events in self.gestures(*sources)]
             for other, counts_of_other in enumerate(every):
                 self.cache.store(f'{recording}/{other}', stamp, counts_of_other)

@@ -2,61 +2,87 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-if TYPE_CHECKING:
-    from .events import Events
+from .bins import bin_events, check_bins, check_columns, warn_of_order
+from .recording import Events
 
 __all__ = ['check_frame_options', 'count_events', 'frames_of_counts', 'to_frames']
 
-SHORTEST = 10_000  # us: recordings are longer, and in milliseconds or seconds they look shorter
+CHUNK = 1 << 13  # events that are counted at once: what they need stays in the cache, however many there are
 
 
 def to_frames(
-    events: Events,
-    num_steps: int,
+    events: Events | np.ndarray,
+    num_steps: int | None = None,
     *,
     sensor_size: tuple[int, int],
-    split_by: str = 'number',
+    split_by: str | None = None,
+    start: int | None = None,
+    end: int | None = None,
+    bin_us: int | None = None,
+    events_per_bin: int | None = None,
     channels: int = 2,
     size: int | tuple[int, int] | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
     """Count the events of each of T bins in every pixel: [T, C, H, W]. Counts are neither scaled nor clipped.
 
-    `split_by='number'`: N // T events a bin in the order of the file, the last takes the rest, as SpikingJelly does; of
-    fewer than T events the last bin has all. `'time'`: bin floor((t - t0) T / (t1 - t0 + 1)) for the first and last
-    time t0 and t1 in whole microseconds, so an event on an edge opens a bin, the last one is in the last bin, and order
-    does not matter. No events give zeros. By time it warns of a clock that went back, as one that was reset or whose
-    counter is full, and of a bin that has nearly all events, as when one time is wrong.
+    `split_by='number'`, which is the default: N // T events a bin in the order of the file, the last takes the rest, as
+    SpikingJelly does; of fewer than T events the last bin has all. `events_per_bin` makes bins of so many events
+    instead; without `num_steps` as many as needed, with it the first T, of which the last may stay empty.
 
-    `sensor_size` and `size` are (height, width), `channels` 2 for (negative, positive), or 3 for (positive, negative,
-    sum), which MSViT shows in place of red, green and blue (arXiv 2505.14719). `size` resizes by area: a pixel shares
-    its count among those that it covers, which keeps the number of events, where interpolation would not.
+    `'time'`: bin floor((t - start) T / (end - start)) of the events with start <= t < end, in whole microseconds. An
+    event on an edge opens a bin, and order does not matter. Where `start`, `end` or `bin_us` is given, this is the
+    default. `start` is the first event's time unless given, and `end` the last one's plus 1. `bin_us` makes bins of so
+    many microseconds instead, T of them or as many as needed: from `start` on, or up to `end` if only that is given.
+
+    No events give zeros. Warns by number of times that are not in order; by time of a clock that went back, as one that
+    was reset or whose counter is full, and of a bin that has nearly all events, as when one time is wrong.
+
+    `events` may be a structured array. `sensor_size` and `size` are (height, width), `channels` 2 for (negative,
+    positive), or 3 for (positive, negative, sum), which MSViT shows in place of red, green and blue (arXiv 2505.14719).
+    `size` resizes by area: a pixel shares its count among those that it covers, which keeps the number of events, where
+    interpolation would not. Besides the frames this takes half a megabyte, however large the sensor.
 
     Raises ValueError for events outside of the sensor; for columns that are not whole numbers or differ in length, as
-    times in seconds; and where `dtype` cannot hold a count exactly: one beyond its range, or the fractions that sizes
-    give which do not divide the sensor's.
+    times in seconds; for bins that contradict each other; and where `dtype` cannot hold a count exactly: one beyond its
+    range, or the fractions that sizes give which do not divide the sensor's.
     """
-    check_frame_options(num_steps, split_by, channels, size)
-    counts = count_events(events, num_steps, sensor_size=sensor_size, split_by=split_by)
-    return frames_of_counts(counts, channels=channels, size=size, dtype=dtype)
+    if not isinstance(events, Events):
+        events = Events.from_structured(events)
+    bins = dict(start=start, end=end, bin_us=bin_us, events_per_bin=events_per_bin)
+    split_by = check_frame_options(num_steps, split_by, channels, size, **bins)
+    check_events(events, sensor_size)
+    if split_by == 'number':
+        warn_of_order(events.t)
+    events, borders = bin_events(events, num_steps, split_by=split_by, **bins)
+    resize = Resize.between(sensor_size, size, dtype)
+
+    def add(sums: np.ndarray) -> None:
+        add_events(sums, events, borders, resize)
+
+    return exact_frames(add, (len(borders) - 1, channels, *resize.shape), len(events), resize.unit, dtype)
 
 
-def check_frame_options(num_steps: int, split_by: str, channels: int, size: int | tuple[int, int] | None) -> None:
-    """Raises ValueError for what `to_frames` does not know."""
-    if num_steps < 1:
-        raise ValueError(f'num_steps must be at least 1, not {num_steps}')
-    if split_by not in ('number', 'time'):
-        raise ValueError(f"split_by must be 'number' or 'time', not {split_by!r}")
+def check_frame_options(
+    num_steps: int | None,
+    split_by: str | None,
+    channels: int,
+    size: int | tuple[int, int] | None,
+    **bins: int | None,
+) -> str:
+    """'number' or 'time', as `check_bins`; ValueError for what `to_frames` does not know."""
     if channels not in (2, 3):
         raise ValueError(f'channels must be 2 (negative, positive) or 3 (positive, negative, sum), not {channels!r}')
     if size is not None and min(pair(size)) < 1:
         raise ValueError(f'size must be at least 1, not {size!r}')
+    return check_bins(num_steps, split_by, **bins)
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -64,87 +90,26 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def count_events(
-    events: Events, num_steps: int, *, sensor_size: tuple[int, int], split_by: str = 'number'
+    events: Events,
+    num_steps: int | None = None,
+    *,
+    sensor_size: tuple[int, int],
+    split_by: str | None = None,
+    **bins: int | None,
 ) -> np.ndarray:
     """The counts of `to_frames` of both polarities at the sensor's size, in the smallest unsigned type that holds them.
 
-    Shape: [T, 2, H, W], negative before positive.
+    `bins` are its `start`, `end`, `bin_us` and `events_per_bin`. Shape: [T, 2, H, W], negative before positive.
     """
-    height, width = sensor_size
-    check_columns(events)
-    for name, values, limit in (('x', events.x, width), ('y', events.y, height), ('p', events.p, 2)):
-        if len(values) and (values.min() < 0 or values.max() >= limit):
-            index = int(np.flatnonzero((values < 0) | (values >= limit))[0])
-            raise ValueError(
-                f'event {index} has {name} = {values[index]}, not one of 0 to {limit - 1}: '
-                + ('0 is off and 1 is on' if name == 'p' else f'sensor_size (height, width) is ({height}, {width})')
-            )
-    p, x, y = (values.astype(np.int64) for values in (events.p, events.x, events.y))  # with uint64 they would be floats
-    pixel = (p * height + y) * width + x
-    pixel += step_of_events(events.t, num_steps, split_by) * (2 * height * width)
-    counts = np.bincount(pixel, minlength=num_steps * 2 * height * width)
-    return counts.reshape(num_steps, 2, height, width).astype(np.min_scalar_type(counts.max()))
-
-
-def check_columns(events: Events) -> None:
-    """Raises ValueError unless all four are whole numbers, N of each."""
-    lengths = [len(values) for values in events]
-    if len(set(lengths)) > 1:
-        raise ValueError(f'expected t, x, y and p of one length, got {", ".join(map(str, lengths))}')
-    for name, values in zip(events._fields, events, strict=True):
-        kind = values.dtype.kind
-        if kind not in 'iu' and not (kind == 'b' and name == 'p'):
-            advice = 'whole microseconds: seconds times 1e6, rounded' if name == 't' else 'whole numbers'
-            raise ValueError(
-                f'expected {name} as integers, got {values.dtype}: convert to {advice}, with '
-                f'events._replace({name}=...)'
-            )
-
-
-def step_of_events(t: np.ndarray, num_steps: int, split_by: str) -> np.ndarray:
-    """The bin of each event, int64 [N]; the bins are defined at `to_frames`."""
-    if split_by == 'number':
-        each = len(t) // num_steps
-        return np.repeat(np.arange(num_steps), [each] * (num_steps - 1) + [len(t) - each * (num_steps - 1)])
-    if not len(t):
-        return np.zeros(0, np.int64)
-    first = int(t.min())
-    span = int(t.max()) - first + 1
-    # Differences modulo 2**64, which are right for times as large as int64 or uint64 allows.
-    since = t.astype(np.uint64) - np.uint64(first % 2**64)
-    edges = np.array([-(-step * span // num_steps) for step in range(1, num_steps)], np.uint64)
-    steps = np.searchsorted(edges, since, side='right')
-    warn_of_clock(since, span, steps, num_steps)
-    return steps
-
-
-def warn_of_clock(since: np.ndarray, span: int, steps: np.ndarray, num_steps: int) -> None:
-    """Warns where the times since the first one are those of no clock that ran through the recording."""
-    if len(since) < 100 or num_steps == 1:  # too few to tell from chance
-        return
-    before, after = since[:-1], since[1:]
-    back = np.where(before > after, before - after, np.uint64(0))
-    # a recording that is only out of order goes back often, by a little or by anything
-    if (far := back > span // 10).any() and (back > span // 100).sum() <= len(since) // 10:
-        index = int(far.argmax()) + 1
-        warnings.warn(
-            f'times go back by {back[index - 1]} us at event {index}, as of a clock that was reset or whose counter is '
-            "full: frames by time mix what came before and after. split_by='number' takes the order of the file",
-            stacklevel=5,
-        )
-    share = np.bincount(steps, minlength=num_steps).max() / len(steps)
-    if share > 0.99:
-        warnings.warn(
-            f'{share:.1%} of the events lie in one of {num_steps} bins by time, of {span} us in all: is a time wrong, '
-            "or not in microseconds? split_by='number' does not look at times",
-            stacklevel=5,
-        )
-    elif span < SHORTEST:
-        warnings.warn(
-            f'all events lie within {span} us, which is less than {SHORTEST // 1000} ms: are their times in '
-            'milliseconds or seconds? By time, frames count in whole microseconds',
-            stacklevel=5,
-        )
+    check_events(events, sensor_size)
+    events, borders = bin_events(events, num_steps, split_by=split_by, **bins)
+    resize = Resize.between(sensor_size, None, np.uint8)
+    for dtype in (np.uint8, np.uint16, np.uint32):
+        counts = np.zeros((len(borders) - 1, 2, *sensor_size), dtype)
+        add_events(counts, events, borders, resize)
+        if is_exact(counts, int(borders[-1] - borders[0])):
+            break
+    return counts
 
 
 def frames_of_counts(
@@ -154,34 +119,170 @@ def frames_of_counts(
     size: int | tuple[int, int] | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
-    """From `count_events` [T, 2, H, W] to the channels, size and dtype of `to_frames`."""
+    """From `count_events` [T, 2, H, W] to the channels, size and dtype of `to_frames`, the same to the last bit."""
+    resize = Resize.between(counts.shape[-2:], size, dtype)
+
+    def add(sums: np.ndarray) -> None:
+        if resize.is_none:
+            for polarity, channel in enumerate(channels_of_polarities(channels)):
+                sums[:, channel] += counts[:, polarity].astype(sums.dtype)
+        else:
+            for step, of_step in enumerate(counts):
+                add_counts(sums[step], of_step, resize)
+
+    return exact_frames(add, (len(counts), channels, *resize.shape), int(counts.sum()), resize.unit, dtype)
+
+
+def check_events(events: Events, sensor_size: tuple[int, int]) -> None:
+    """Raises ValueError for columns as `check_columns`, and for events outside of the sensor."""
+    check_columns(events)
+    height, width = sensor_size
+    for name, values, limit in (('x', events.x, width), ('y', events.y, height), ('p', events.p, 2)):
+        if len(values) and (values.min() < 0 or values.max() >= limit):
+            index = int(np.flatnonzero((values < 0) | (values >= limit))[0])
+            raise ValueError(
+                f'event {index} has {name} = {values[index]}, not one of 0 to {limit - 1}: '
+                + ('0 is off and 1 is on' if name == 'p' else f'sensor_size (height, width) is ({height}, {width})')
+            )
+
+
+class Axis(NamedTuple):
+    """How the pixels of one axis share their counts among as many or fewer or more pixels of the same total length."""
+
+    first: np.ndarray  # [old]: the first new pixel that each covers
+    parts: np.ndarray  # [span, old]: how much of each lies in that one and those behind it, in units
+    unit: int  # units that an old pixel has; the least that gives whole numbers, 1 where `new` divides `old`
+
+    @classmethod
+    def between(cls, old: int, new: int) -> Axis:
+        unit, length = new // math.gcd(old, new), old // math.gcd(old, new)  # of an old pixel, and of a new one
+        start = np.arange(old) * unit
+        first = start // length
+        span = int(((start + unit - 1) // length - first).max()) + 1
+        edges = (first + np.arange(span + 1)[:, None]) * length  # [span + 1, old]
+        return cls(first, np.diff(edges.clip(start, start + unit), axis=0), unit)
+
+
+class Resize(NamedTuple):
+    """From the sensor's pixels to those of a frame, by area; sums are whole numbers, `unit` of them an event."""
+
+    rows: Axis
+    columns: Axis
+    shape: tuple[int, int]
+
+    @classmethod
+    def between(cls, sensor_size: Sequence[int], size: int | tuple[int, int] | None, dtype: DTypeLike) -> Resize:
+        (height, width) = sensor_size
+        new_height, new_width = (height, width) if size is None else pair(size)
+        resize = cls(Axis.between(height, new_height), Axis.between(width, new_width), (new_height, new_width))
+        if resize.unit > 1 and np.dtype(dtype).kind != 'f':
+            raise ValueError(
+                f'size {new_height} x {new_width} does not divide the {height} x {width} pixels of the sensor, which '
+                f'splits counts into fractions: {np.dtype(dtype)} cannot hold them, use a floating-point dtype'
+            )
+        return resize
+
+    @property
+    def unit(self) -> int:
+        return self.rows.unit * self.columns.unit
+
+    @property
+    def is_none(self) -> bool:
+        return self.shape == (len(self.rows.first), len(self.columns.first))
+
+
+def channels_of_polarities(channels: int) -> list[int]:
+    """The channels in which negative and positive events are counted."""
+    return [0, 1] if channels == 2 else [1, 0]
+
+
+def add_events(sums: np.ndarray, events: Events, borders: np.ndarray, resize: Resize) -> None:
+    """Add `resize.unit` for each event to sums [T, C, h, w], shared among the pixels that it covers."""
+    T, C, height, width = sums.shape
+    of_step = np.arange(T) * (C * height * width)
+    of_polarity = np.array(channels_of_polarities(C)) * (height * width)
+    for first in range(borders[0], borders[-1], CHUNK):
+        part = events[first : min(first + CHUNK, borders[-1])]
+        place = np.repeat(of_step, np.diff(borders.clip(first, first + len(part))))
+        y, x, p = (column.astype(np.intp) for column in (part.y, part.x, part.p))
+        place += of_polarity.take(p)
+        add_shares(sums, place, y, x, None, resize)
+
+
+def add_counts(sums: np.ndarray, counts: np.ndarray, resize: Resize) -> None:
+    """The same of the counts [2, H, W] of one step, to sums [C, h, w]."""
+    for polarity, channel in enumerate(channels_of_polarities(len(sums))):
+        y, x = counts[polarity].nonzero()
+        add_shares(sums[channel], np.zeros(len(y), np.intp), y, x, counts[polarity, y, x], resize)
+
+
+def add_shares(
+    sums: np.ndarray, place: np.ndarray, y: np.ndarray, x: np.ndarray, counts: np.ndarray | None, resize: Resize
+) -> None:
+    """Add to flat `sums`, in the image that begins at `place`, the shares of pixels (y, x), as often as `counts` says.
+
+    `place` is changed.
+    """
+    rows, columns, width = resize.rows, resize.columns, resize.shape[1]
+    sums = sums.reshape(-1)
+    place += (rows.first * width).take(y)
+    place += columns.first.take(x)
+    if counts is None and resize.unit == 1:
+        np.add.at(sums, place, sums.dtype.type(1))  # of another type it would be thirty times slower
+        return
+    for down, in_rows in enumerate(rows.parts):
+        for right, in_columns in enumerate(columns.parts):
+            shares = in_rows.take(y) * in_columns.take(x)
+            here = shares.nonzero()[0] if down or right else slice(None)  # most pixels lie in one new pixel
+            shares = shares[here] if counts is None else shares[here] * counts[here]
+            np.add.at(sums, place[here] + (down * width + right), shares.astype(sums.dtype))
+
+
+def exact_frames(
+    add: Callable[[np.ndarray], None], shape: tuple[int, ...], count: int, unit: int, dtype: DTypeLike
+) -> np.ndarray:
+    """What `add` adds to zeros of this shape [T, C, h, w], whole numbers of `unit` for each of `count` events, / unit.
+
+    They are summed in the result itself, and in float64 where its type would round or overflow.
+    Raises ValueError where the type cannot hold a count.
+    """
     dtype = np.dtype(dtype)
     if dtype.kind not in 'iuf':
         raise ValueError(f'dtype must be an integer or floating-point type, not {dtype}')
-    if channels == 3:
-        negative, positive = np.moveaxis(counts.astype(np.int64), 1, 0)
-        counts = np.stack([positive, negative, positive + negative], axis=1)
-    if size is not None and pair(size) != counts.shape[-2:]:
-        (height, width), (new_height, new_width) = counts.shape[-2:], pair(size)
-        if dtype.kind != 'f' and (height % new_height or width % new_width):
-            raise ValueError(
-                f'size {new_height} x {new_width} does not divide the {height} x {width} pixels of the sensor, which '
-                f'splits counts into fractions: {dtype} cannot hold them, use a floating-point dtype'
-            )
-        # Sums of integers below 2 ** 53 are exact in float64.
-        counts = shares(height, new_height) @ counts @ shares(width, new_width).T
-    limit = 2 ** (np.finfo(dtype).nmant + 1) if dtype.kind == 'f' else np.iinfo(dtype).max
-    if counts.max(initial=0) > limit:
-        step, channel, row, column = np.unravel_index(counts.argmax(), counts.shape)
+    channels = shape[1]
+
+    def summed(accumulator: DTypeLike) -> np.ndarray:
+        sums = np.zeros(shape, accumulator)
+        add(sums)
+        if channels == 3:
+            np.add(sums[:, 0], sums[:, 1], out=sums[:, 2])
+        return sums
+
+    frames = None if dtype == np.float16 else summed(dtype)
+    if frames is None or not is_exact(frames, count * unit * (channels - 1)):
+        del frames
+        frames = summed(np.float64)
+    if count > (limit := largest(dtype)) and frames.max() > limit * unit:
+        step, channel, row, column = np.unravel_index(frames.argmax(), shape)
         raise ValueError(
-            f'step {step} counts {counts.max():.10g} events in channel {channel}, row {row}, column {column}, '
+            f'step {step} counts {frames.max() / unit:.10g} events in channel {channel}, row {row}, column {column}, '
             f'and {dtype} holds whole numbers up to {limit} only: use a larger dtype or more steps'
         )
-    return counts.astype(dtype)
+    if unit > 1:
+        frames /= unit
+    return frames.astype(dtype, copy=False)
 
 
-def shares(old: int, new: int) -> np.ndarray:
-    """The part of each of `old` pixels that lies in each of `new` ones of the same total width: [new, old]."""
-    start, end = np.arange(old) * new, np.arange(1, old + 1) * new  # in units in which both have whole edges
-    new_start, new_end = np.arange(new)[:, None] * old, np.arange(1, new + 1)[:, None] * old
-    return np.maximum(np.minimum(end, new_end) - np.maximum(start, new_start), 0) / new
+def largest(dtype: np.dtype) -> int:
+    """Up to where all whole numbers are exact."""
+    return 2 ** (np.finfo(dtype).nmant + 1) if dtype.kind == 'f' else int(np.iinfo(dtype).max)
+
+
+def is_exact(sums: np.ndarray, total: int) -> bool:
+    """Whether whole numbers, `total` in all, were summed without rounding and overflow."""
+    limit = largest(sums.dtype)
+    if total <= limit:
+        return True
+    if sums.dtype.kind == 'f':
+        return bool(sums.max() < limit)  # they only grow, and below it nothing is rounded
+    return int(sums.sum(dtype=np.int64)) == total  # each overflow takes 2 ** bits away

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import importlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ..files import printable
 from .datasets import EventDataset
@@ -22,34 +23,49 @@ from .frames import check_frame_options, frames_of_counts
 __all__ = ['EventRows', 'write_rows']
 
 SHARD_BYTES = 2**29  # of frames in one file; as parquet a fraction of it
+PARTS = {True: 'train', False: 'test'}  # of published data sets
 GROUP_BYTES = 2**26  # of frames in one row group, which is what is held in memory
 
 
 def write_rows(
-    dataset: EventDataset, folder: str | Path, split: str | None = None, *, dtype: str = 'uint16'
+    dataset: Any,
+    folder: str | Path,
+    split: str | None = None,
+    *,
+    dtype: str = 'uint16',
+    classes: Sequence[str] | None = None,
 ) -> list[Path]:
     """Write `folder`/`split`-00000-of-00001.parquet and so on, which `load_dataset` and the Hub know how to open.
 
-    A row has `frames`, an Array4D [T, 2, H, W] of the counts of negative and positive events at the sensor's size, and
-    `label`, a ClassLabel. Channels, size and transform of the data set are left to the reader of the rows. `split` is
-    'train' or 'test' unless given; files of the same split that are there already are replaced.
+    A row has `frames`, an Array4D [T, 2, H, W] of the counts of negative and positive events, and `label`, a
+    ClassLabel. Of an `EventDataset`, and of subsets and concatenations of some, counts are those at the sensor's size:
+    channels, size and transform are left to the reader of the rows. Any other data set of (frames, label) is written
+    as it is. `split` is that of the data set, or 'train' or 'test' of a published one, unless given; files of the same
+    split that are there already are replaced. `classes` are the names where the data set has none.
 
-    Raises ValueError where `dtype`, 'uint8' or 'uint16', cannot hold a count, and for a split that is no word.
+    Raises ValueError where `dtype`, 'uint8' or 'uint16', cannot hold a count, for frames that are no counts or differ
+    in shape, for a data set without names of classes or a split, and for a split that is no word.
     """
     datasets = import_datasets()
     if dtype not in ('uint8', 'uint16'):
         raise ValueError(f"dtype must be 'uint8' or 'uint16', not {dtype!r}")
-    folder, split = Path(folder), ('train' if dataset.train else 'test') if split is None else split
+    if not len(dataset):
+        raise ValueError('expected a data set with samples, got an empty one')
+    folder, split = Path(folder), split_of(dataset) if split is None else split
     if not re.fullmatch(r'\w+([.-]\w+)*', split):
         raise ValueError(f'split must be letters, digits and _, with single dots or hyphens between, not {split!r}')
-    shape = (dataset.num_steps, 2, *dataset.sensor_size)
-    features = datasets.Features(
-        frames=datasets.Array4D(shape, dtype), label=datasets.ClassLabel(names=list(dataset.classes))
-    )
+    names = list(classes or classes_of(dataset))
+    shape = counts_and_label(dataset, 0)[0].shape
+    features = datasets.Features(frames=datasets.Array4D(shape, dtype), label=datasets.ClassLabel(names=names))
 
     def rows() -> Iterator[dict[str, Any]]:
-        for index, label in enumerate(dataset.targets):
-            yield {'frames': frames_of_counts(dataset.counts(index), dtype=dtype), 'label': label}
+        for index in range(len(dataset)):
+            counts, label = counts_and_label(dataset, index)
+            if counts.shape != shape:
+                raise ValueError(
+                    f'sample {index} has frames of the shape {counts.shape} and sample 0 of {shape}: rows are alike'
+                )
+            yield {'frames': frames_of_counts(counts, dtype=dtype), 'label': label}
 
     bytes_per_row = int(np.prod(shape)) * np.dtype(dtype).itemsize
     rows_per_group = max(1, GROUP_BYTES // bytes_per_row)
@@ -72,6 +88,61 @@ def write_rows(
         if old.name not in names:
             old.unlink()
     return [folder / name for name in names]
+
+
+def locate(dataset: Any, index: int) -> tuple[Any, int]:
+    """The data set that a sample of subsets and concatenations is in, and its index there."""
+    while isinstance(dataset, (Subset, ConcatDataset)):
+        if isinstance(dataset, Subset):
+            dataset, index = dataset.dataset, int(dataset.indices[index])
+        else:
+            part = bisect.bisect_right(dataset.cumulative_sizes, index)
+            end, dataset = dataset.cumulative_sizes[part], dataset.datasets[part]
+            index += len(dataset) - end
+    return dataset, index
+
+
+def parts(dataset: Any) -> list[Any]:
+    """The data sets in subsets and concatenations."""
+    if isinstance(dataset, Subset):
+        return parts(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [part for inner in dataset.datasets for part in parts(inner)]
+    return [dataset]
+
+
+def counts_and_label(dataset: Any, index: int) -> tuple[np.ndarray, int]:
+    """The counts of a sample, whole numbers [T, 2, H, W]."""
+    dataset, inside = locate(dataset, index)
+    if isinstance(dataset, EventDataset):
+        return dataset.counts(inside), dataset.samples[inside][1]
+    frames, label = dataset[inside]
+    counts = np.asarray(frames)
+    if counts.ndim != 4 or counts.shape[1] != 2:
+        raise ValueError(f'sample {index} must have frames [T, 2, H, W], not {list(counts.shape)}')
+    if counts.dtype.kind not in 'iu':
+        whole = counts.astype(np.int64)
+        if not (whole == counts).all():
+            raise ValueError(f'sample {index} must have counts, and has a frame that is no whole number')
+        counts = whole
+    if counts.min(initial=0) < 0:
+        raise ValueError(f'sample {index} must have counts, and has {counts.min()}')
+    return counts, int(label)
+
+
+def split_of(dataset: Any) -> str:
+    found = {getattr(part, 'split', None) or PARTS.get(getattr(part, 'train', None)) for part in parts(dataset)}
+    if len(found) != 1 or None in found:
+        raise ValueError("this data set does not say of which split its samples are: pass split='train', for one")
+    return found.pop()
+
+
+def classes_of(dataset: Any) -> tuple[str, ...]:
+    found = {tuple(getattr(part, 'classes', ())) for part in parts(dataset)}
+    if len(found) != 1 or () in found:
+        several = 'the parts of this data set have different classes' if any(found) else 'this data set has no classes'
+        raise ValueError(f'{several}: pass classes=[...], the names in the order of the labels')
+    return found.pop()
 
 
 def shard_names(split: str, shards: int) -> list[str]:

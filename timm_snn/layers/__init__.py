@@ -9,7 +9,7 @@ from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .mlp import SpikingMlp
-from .neuron import LIF, IntegerNeuron, ParametricLIF, ReluNeuron
+from .neuron import IF, LIF, IntegerNeuron, ParametricLIF, ReluNeuron
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
 from .quantized import ClipFloorShift, ConvertedNeuron, OnRunningMean
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
@@ -18,9 +18,10 @@ from .sdsa import SpikeDrivenSelfAttention
 from .sep_conv import SepConv
 from .softmax_attention import SoftmaxAttention
 from .statten import SpatialTemporalAttention
-from .temporal import DropPath, mean_over_time, merge_time, split_time, to_time_first
+from .temporal import DropPath, mean_over_time, merge_time, refuse_bare_recording, split_time, to_time_first
 
 __all__ = [
+    'IF',
     'LIF',
     'ClipFloorShift',
     'ConvBn',
@@ -60,6 +61,7 @@ __all__ = [
     'neurons',
     'patch_embeds',
     'pool_spikes',
+    'refuse_bare_recording',
     'split_time',
     'to_time_first',
 ]

@@ -15,7 +15,7 @@ from torch.fx import Proxy
 
 from ..ops.mssa import mask_keys
 from .conv import ConvBn, ConvBnLif, is_plain
-from .neuron import LIF, ParametricLIF
+from .neuron import FUSED, LIF
 from .registry import LayerFn, attentions
 from .rep_conv import RepConv
 
@@ -79,12 +79,12 @@ class MultiScaleSpikingAttention(nn.Module):
 
     @torch.jit.unused
     def _can_fuse(self, x: Tensor) -> bool:
-        return is_plain(self.attn_lif, (LIF, ParametricLIF)) and not isinstance(x, Proxy)
+        return is_plain(self.attn_lif, FUSED) and not isinstance(x, Proxy)
 
     @torch.jit.unused
     def _fused_mask(self, queries: list[Tensor], k: Tensor) -> Tensor:
         neuron: Any = self.attn_lif
-        return mask_keys(queries, k, neuron.learned_tau(), neuron.neuron, neuron.backend)
+        return mask_keys(queries, k, neuron.neuron, neuron.learned(), neuron.backend)
 
 
 @attentions.register('qkta')

@@ -9,7 +9,7 @@ from torch.fx import Proxy
 
 from ..ops.bn_lif import choose_implementation, fire_normalised, fire_pooled
 from ..ops.sparse_conv import conv2d
-from .neuron import LIF, ParametricLIF
+from .neuron import FUSED, LIF
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
@@ -110,7 +110,7 @@ class ConvBnLif(ConvBn):
         """Whether one op may stand for batch norm, pooling and neuron: no subclass, hook or tracer would miss them."""
         bn = self.bn  # looked up once, which nn.Module does in Python
         return (
-            is_plain(self.lif, (LIF, ParametricLIF))
+            is_plain(self.lif, FUSED)
             and is_plain(bn, (nn.Identity, nn.BatchNorm2d))
             and (type(bn) is nn.Identity or _is_usual(bn))
             and is_plain(self.pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
@@ -124,11 +124,12 @@ class ConvBnLif(ConvBn):
         conv: Any = self.conv
         has_norm, pool, neuron = not isinstance(bn, nn.Identity), not isinstance(self.pool, nn.Identity), lif.neuron
         training = has_norm and bn.training
-        implementation = choose_implementation(x, neuron, lif.backend, pool=pool, training=training)
+        learned = lif.learned()
+        implementation = choose_implementation(x, neuron, learned, lif.backend, pool=pool, training=training)
         offset = conv.bias if implementation.takes_offset and is_plain(conv, (MapConv, TokenConv)) else None
         y = merge_time(x)
         y = split_time(conv(y) if offset is None else conv._conv_forward(y, conv.weight, None), x.shape[0])
-        unit = dict(pool=pool, offset=offset, tau=lif.learned_tau(), neuron=neuron)
+        unit = dict(pool=pool, offset=offset, neuron=neuron, learned=learned)
         if not has_norm:
             return fire_pooled(implementation, y, **unit)
         if training:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from ..ops import Surrogate
 from ..ops.backend import check_backend
 from ..ops.integer import check_levels, count_spikes
 from ..ops.lif import fire
-from ..ops.neuron import Neuron
+from ..ops.neuron import Learned, Neuron
 from ..ops.surrogate import get_surrogate
 from .registry import neurons
 
-__all__ = ['LIF', 'IntegerNeuron', 'ParametricLIF', 'ReluNeuron']
+__all__ = ['FUSED', 'IF', 'LIF', 'IntegerNeuron', 'ParametricLIF', 'ReluNeuron']
 
 _SETTINGS = ('tau', 'v_threshold', 'v_reset', 'decay_input', 'surrogate', 'detach_reset')
 
@@ -26,6 +25,14 @@ _SETTINGS = ('tau', 'v_threshold', 'v_reset', 'decay_input', 'surrogate', 'detac
 @neurons.register('lif')
 class LIF(nn.Module):
     """Leaky integrate-and-fire neuron (`timm_snn.ops.lif`), stateless: every call starts at rest.
+
+    With `learn_threshold` the threshold is learned, from `v_threshold` on, and stays above the resting potential r: it
+    is r + (v_threshold - r) * exp(log_threshold), with a parameter that begins at 0. The current is divided by the
+    exponential, and so the surrogate is taken in units of the threshold: at first it is that of the fixed neuron.
+    snnTorch's `learn_threshold` subtracts a threshold of any sign.
+
+    `per_channel` is C if what is learned has a value for each channel of [T, B, C, ...], else there is one for all.
+    The layers of a model pass it: `lif_kwargs=dict(learn_threshold=True, per_channel=True)`.
 
     Shape: [T, B, ...] -> spikes [T, B, ...] in {0, 1}.
     Raises: ValueError for settings out of range.
@@ -40,10 +47,21 @@ class LIF(nn.Module):
         surrogate: str | Surrogate = 'sigmoid',
         detach_reset: bool = True,
         backend: str | None = None,
+        learn_threshold: bool = False,
+        per_channel: int | bool = False,
     ) -> None:
         super().__init__()
         if isinstance(tau, Tensor):
-            raise ValueError('the tau of LIF is a number: ParametricLIF learns it, and timm_snn.lif takes a tensor')
+            raise ValueError(
+                'the tau of LIF is a number: ParametricLIF learns it, one for each channel if it starts at a tensor, and '
+                'timm_snn.lif takes a tensor'
+            )
+        if isinstance(v_threshold, Tensor):
+            raise ValueError(
+                'the v_threshold of LIF is a number: learn_threshold=True learns it, and timm_snn.lif takes a tensor'
+            )
+        if per_channel is True:
+            raise ValueError('LIF needs the number of channels, per_channel=C; layers of a model fill it in for True')
         if backend is not None:
             check_backend(backend, 'the argument `backend`')
         self.tau = float(tau)
@@ -54,6 +72,13 @@ class LIF(nn.Module):
         self.detach_reset = detach_reset
         self.backend = backend
         self.neuron = self._checked()
+        self.learn_threshold = learn_threshold
+        self.per_channel = int(per_channel)
+        self.register_parameter('log_threshold', nn.Parameter(self._per_channel(0.0)) if learn_threshold else None)
+
+    def _per_channel(self, number: float) -> Tensor:
+        """A value to learn: (), or [C] with `per_channel`."""
+        return torch.full((self.per_channel,) if self.per_channel else (), number)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -67,27 +92,31 @@ class LIF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             self._refuse_scripted_training()
-            return _scripted_lif(x, self.tau, self.v_threshold, self.v_reset, self.decay_input)
+            return self._scripted(x, torch.tensor(self.tau, dtype=torch.float64))
         return self._fire(x)
 
+    def _scripted(self, x: Tensor, tau: Tensor) -> Tensor:
+        log_threshold = self.log_threshold
+        if log_threshold is not None:
+            x = (x / _of_step(_in_membrane_dtype(log_threshold).exp(), x)).to(x.dtype)
+        return _scripted_lif(x, tau, self.v_threshold, self.v_reset, self.decay_input)
+
     @torch.jit.unused
-    def arguments(self) -> dict[str, Any]:
-        """What `timm_snn.ops.lif`, and the ops that it is fused into, are called with."""
-        learned = self.learned_tau()
-        return dict(
-            tau=self.tau if learned is None else learned,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            decay_input=self.decay_input,
-            surrogate=self.surrogate,
-            detach_reset=self.detach_reset,
-            backend=self.backend,
-        )
+    def learned(self) -> Learned:
+        """The settings that are tensors, for the ops that take them."""
+        scale = None if self.log_threshold is None else _in_membrane_dtype(self.log_threshold).exp()
+        return Learned(self.learned_tau(), scale)
 
     @torch.jit.unused
     def learned_tau(self) -> Tensor | None:
-        """The time constant, of one element, if it is learned."""
+        """The time constant, () or [C], if it is learned."""
         return None
+
+    @torch.jit.unused
+    def learned_threshold(self) -> Tensor | None:
+        """The threshold, () or [C], if it is learned, in units of the current."""
+        scale, v_rest = self.learned().scale, self.neuron.v_rest
+        return None if scale is None else v_rest + (self.v_threshold - v_rest) * scale
 
     def _refuse_scripted_training(self) -> None:
         if self.training:
@@ -97,10 +126,11 @@ class LIF(nn.Module):
 
     @torch.jit.unused
     def _fire(self, x: Tensor) -> Tensor:
-        return fire(x, self.learned_tau(), self.neuron, self.backend)
+        return fire(x, self.neuron, self.learned(), self.backend)
 
     def extra_repr(self) -> str:
-        return ', '.join(f'{name}={getattr(self, name)}' for name in (*_SETTINGS, 'backend'))
+        names = [*_SETTINGS, 'backend', *(name for name in ('learn_threshold', 'per_channel') if getattr(self, name))]
+        return ', '.join(f'{name}={getattr(self, name)}' for name in names)
 
 
 @register_notrace_module
@@ -108,19 +138,25 @@ class LIF(nn.Module):
 class ParametricLIF(LIF):
     """LIF whose time constant is learned, one for the layer (arXiv 2007.05785): 1/tau = sigmoid(w), so tau > 1.
 
-    `tau` is the initial value and must be above 1. Shape: as `LIF`.
+    `tau` is the initial value and must be above 1. With `per_channel`, or a tensor as tau, each channel has its own:
+    `ParametricLIF(torch.linspace(1.5, 8.0, 64)).requires_grad_(False)` has 64 time constants and learns none.
+
+    Shape: as `LIF`.
     """
 
-    def __init__(self, tau: float = 2.0, **kwargs) -> None:
-        if not 1 < tau < math.inf:
-            raise ValueError(f'ParametricLIF needs an initial tau > 1, got {tau}')
-        super().__init__(tau=tau, **kwargs)
-        self.w = nn.Parameter(torch.tensor(-math.log(tau - 1)))
+    def __init__(self, tau: float | Tensor = 2.0, per_channel: int | bool = False, **kwargs) -> None:
+        taus = torch.as_tensor(tau, dtype=torch.float64, device='cpu')  # with values, whatever the default device
+        if isinstance(tau, Tensor) and tau.ndim and not per_channel:
+            per_channel = len(tau)
+        if taus.ndim > 1 or (taus.ndim == 1 and len(taus) != per_channel) or not ((taus > 1) & (taus < math.inf)).all():
+            raise ValueError(f'ParametricLIF needs an initial tau > 1, got {tau}: a number, or one for each channel')
+        super().__init__(tau=taus.mean().item(), per_channel=per_channel, **kwargs)
+        self.w = nn.Parameter(self._per_channel(0.0).copy_(-(taus - 1).log()))
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             self._refuse_scripted_training()
-            return _scripted_lif(x, self.learned_tau().item(), self.v_threshold, self.v_reset, self.decay_input)
+            return self._scripted(x, self.learned_tau())
         return self._fire(x)
 
     def _checked(self) -> Neuron:
@@ -163,7 +199,19 @@ class IntegerNeuron(nn.Module):
         return f'levels={self.levels}, v_threshold={self.v_threshold}, normalize={self.normalize}'
 
 
-neurons.register('if')(partial(LIF, tau=math.inf, decay_input=False))  # integrate-and-fire: the membrane does not leak
+@register_notrace_module
+@neurons.register('if')
+class IF(LIF):
+    """Integrate-and-fire neuron: `LIF` with tau = inf, whose membrane is the sum of its currents and does not leak.
+
+    Shape: as `LIF`.
+    """
+
+    def __init__(self, v_threshold: float = 1.0, **kwargs) -> None:
+        super().__init__(math.inf, v_threshold, decay_input=False, **kwargs)
+
+
+FUSED = (LIF, ParametricLIF, IF)  # of these very classes, settings are all there is to know: an op may stand for them
 
 
 @neurons.register('relu')
@@ -187,15 +235,21 @@ def _in_membrane_dtype(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
 
-def _scripted_lif(x: Tensor, tau: float, v_threshold: float, v_reset: float | None, decay_input: bool) -> Tensor:
+def _of_step(numbers: Tensor, x: Tensor) -> Tensor:
+    """`timm_snn.ops.neuron.by_channel`, for TorchScript."""
+    return numbers if numbers.ndim == 0 else numbers.view([-1] + [1] * (x.ndim - 3))
+
+
+def _scripted_lif(x: Tensor, tau: Tensor, v_threshold: float, v_reset: float | None, decay_input: bool) -> Tensor:
     """The forward pass of `reference` in what TorchScript can compile: no surrogate gradient, no choice of backend."""
     v_rest = 0.0 if v_reset is None else v_reset
     current = _in_membrane_dtype(x)
     v = torch.full_like(current[0], v_rest)
+    divisor = _of_step(tau.to(current), x)
     spikes: list[Tensor] = []
     for x_t in current.unbind(0):
         leak = v - v_rest
-        h = v + (x_t - leak) / tau if decay_input else v - leak / tau + x_t
+        h = v + (x_t - leak) / divisor if decay_input else v - leak / divisor + x_t
         fires = h >= v_threshold
         s = torch.where(h.isnan(), h, fires.to(h.dtype))
         v = h - s * v_threshold if v_reset is None else h.masked_fill(fires, v_rest)

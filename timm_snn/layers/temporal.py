@@ -7,7 +7,15 @@ loader's collate stacks samples, Mixup flips axis 0 and Accelerate slices it, an
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
-__all__ = ['DropPath', 'mean_over_time', 'merge_time', 'repeat_for_steps', 'split_time', 'to_time_first']
+__all__ = [
+    'DropPath',
+    'mean_over_time',
+    'merge_time',
+    'refuse_bare_recording',
+    'repeat_for_steps',
+    'split_time',
+    'to_time_first',
+]
 
 
 @register_notrace_function  # branches on the rank, which torch.fx cannot trace
@@ -31,6 +39,17 @@ def to_time_first(x: Tensor, num_steps: int, in_chans: int) -> Tensor:
             f'num_steps={x.shape[1]} or assign model.num_steps = {x.shape[1]}; frames are batch-first'
         )
     return x.transpose(0, 1)
+
+
+@register_notrace_function  # branches on the shape
+def refuse_bare_recording(x: Tensor, num_steps: int) -> None:
+    """Raises: ValueError for [T, C, H, W], in a model of events; it would pass for a batch of T still images."""
+    if x.ndim == 4 and 1 < num_steps == x.shape[0]:
+        raise ValueError(
+            f'expected frames [B, T={num_steps}, C, H, W], got {list(x.shape)}, which may be one recording without a '
+            'batch: pass x.unsqueeze(0); or a batch of still images, as many as there are steps: pass '
+            f'x.unsqueeze(1).expand(-1, {num_steps}, -1, -1, -1)'
+        )
 
 
 def merge_time(x: Tensor) -> Tensor:

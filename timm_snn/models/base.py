@@ -19,6 +19,7 @@ from ..layers import (
     merge_time,
     neurons,
     patch_embeds,
+    refuse_bare_recording,
     split_time,
     to_time_first,
 )
@@ -166,7 +167,7 @@ class SpikingTransformer(nn.Module):
     Raises: ValueError if num_steps is not a whole number of at least 1, or in a twin another than 1.
     """
 
-    __jit_unused_properties__: ClassVar = ['_model_args', 'chunk_steps']
+    __jit_unused_properties__: ClassVar = ['_model_args', 'chunk_steps', 'takes_events']
 
     def __init__(
         self,
@@ -235,6 +236,11 @@ class SpikingTransformer(nn.Module):
     def chunk_steps(self) -> int:
         """How many steps see each other: 1, in a causal model, or the longest chunk of its attention ('statten')."""
         return max(getattr(module, 'chunk_steps', 1) for module in self.modules() if module is not self)
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether the model was trained on frames of events: its pretrained_cfg then says how these are made."""
+        return bool((getattr(self, 'pretrained_cfg', None) or {}).get('frames'))
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -321,7 +327,14 @@ class SpikingTransformer(nn.Module):
 
     def _forward_stem(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] or frames [B, T, C, H, W] -> [T, B, C', H', W']."""
+        if not torch.jit.is_scripting():
+            self._check_batch(x)
         return self.stem(to_time_first(x, self.num_steps, self.in_chans), self.num_steps)
+
+    @torch.jit.unused
+    def _check_batch(self, x: Tensor) -> None:
+        if self.takes_events:
+            refuse_bare_recording(x, self.num_steps)
 
     def _head_steps(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features [T, B, C, H, W] -> logits of every step [T, B, num_classes]."""

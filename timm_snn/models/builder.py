@@ -20,7 +20,7 @@ from .keys import KeyRules as KeyRules
 from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
 from .keys import rename_keys as rename_keys
-from .pretrained import is_from_hub, refuse_untrained, resolve_source
+from .pretrained import SpikingCfg, is_from_hub, refuse_untrained, resolve_source
 from .settings import argument_names as argument_names
 from .settings import check_config, make_from_config
 from .untrusted import ReadingWeights, adopt_sizes, check_hash, place_of
@@ -89,7 +89,7 @@ def build_spiking_model(
             construct,
             variant,
             pretrained,
-            pretrained_cfg=cfg,
+            pretrained_cfg=SpikingCfg(**cfg),  # timm would make its own of a dict, which knows no frames
             pretrained_filter_fn=fit,
             # The getter calls forward_intermediates, which averages over time; timm's hooks would return [T, B, ...].
             feature_cfg=dict(
@@ -97,7 +97,7 @@ def build_spiking_model(
             ),
             **kwargs,
         )
-    _drop_foreign_labels(model, known=pretrained or has_tag)
+    _drop_foreign(model, known=pretrained or has_tag)
     return model
 
 
@@ -107,9 +107,11 @@ def _sizes_asked_for(kwargs: dict[str, Any], saved_args: dict[str, Any]) -> set[
     return asked | ({'num_classes'} if kwargs.get('features_only') else set())  # which has no classifier
 
 
-def _drop_foreign_labels(model: Any, known: bool) -> None:
-    """Names of classes are those of weights; an untrained model has none, unless its tag was asked for."""
+def _drop_foreign(model: Any, known: bool) -> None:
+    """Names of classes and how frames are made belong to weights: an untrained model has none, unless by its tag."""
     cfg = model.pretrained_cfg
     names = cfg.get('label_names')
     if names and not (known and len(names) == getattr(model, 'num_classes', 0)):
         cfg.update(label_names=None, label_descriptions=None)
+    if not known:
+        cfg.pop('frames', None)

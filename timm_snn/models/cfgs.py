@@ -5,7 +5,7 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..labels import CIFAR10, CIFAR100, DVS128_GESTURE, FASHION_MNIST
+from ..labels import CIFAR10, CIFAR100, DIGITS, DVS128_GESTURE, FASHION_MNIST
 from .pretrained import hub_cfgs
 
 __all__ = ['tagged_cfgs']
@@ -46,9 +46,16 @@ def _fashion_mnist(**cfg: Any) -> Cfg:
     return _small(FASHION_MNIST, cfg, input_size=(1, 28, 28), pool_size=(2, 2), mean=(0.2860,), std=(0.3530,))
 
 
-def _events(label_names: tuple[str, ...]) -> Callable[..., Cfg]:
-    """Frames of two polarities."""
-    return lambda **cfg: _small(label_names, cfg, input_size=(2, 128, 128), mean=(0, 0), std=(1, 1))
+def _events(label_names: tuple[str, ...], size: int = 128, split_by: str = 'number') -> Callable[..., Cfg]:
+    """Frames of a sensor of 128 x 128 pixels, by number as in all papers; how many is the model's `num_steps`."""
+
+    def make(**cfg: Any) -> Cfg:
+        made = _small(label_names, cfg, input_size=(2, size, size), mean=(0, 0), std=(1, 1))
+        channels, *frame = made['input_size']
+        frames = dict(split_by=split_by, sensor_size=(128, 128), channels=channels, size=tuple(frame))
+        return {**made, 'frames': {**frames, 'mean': made['mean'], 'std': made['std']}}
+
+    return make
 
 
 _MAKERS: dict[str, Callable[..., Cfg]] = {
@@ -58,6 +65,7 @@ _MAKERS: dict[str, Callable[..., Cfg]] = {
     'fashion_mnist': _fashion_mnist,
     'cifar10_dvs': _events(CIFAR10),
     'dvs128_gesture': _events(DVS128_GESTURE),
+    'event_digits': _events(DIGITS, size=32, split_by='time'),
 }
 
 
@@ -69,6 +77,7 @@ _RECIPES = {
     'fashion_mnist': 'msvit/fashion_mnist',
     'cifar10_dvs': 'msvit/cifar10_dvs',
     'dvs128_gesture': 'msvit/dvs128_gesture',
+    'event_digits': 'msvit/event_digits',
 }
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,7 +45,14 @@ LONGEST_WAIT = 60  # seconds that a server may ask for between two tries, of whi
 _recipes: dict[str, str] = {}  # of each tag, the training config below recipes/configs
 
 
-class UntrainedCfg(PretrainedCfg):
+@dataclass
+class SpikingCfg(PretrainedCfg):
+    """timm's pretrained config, with how the frames of an event camera are made (`timm_snn.data.FrameSettings`)."""
+
+    frames: dict[str, Any] | None = None
+
+
+class UntrainedCfg(SpikingCfg):
     """A pretrained config with an address where there is nothing yet: timm does not list it among the pretrained."""
 
     @property
@@ -65,7 +73,7 @@ def hub_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         status = weights_status(name) if HUB_ORG == _OUR_ORG else 'theirs'
         if status == 'shipped':
             cfg['file'] = str(_shipped(name))
-        completed[name] = (UntrainedCfg if status == 'not yet trained' else PretrainedCfg)(**cfg)
+        completed[name] = (UntrainedCfg if status == 'not yet trained' else SpikingCfg)(**cfg)
     return completed
 
 
@@ -145,6 +153,8 @@ def resolve_source(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any]
     sources = ('state_dict', 'file', 'hf_hub_id', 'url')
     if any(overlay.get(key) for key in sources):
         overlay = {**dict.fromkeys((*sources, 'source')), **overlay}
+    if isinstance(pretrained_cfg, dict):
+        pretrained_cfg = SpikingCfg(**pretrained_cfg)
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     if is_from_hub(cfg) and not overlay.get('hf_hub_filename'):
         named_by_file = cfg.get('source') or overlay.get('hf_hub_id')

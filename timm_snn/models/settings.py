@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
-from timm.models import PretrainedCfg, resolve_pretrained_cfg
+from timm.models import resolve_pretrained_cfg
 from torch import nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
 )
 
 from ..files import printable
-from .pretrained import first_line
+from .pretrained import SpikingCfg, first_line
 
 __all__ = ['argument_names', 'check_config', 'make_from_config']
 
@@ -71,12 +71,14 @@ def _check_model_args(where: str, model_args: Mapping[str, Any], model_cls: type
 
 
 def _check_cfg(where: str, cfg: Mapping[str, Any]) -> None:
-    if unknown := sorted(set(cfg) - {field.name for field in dataclasses.fields(PretrainedCfg)}):
+    if unknown := sorted(set(cfg) - {field.name for field in dataclasses.fields(SpikingCfg)}):
         raise ValueError(f'{where} has unknown keys {printable(unknown)} in its pretrained_cfg')
     names = ('label_names', 'label_descriptions')
     for key in names:
         if not isinstance(cfg.get(key), (list, tuple, dict, type(None))):
             raise ValueError(f'{where} has {key}={_shown(cfg[key])}; expected a list of names')
+    if not isinstance(cfg.get('frames'), (dict, type(None))):
+        raise ValueError(f'{where} has frames={_shown(cfg["frames"])}; expected the settings of event frames by name')
     for key, value in cfg.items():
         if key not in (*names, 'state_dict') and (expected := _fault(value, 10**6, takes_bools=True)):
             raise ValueError(f'{where} has {key}={_shown(value)}; expected {expected}')

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .backend import Backend, resolve_backend
 from .backends.reference import scale_and_shift
-from .lif import check_input, on_device
-from .neuron import Neuron, describe_neuron, membrane_dtype
+from .lif import check_input, scaled
+from .neuron import Learned, Neuron, describe_neuron, membrane_dtype
 from .surrogate import Surrogate
 
 __all__ = ['Implementation', 'bn_lif', 'choose_implementation', 'fire_normalised', 'fire_pooled', 'pool_lif']
@@ -29,7 +29,7 @@ def bn_lif(
     pool: bool = False,
     offset: Tensor | None = None,
     tau: float | Tensor = 2.0,
-    v_threshold: float = 1.0,
+    v_threshold: float | Tensor = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     surrogate: str | Surrogate = 'sigmoid',
@@ -55,7 +55,7 @@ def bn_lif(
     """
     check_input(x)
     neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
-    implementation = choose_implementation(x, neuron, backend, pool=pool, training=training)
+    implementation = choose_implementation(x, neuron, learned, backend, pool=pool, training=training)
     norm = (weight, bias, running_mean, running_var)
     return fire_normalised(
         implementation,
@@ -66,8 +66,8 @@ def bn_lif(
         eps,
         pool=pool,
         offset=offset,
-        tau=on_device(learned, x),
         neuron=neuron,
+        learned=learned,
     )
 
 
@@ -77,7 +77,7 @@ def pool_lif(
     pool: bool = True,
     offset: Tensor | None = None,
     tau: float | Tensor = 2.0,
-    v_threshold: float = 1.0,
+    v_threshold: float | Tensor = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     surrogate: str | Surrogate = 'sigmoid',
@@ -87,8 +87,8 @@ def pool_lif(
     """`bn_lif` without the batch norm, for a convolution that it has been folded into (`timm_snn.fuse`)."""
     check_input(x)
     neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
-    implementation = choose_implementation(x, neuron, backend, pool=pool, training=False)
-    return fire_pooled(implementation, x, pool=pool, offset=offset, tau=on_device(learned, x), neuron=neuron)
+    implementation = choose_implementation(x, neuron, learned, backend, pool=pool, training=False)
+    return fire_pooled(implementation, x, pool=pool, offset=offset, neuron=neuron, learned=learned)
 
 
 class Implementation(NamedTuple):
@@ -107,7 +107,7 @@ class Implementation(NamedTuple):
 
 
 def choose_implementation(
-    x: Tensor, neuron: Neuron, backend: str | None, *, pool: bool, training: bool
+    x: Tensor, neuron: Neuron, learned: Learned, backend: str | None, *, pool: bool, training: bool
 ) -> Implementation:
     """Looked up once for a unit, before its convolution.
 
@@ -117,7 +117,7 @@ def choose_implementation(
         training: Whether to normalise by the batch's statistics.
     """
     chosen = resolve_backend(backend, x, neuron.surrogate)
-    has_op = (training or not torch.is_grad_enabled()) and (x.ndim == 5 or not pool)
+    has_op = (training or not torch.is_grad_enabled()) and (x.ndim == 5 or not pool) and not learned.is_by_channel
     op = f'{"bn" if training else "affine"}_{"pool_" if pool else ""}lif'
     return Implementation(chosen, chosen.fused(op) if has_op else None)
 
@@ -132,12 +132,15 @@ def fire_normalised(
     *,
     pool: bool,
     offset: Tensor | None,
-    tau: Tensor | None,
     neuron: Neuron,
+    learned: Learned,
 ) -> Tensor:
     """`bn_lif` by an implementation that was chosen before; `norm` is weight, bias, running mean and variance."""
     backend, fused = implementation
     weight, bias, running_mean, running_var = norm
+    tau, scale = learned.of(x)
+    if scale is not None:  # which is the norm's, and commutes with pooling
+        weight, bias = ((t / scale).to(t.dtype) for t in (weight, bias))
     count = x.numel() // max(x.shape[2], 1)
     if fused and training and count > 1:
         if offset is not None:  # the batch's mean takes it away again, so that its gradient is zero
@@ -166,16 +169,17 @@ def fire_pooled(
     *,
     pool: bool,
     offset: Tensor | None,
-    tau: Tensor | None,
     neuron: Neuron,
+    learned: Learned,
 ) -> Tensor:
     """`pool_lif` by an implementation that was chosen before."""
     backend, fused = implementation
+    learned = learned.of(x)
     gains = pool if offset is None else implementation.takes_offset
-    if fused and gains:
-        return fused(x, None, offset, tau, neuron)
+    if fused and gains and learned.scale is None:
+        return fused(x, None, offset, learned.tau, neuron)
     y = _pooled(_shifted(x, offset).flatten(0, 1), pool).unflatten(0, [len(x), -1])
-    return backend.lif(y, None, tau, neuron, False)[0]
+    return backend.lif(scaled(y, learned), None, learned.tau, neuron, False)[0]
 
 
 def _shifted(x: Tensor, offset: Tensor | None) -> Tensor:

@@ -3,17 +3,17 @@
 from torch import Tensor
 
 from .backend import resolve_backend
-from .neuron import Neuron, describe_neuron, membrane_dtype
+from .neuron import Learned, Neuron, by_channel, describe_neuron, membrane_dtype
 from .surrogate import Surrogate
 
-__all__ = ['check_input', 'fire', 'lif', 'lif_stream']
+__all__ = ['check_input', 'fire', 'lif', 'lif_stream', 'scaled']
 
 
 def lif(
     x: Tensor,
     *,
     tau: float | Tensor = 2.0,
-    v_threshold: float = 1.0,
+    v_threshold: float | Tensor = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     surrogate: str | Surrogate = 'sigmoid',
@@ -36,10 +36,13 @@ def lif(
 
     Args:
         x: Input current.
-        tau: Membrane time constant in steps, at least 1. A tensor of one element is learnable and gets a gradient; its
-            value is not checked, since reading it would wait for the device. math.inf, with decay_input=False, is the
-            integrate-and-fire neuron, which does not leak.
-        v_threshold: In units of the membrane, which are those of x.
+        tau: Membrane time constant in steps, at least 1. math.inf, with decay_input=False, is the integrate-and-fire
+            neuron, which does not leak. A tensor of one element, or of C for the channels of x [T, B, C, ...], is
+            learnable and gets a gradient; its values are not checked, since reading them would wait for the device.
+        v_threshold: In units of the membrane, which are those of x. A tensor, of one element or C, is learnable as tau
+            is. Its distance from r must be positive: x is divided by that, and so is v - r in what goes on inside,
+            which is another unit for the same spikes. The surrogate is then taken of (h - r) / (v_threshold - r) - 1,
+            in units of the threshold; that of a number, and of snnTorch's `learn_threshold`, is of h - v_threshold.
         v_reset: None for a soft reset.
         decay_input: Whether the current is divided by tau as well.
         surrogate: Gradient of the spike, by name or as an object with its alpha (`timm_snn.ops.surrogate`).
@@ -52,7 +55,7 @@ def lif(
     Raises: ValueError for arguments out of range; BackendUnavailable if a named backend cannot run.
     """
     neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
-    return fire(x, learned, neuron, backend)
+    return fire(x, neuron, learned, backend)
 
 
 def lif_stream(
@@ -60,7 +63,7 @@ def lif_stream(
     v: Tensor | None = None,
     *,
     tau: float | Tensor = 2.0,
-    v_threshold: float = 1.0,
+    v_threshold: float | Tensor = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     surrogate: str | Surrogate = 'sigmoid',
@@ -73,27 +76,37 @@ def lif_stream(
         spikes_2, v = lif_stream(x[3:], v)     # together they equal lif(x)
 
     Shape: x [T, B, ...], v [B, ...] or None for a neuron at rest -> (spikes [T, B, ...], v [B, ...]). v has the
-    membrane's dtype, see `lif`.
+    membrane's dtype, see `lif`. With a learned threshold the two differ in their last bits: v is in units of x, and is
+    converted to those of the threshold and back.
     """
     check_input(x)
     neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    learned = learned.of(x)
     if v is not None and (v.shape != x.shape[1:] or v.dtype != membrane_dtype(x.dtype)):
         raise ValueError(
             f'lif_stream needs v {tuple(x.shape[1:])} of {membrane_dtype(x.dtype)}, got {tuple(v.shape)} of {v.dtype}: '
             'pass the v that the last call returned'
         )
-    return resolve_backend(backend, x, neuron.surrogate).lif(x, v, on_device(learned, x), neuron, True)
+    run = resolve_backend(backend, x, neuron.surrogate).lif
+    if learned.scale is None:
+        return run(x, v, learned.tau, neuron, True)
+    scale, v_rest = by_channel(learned.scale, x.ndim - 1), neuron.v_rest
+    v = None if v is None else v_rest + ((v - v_rest) / scale).to(v.dtype)
+    spikes, v = run(scaled(x, learned), v, learned.tau, neuron, True)
+    return spikes, v_rest + ((v - v_rest) * scale).to(v.dtype)
 
 
-def fire(x: Tensor, tau: Tensor | None, neuron: Neuron, backend: str | None) -> Tensor:
-    """`lif` with its settings as one value, and tau if that is learned."""
+def fire(x: Tensor, neuron: Neuron, learned: Learned, backend: str | None) -> Tensor:
+    """`lif` with its settings as values."""
     check_input(x)
-    return resolve_backend(backend, x, neuron.surrogate).lif(x, None, on_device(tau, x), neuron, False)[0]
+    learned = learned.of(x)
+    run = resolve_backend(backend, x, neuron.surrogate).lif
+    return run(scaled(x, learned), None, learned.tau, neuron, False)[0]
 
 
-def on_device(tau: Tensor | None, x: Tensor) -> Tensor | None:
-    """A learned tau where x is."""
-    return tau if tau is None else tau.to(x.device)
+def scaled(x: Tensor, learned: Learned) -> Tensor:
+    """The current x [T, B, C, ...] in units in which the threshold is the neuron's number."""
+    return x if learned.scale is None else (x / by_channel(learned.scale, x.ndim - 1)).to(x.dtype)
 
 
 def check_input(x: Tensor) -> None:

@@ -3,13 +3,14 @@
 import functools
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .surrogate import SURROGATES, Sigmoid, Surrogate, as_constant, constant, get_surrogate
 
-__all__ = ['Neuron', 'describe_neuron', 'membrane_dtype']
+__all__ = ['Learned', 'Neuron', 'describe_neuron', 'membrane_dtype']
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Neuron:
     detach_reset: bool = True
 
     def __post_init__(self) -> None:
+        for name, value in (('v_reset', self.v_reset), ('the alpha of the surrogate', self.surrogate.alpha)):
+            if isinstance(value, Tensor):  # which kernels would read as a number, without a gradient
+                raise ValueError(f'lif takes tensors for tau and v_threshold: {name} must be a number, got {value!r}')
         if self.tau is not None and not 1 <= self.tau <= math.inf:
             raise ValueError(f'lif needs 1 <= tau steps, got tau={self.tau}')
         if self.tau == math.inf and self.decay_input:
@@ -94,20 +98,62 @@ class Neuron:
         )
 
 
+class Learned(NamedTuple):
+    """The settings of a neuron that are tensors, of one element or of one for each channel, and may have a gradient.
+
+    `scale` is (v_threshold - r) / (the number in `Neuron` - r), with r at rest. A neuron with a learned threshold does
+    what one with that number does when it is fed x / scale; its own membrane is r + (v - r) / scale.
+    """
+
+    tau: Tensor | None = None
+    scale: Tensor | None = None
+
+    @property
+    def is_by_channel(self) -> bool:
+        """Whether channels differ in tau, which kernels that fuse the neuron with others do not take."""
+        return self.tau is not None and self.tau.numel() > 1
+
+    def of(self, x: Tensor) -> 'Learned':
+        """The same on the device of x [T, B, C, ...], shaped as backends take them: () or [C].
+
+        Raises: ValueError for another number of elements.
+        """
+        return Learned(_of(x, 'tau', self.tau), _of(x, 'v_threshold', self.scale))
+
+
+def _of(x: Tensor, name: str, learned: Tensor | None) -> Tensor | None:
+    if learned is None:
+        return None
+    channels = x.shape[2] if x.ndim > 2 else 1
+    if learned.numel() not in (1, channels):
+        raise ValueError(
+            f'lif needs one {name} for all neurons, or one for each of the C channels of x [T, B, C, ...]: got '
+            f'{tuple(learned.shape)} for x {tuple(x.shape)}'
+        )
+    return learned.to(x.device).reshape(() if learned.numel() == 1 else -1)
+
+
+def by_channel(numbers: Tensor, ndim: int) -> Tensor:
+    """() or [C] -> what is broadcast over the channels of a step [B, C, ...] of `ndim` axes."""
+    return numbers if numbers.ndim == 0 else numbers.view(-1, *[1] * (ndim - 2))
+
+
 def describe_neuron(
     tau: float | Tensor,
-    v_threshold: float,
+    v_threshold: float | Tensor,
     v_reset: float | None,
     decay_input: bool,
     surrogate: str | Surrogate,
     detach_reset: bool,
-) -> tuple[Neuron, Tensor | None]:
-    """The neuron of these settings, and its tau if that is learned. Raises ValueError for settings out of range."""
-    if not isinstance(tau, Tensor):
-        return Neuron(tau, v_threshold, v_reset, decay_input, get_surrogate(surrogate), detach_reset), None
-    if tau.numel() != 1:
-        raise ValueError(f'lif needs one tau for all neurons, got a tensor of shape {tuple(tau.shape)}')
-    return Neuron(None, v_threshold, v_reset, decay_input, get_surrogate(surrogate), detach_reset), tau
+) -> tuple[Neuron, 'Learned']:
+    """The neuron of these settings, and those that are tensors. Raises ValueError for settings out of range."""
+    learned_tau, scale = tau if isinstance(tau, Tensor) else None, None
+    if isinstance(v_threshold, Tensor):
+        v_rest = 0.0 if v_reset is None else v_reset
+        scale, v_threshold = v_threshold - v_rest, v_rest + 1.0
+    number = None if isinstance(tau, Tensor) else tau
+    neuron = Neuron(number, v_threshold, v_reset, decay_input, get_surrogate(surrogate), detach_reset)
+    return neuron, Learned(learned_tau, scale)
 
 
 def membrane_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -141,6 +141,13 @@ def check_unchanged(
         before |= json.loads((checkpoint / 'setup.json').read_text(encoding='utf-8'))
     options, data = config | setup, setup.get('data', {})
     options.pop('data', None)
+    if 'frames' in options and 'frames' not in before:  # of an earlier version
+        del options['frames']
+        if before.get('mean') is None:
+            say(
+                'warning: that run is of an earlier version, which may have normalised counts of events by the mean of '
+                'images that its model came with; this one does not'
+            )
     same = {key for key in options if key not in before and not options[key]}  # new since that run, and left off
     changed = [key for key in options if key not in {*MAY_CHANGE, *same} and options[key] != before.get(key)]
     if changed:

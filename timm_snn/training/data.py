@@ -1,43 +1,62 @@
 """Data sets by name, the samples of them that a run uses, and how each sample is prepared."""
 
-import bisect
 import functools
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from timm.data import ImageDataset, create_dataset, create_transform
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.transforms import Normalize
 
-from ..data import CIFAR10DVS, NMNIST, DVS128Gesture, EventRows
-from ..data.rows import find_shards
+from ..data import (
+    CIFAR10DVS,
+    NMNIST,
+    DVS128Gesture,
+    EventDataset,
+    EventDigits,
+    EventFolder,
+    EventRows,
+    FrameSettings,
+    SensorSizeError,
+    frame_settings,
+    has_frame_settings,
+)
+from ..data.cache import CacheFolderError
+from ..data.event_digits import split_digits
+from ..data.rows import find_shards, locate
+from ..data.settings import difference
 from ..files import printable
+from ..folders import folder_of_split
+from ..labels import DIGITS
 from .augmentation import mend_posterize
 from .columns import check_column_names, leave_out_unusable
 from .errors import UserError, came_through_user_code, one_line_errors
 from .models import channels, input_config, steps_of
-from .pictures import FolderReader, folder_of_split, open_picture
+from .pictures import FolderReader, open_picture
 
 __all__ = [
+    'BUNDLED',
     'EVENT_DATASETS',
     'DataSource',
     'Samples',
     'TrainingSamples',
     'UnreadableSample',
+    'WrongSensor',
     'choose_samples',
     'class_names',
     'evenly',
+    'frames_of',
     'make_transform',
+    'note_on_frames',
     'note_on_pictures',
     'open_datasets',
     'open_fold',
@@ -51,21 +70,26 @@ _MOST_UNREADABLE = 50  # samples in a row, as in timm
 
 # Event recordings in two parts.
 RECORDINGS: dict[str, Any] = {'nmnist': NMNIST, 'cifar10_dvs': CIFAR10DVS, 'dvs128_gesture': DVS128Gesture}
-EVENT_DATASETS = (*RECORDINGS, 'event_rows')
+EVENT_DATASETS = (*RECORDINGS, 'event_folder', 'event_rows', 'event_digits')
+BUNDLED = ('digits', 'event_digits')  # which need no folder
 # Splits of the data sets that have two parts; the second is to validate on.
 PARTS = {'train': True, 'training': True, 'validation': False, 'val': False, 'test': False}
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set by name: 'digits' of scikit-learn, one of EVENT_DATASETS, or a name of timm's `create_dataset`."""
+    """A data set by name: one of BUNDLED, one of EVENT_DATASETS, or a name of timm's `create_dataset`."""
 
     name: str
     folder: Path | None = None
     download: bool = False  # of torchvision
     input_key: str | None = None  # columns of a Hugging Face data set
     target_key: str | None = None
-    split_by: str = 'number'  # how event recordings become frames, by 'number' or 'time'
+    split_by: str | None = None  # how event recordings become frames; if all three are None, as the model says
+    bin_us: int | None = None
+    events_per_bin: int | None = None
+    sensor_size: tuple[int, int] | None = None  # of the camera of an 'event_folder'; None is the model's
+    reading: dict[str, Any] | None = None  # arguments of `read_events` for its files
 
     @property
     def is_events(self) -> bool:
@@ -81,19 +105,33 @@ class DataSource:
         """Classes of a folder are numbered by the order of their names."""
         return self.name.removeprefix('torch/') in ('', 'folder', 'image_folder')
 
+    @property
+    def bins(self) -> dict[str, Any]:
+        """Arguments of event data sets, by number if nothing else is said."""
+        bins = {'bin_us': self.bin_us, 'events_per_bin': self.events_per_bin}
+        # which say themselves what they are by; 'number' may be no more than a default
+        split_by = None if any(bins.values()) and self.split_by == 'number' else self.split_by
+        return {'split_by': split_by, **bins}
+
+    def for_model(self, model: Any) -> 'DataSource':
+        """The same data, with what is left open about frames as the model says. Raises: UserError if it is wrong."""
+        if not self.is_events or not has_frame_settings(model):
+            return self
+        with one_line_errors('make frames for the model'):
+            own = frame_settings(model)
+        filled = replace(self, sensor_size=self.sensor_size or own.sensor_size)
+        if any(self.bins.values()):
+            return filled
+        return replace(filled, split_by=own.split_by, bin_us=own.bin_us, events_per_bin=own.events_per_bin)
+
 
 class Digits(Dataset):
-    """scikit-learn's bundled 1,797 handwritten digits, 8x8; 360 of them, a fixed fifth per class, are for validation.
+    """scikit-learn's bundled 1,797 handwritten digits, 8x8, in the two parts of `split_digits`."""
 
-    The split does not depend on the run's seed, so that accuracies of several seeds are of the same samples.
-    """
-
-    classes = tuple('0123456789')
+    classes = DIGITS
 
     def __init__(self, train: bool, mode: str = 'L') -> None:
-        images, labels = load_digits(return_X_y=True)
-        halves = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-        self.images, self.labels = (halves[0], halves[2]) if train else (halves[1], halves[3])
+        self.images, self.labels = split_digits(train)
         self.mode = mode
         self.transform: Any = None
 
@@ -111,6 +149,10 @@ class UnreadableSample(RuntimeError):
 
     def __str__(self) -> str:
         return super().__str__().strip().splitlines()[-1].removeprefix(f'{__name__}.{type(self).__name__}: ')
+
+
+class WrongSensor(UnreadableSample):
+    """A sample with events outside of the sensor: it is the size that is wrong, and other samples are not better."""
 
 
 class Samples(Dataset):
@@ -132,16 +174,13 @@ class Samples(Dataset):
 
     def locate(self, number: int) -> tuple[Any, int]:
         """The data set that a sample is in, and its index there."""
-        index = int(self.indices[number])
-        if not isinstance(self.source, ConcatDataset):
-            return self.source, index
-        part = bisect.bisect_right(self.source.cumulative_sizes, index)
-        dataset: Any = self.source.datasets[part]
-        return dataset, index - self.source.cumulative_sizes[part] + len(dataset)
+        return locate(self.source, int(self.indices[number]))
 
     def name(self, number: int) -> str:
         """The file where there is one, otherwise the index in the data set."""
         dataset, index = self.locate(number)
+        if isinstance(dataset, EventDataset):
+            return dataset.samples[index][0]
         return (dataset.filename(index) if isinstance(dataset, ImageDataset) else None) or str(index)
 
     def read(self, number: int) -> tuple[Any, Any]:
@@ -157,6 +196,8 @@ class Samples(Dataset):
         except Exception as error:  # decoders stumble in their own ways over broken files
             if came_through_user_code(error):
                 raise
+            if isinstance(error, SensorSizeError):
+                raise WrongSensor(f'{printable(error, 1000)}, in --sensor-size H W') from error
             name, reason = printable(self.name(number), 500), printable(f'{type(error).__name__}: {error}', 500)
             raise UnreadableSample(f'sample {name} is unreadable, {reason}') from error
 
@@ -186,6 +227,8 @@ class TrainingSamples(Samples):
         for tried in range(last):
             try:
                 return self._read_or_say((number + tried) % len(self))
+            except WrongSensor:
+                raise
             except UnreadableSample as error:
                 _logger.warning('%s; the next one is taken', error)
         return self._read_or_say((number + last) % len(self))
@@ -289,6 +332,7 @@ def open_datasets(
 ) -> tuple[Any, Any]:
     """Training and validation data that fit the model, event frames in that size. Raises: UserError if they do not."""
     num_classes, in_chans, num_steps = model.num_classes, model.in_chans, steps_of(model)
+    source = source.for_model(model)
     open_it = functools.partial(open_split, source, in_chans=in_chans, num_steps=num_steps, size=size)
     train_set, val_set = open_it(train_split), open_it(val_split)
     names, val_names = class_names(train_set), class_names(val_set)
@@ -298,13 +342,13 @@ def open_datasets(
             f'pass --num-classes {len(names)}'
         )
     if names != val_names:
-        if source.name or not names or not val_names or set(val_names) - set(names):
+        is_numbered_by_name = source.name in ('', 'event_folder')
+        if not (is_numbered_by_name and names and val_names) or set(val_names) - set(names):
             raise UserError(
                 f'the splits of data set {source.name!r} have different classes, {summary(names)} in '
                 f'{train_split!r} and {summary(val_names)} in {val_split!r}: labels would not agree'
             )
-        # A folder of fewer classes, which timm would number anew.
-        val_set = open_it(val_split, class_map=train_set.reader.class_to_idx)
+        val_set = open_it(val_split, classes=names)  # a folder of fewer classes, which would be numbered anew
     for split, dataset in ((train_split, train_set), (val_split, val_set)):
         advice = '--input-key and --target-key name the columns' if source.is_table else ''
         with one_line_errors(f'use split {split!r} of data set {source.name!r}', advice):
@@ -338,14 +382,14 @@ def open_split(
     in_chans: int,
     num_steps: int = 1,
     size: tuple[int, int] | None = None,
-    class_map: dict[str, int] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Any:
     """One split of a data set. Raises: UserError if it cannot be opened.
 
-    `num_steps` and `size` are those of event frames; `class_map` numbers the classes of a folder.
+    `num_steps` and `size` are those of event frames; `classes` are those of a folder in the order of their numbers.
     """
     mode = 'L' if in_chans == 1 else 'RGB'
-    if source.name == 'digits' or source.name in RECORDINGS:
+    if source.name in BUNDLED or source.name in RECORDINGS:
         if split not in PARTS:
             raise UserError(
                 f'data set {source.name!r} has no split {split!r}: use train, or validation, also called test'
@@ -357,26 +401,63 @@ def open_split(
             f"unknown data set {source.name!r}: 'digits', {', '.join(map(repr, EVENT_DATASETS))}, torch/..., "
             "hfds/..., or '' for a folder"
         )
-    if (source.is_folder or source.is_events) and (source.folder is None or not source.folder.is_dir()):
+    needs_folder = (source.is_folder or source.is_events) and source.name not in BUNDLED
+    if needs_folder and (source.folder is None or not source.folder.is_dir()):
         raise UserError(f'data folder {source.folder} does not exist; --data-dir names a folder with {split}/')
+    if source.is_events and in_chans not in (2, 3):
+        raise UserError(
+            f'event frames have 2 channels, or 3 with their sum, and the model {in_chans}: pass --in-chans 2'
+        )
+    if source.name == 'event_folder' and source.sensor_size is None:
+        raise UserError(f'data set {source.name!r} needs the size of the camera in pixels: pass --sensor-size H W')
+    advice = 'check --data-dir and the splits; --dataset event_folder takes recordings of event cameras'
+    if not source.is_folder:
+        advice = 'check --dataset, --data-dir and the splits, or let torch/ data sets come with --dataset-download'
     with one_line_errors(
-        f'open split {split!r} of data set {source.name!r} in {source.folder}',
-        'check --dataset, --data-dir and the splits, or let torch/ data sets come with --dataset-download',
+        f'open split {split!r} of data set {source.name!r} in {source.folder}', '' if source.is_events else advice
     ):
-        frames: dict[str, Any] = dict(channels=in_chans, size=size)
         if source.name == 'event_rows':
-            return EventRows(source.folder, _split_of_rows(source.folder, split), **frames)
-        if source.name in RECORDINGS:
-            frames |= dict(num_steps=num_steps, split_by=source.split_by)
-            return RECORDINGS[source.name](source.folder, PARTS[split], **frames)
+            return EventRows(source.folder, _split_of_rows(source.folder, split), channels=in_chans, size=size)
+        if source.is_events:
+            options = dict(num_steps=num_steps, channels=in_chans, size=size, **source.bins)
+            return _open_recordings(source, split, classes, **options)
         if source.is_folder:
             assert source.folder  # which was looked at above
             reader = FolderReader(
-                folder_of_split(source.folder, split), class_map, natural=not source.name.startswith('torch/')
+                folder_of_split(source.folder, split, 'pictures'),
+                {name: number for number, name in enumerate(classes)} if classes else None,
+                natural=not source.name.startswith('torch/'),
             )
             _say_left_out(reader.left_out, split, source)
             return ImageDataset(str(source.folder), reader, input_img_mode=mode)
         return _open_by_timm(source, split, mode)
+
+
+def _open_recordings(source: DataSource, split: str, classes: Sequence[str] | None, **options: Any) -> EventDataset:
+    """Recordings, whose frames are kept on disk where that is possible."""
+    open_it: Callable[..., EventDataset]
+    if source.name == 'event_digits':
+        open_it = functools.partial(EventDigits, PARTS[split], **options)
+    elif source.name == 'event_folder':
+        assert source.folder and source.sensor_size  # which were looked at
+        open_it = functools.partial(
+            EventFolder,
+            source.folder,
+            split,
+            sensor_size=source.sensor_size,
+            classes=classes,
+            reading=source.reading,
+            **options,
+        )
+    else:
+        open_it = functools.partial(RECORDINGS[source.name], source.folder, PARTS[split], **options)
+    try:
+        dataset = open_it()
+    except CacheFolderError as error:
+        _logger.warning('note: every epoch reads all recordings anew: %s', error.__cause__)
+        dataset = open_it(cache=None)
+    _say_left_out(getattr(dataset, 'left_out', None), split, source)
+    return dataset
 
 
 def _open_by_timm(source: DataSource, split: str, mode: str) -> Any:
@@ -408,6 +489,33 @@ def _split_of_rows(folder: Path | None, split: str) -> str:
     """The split, or the other name of the part: rows of recordings are called 'test' where others are 'validation'."""
     same = [split, *(name for name in PARTS if split in PARTS and PARTS[name] == PARTS[split])]
     return next((name for name in same if folder and find_shards(folder, name)), split)
+
+
+def frames_of(dataset: Any, source: DataSource, config: dict[str, Any]) -> FrameSettings:
+    """How the frames of an event data set are made into the model's input, of `models.input_config`.
+
+    Raises: UserError for settings that no model can have.
+    """
+    channels, *size = config['input_size']
+    with one_line_errors('make frames'):
+        return FrameSettings(
+            dataset.num_steps,
+            dataset.sensor_size,
+            **source.bins,
+            channels=channels,
+            size=tuple(size),
+            mean=config['mean'],
+            std=config['std'],
+        )
+
+
+def note_on_frames(model: Any, frames: FrameSettings) -> str | None:
+    """What differs from how a model says that its frames are made. Raises: UserError for a sensor of another shape."""
+    if not has_frame_settings(model):
+        return None
+    with one_line_errors('show these recordings to the model'):
+        differs = difference(model, frames)
+    return f'note: frames are made otherwise than those that the model was trained on: {differs}' if differs else None
 
 
 def note_on_pictures(dataset: Any, config: dict[str, Any]) -> str | None:
@@ -442,12 +550,14 @@ def open_samples(source: DataSource, split: str, model: Any, number: int | None,
 
     `image` says how images are prepared, see `models.input_config`. Raises: UserError if they cannot be opened.
     """
-    config = input_config(model, **image)
+    source = source.for_model(model)
+    config = config_to_evaluate(source, model, **image)
     dataset = open_split(
         source, split, in_chans=channels(model), num_steps=steps_of(model), size=config['input_size'][1:]
     )
     if not len(dataset):
         raise UserError(f'split {split!r} of data set {source.name!r} has no samples')
+    _compare_frames(model, dataset, source, config)
     return _described(source, dataset, range(len(dataset)), number, f'{split} split', config)
 
 
@@ -455,18 +565,41 @@ def open_fold(
     source: DataSource, fold: str, splits: tuple[str, str], model: Any, number: int | None, **image: Any
 ) -> Samples:
     """`open_samples` of what a training run with this `fold` of both splits has held out."""
-    config = input_config(model, **image)
+    source = source.for_model(model)
+    config = config_to_evaluate(source, model, **image)
     train_set, val_set = open_datasets(source, *splits, model, config['input_size'][1:])
+    _compare_frames(model, train_set, source, config)
     held_out = choose_samples(train_set, val_set, seed=0, fold=fold)[1]
     which = f'fold {fold} of {" and ".join(splits)}'
     return _described(source, held_out.source, held_out.indices, number, which, config)
+
+
+def config_to_evaluate(source: DataSource, model: Any, **image: Any) -> dict[str, Any]:
+    """`models.input_config` of a trained model; one of an earlier version keeps the mean that it was trained with."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if not source.is_events or has_frame_settings(model) or not cfg.get('source'):
+        return input_config(model, source.is_events, **image)
+    config = input_config(model, **image)
+    if any(config['mean']) and 'mean' not in image:
+        _logger.warning(
+            'note: the model does not say how frames of events are made, as those of earlier versions and those of '
+            'images; counts are normalised by its mean %s and std %s: --mean 0 --std 1 leaves them as they are',
+            _short(config['mean']),
+            _short(config['std']),
+        )
+    return config
+
+
+def _compare_frames(model: Any, dataset: Any, source: DataSource, config: dict[str, Any]) -> None:
+    if source.is_events and (note := note_on_frames(model, frames_of(dataset, source, config))):
+        _logger.warning(note)
 
 
 def _described(
     source: DataSource, dataset: Any, every: Sequence[int], number: int | None, which: str, config: dict[str, Any]
 ) -> Samples:
     indices = evenly(every, number)
-    name = source.name.rpartition('/')[2] or str(source.folder)
+    name = str(source.folder) if source.name == 'event_folder' else source.name.rpartition('/')[2] or str(source.folder)
     total = f'{len(every):,}'
     some = f'all {total}' if len(indices) == len(every) else f'{len(indices):,} of {total}, evenly spread'
     with one_line_errors('set up the transform of the images'):

@@ -103,7 +103,7 @@ def averaged_weights(model: nn.Module, ema: ModelEmaV3) -> Iterator[None]:
 def predict_first(folder: Path, samples: Samples, is_events: bool) -> str:
     """The answer of a saved model, loaded as a user would, to the first sample, in words."""
     model: Any = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
-    transform = make_transform(input_config(model), is_events)
+    transform = make_transform(input_config(model, is_events), is_events)
     image, label = Samples(samples.source, samples.indices, transform)[0]
     with torch.inference_mode():
         probabilities = model(image.unsqueeze(0)).softmax(1)[0]

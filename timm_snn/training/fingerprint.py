@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files import printable
+from ..folders import as_text
 from .data import class_names, evenly
-from .pictures import as_text
 
 __all__ = ['Difference', 'difference', 'fingerprint']
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from .data import Samples, UnreadableSample
+from .data import Samples, UnreadableSample, WrongSensor
 from .errors import UserError
 from .on_device import DeviceImages, DeviceSamples, as_it_is
 
@@ -65,6 +65,8 @@ def loading_errors(advice: str) -> Iterator[None]:
     """Raise UserError in one line where samples cannot be read, or a process that loads them was killed."""
     try:
         yield
+    except WrongSensor as error:
+        raise UserError(str(error)) from error
     except UnreadableSample as error:
         raise UserError(f'{error}, and so are those after it; {advice}') from error
     except RuntimeError as error:

@@ -16,6 +16,7 @@ from timm.data import resolve_input_data_config
 from timm.models import load_checkpoint
 from torch import nn
 
+from ..data import FrameSettings
 from ..layers import ConvBn
 from ..layers.conv import skip_zeros
 from ..models import fuse, save_for_hf
@@ -86,7 +87,8 @@ def open_model(
             given = {key: run[key] for key in images if run.get(key) is not None}
             model.pretrained_cfg.update(resolve_input_data_config(model, args=given))
             # not those of the tag or of the model it began with: the run may have had other data
-            model.pretrained_cfg.update(label_names=labels, label_descriptions=None)
+            model.pretrained_cfg.update(label_names=labels, label_descriptions=None, source='file', file=str(file))
+            model.pretrained_cfg.update(frames=run_frames(checkpoint))
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
@@ -183,22 +185,39 @@ def check_sparse_spikes(device: torch.device) -> None:
         conv2d(x, x, None, (1, 1), (0, 0), 1)
 
 
-def input_config(model: Any, **given: Any) -> dict[str, Any]:
-    """The preparation of a model's input: its own, but for img_size, mean, std, crop_pct or interpolation if given."""
+def input_config(model: Any, is_events: bool = False, **given: Any) -> dict[str, Any]:
+    """The preparation of a model's input: its own, but for img_size, mean, std, crop_pct or interpolation if given.
+
+    Counts of events are not normalised by a mean and std of images: of a model that does not say how frames are made
+    they stay as they are.
+    """
     with one_line_errors('set up the transform of the images'):
+        if is_events:
+            frames = (getattr(model, 'pretrained_cfg', None) or {}).get('frames') or {}
+            given = {'mean': frames.get('mean') or (0.0,), 'std': frames.get('std') or (1.0,), **given}
         return resolve_input_data_config(model, args=given)
 
 
 def save_model(
-    model: Any, folder: Path, tag: str | None, names: list[str] | None, config: dict[str, Any], fold: str | None = None
+    model: Any,
+    folder: Path,
+    tag: str | None,
+    names: list[str] | None,
+    config: dict[str, Any],
+    fold: str | None = None,
+    frames: FrameSettings | None = None,
 ) -> None:
     """Write a trained model in the Hub's format, with the names of its classes and how its input is prepared.
 
     The tag names the training: that of the model it began with is not this one's. `fold` is the part of the data that
-    was held out, for `fold_of`.
+    was held out, for `fold_of`. `frames` says how those of events were made, None of a model of images.
     """
     model.to(memory_format=torch.contiguous_format)  # which safetensors needs
-    cfg = dict(tag=tag, label_names=None, label_descriptions=None)
+    cfg: dict[str, Any] = dict(tag=tag, label_names=None, label_descriptions=None)
+    if frames:
+        cfg['frames'] = frames.to_dict()
+    else:
+        model.pretrained_cfg.pop('frames', None)  # of the model it began with
     with one_line_errors(f'write {folder}'):
         about = dict(label_names=names, pretrained_cfg=cfg) | ({'fold': fold} if fold else {})
         save_for_hf(model, folder, model_config=about, data_config=config)
@@ -247,6 +266,12 @@ def run_labels(checkpoint: Path) -> Any:
     """The names of the classes of the data of the run that left OUTPUT/checkpoints/epoch_N, None until it has ended."""
     saved = checkpoint.resolve().parent.parent / 'model' / 'config.json'
     return json.loads(saved.read_text(encoding='utf-8')).get('label_names') if saved.is_file() else None
+
+
+def run_frames(checkpoint: Path) -> Any:
+    """How the frames of the run that left OUTPUT/checkpoints/epoch_N were made, None of images and earlier versions."""
+    setup = checkpoint / 'setup.json'
+    return json.loads(setup.read_text(encoding='utf-8')).get('frames') if setup.is_file() else None
 
 
 def key_map(model: Any) -> Any:

@@ -42,7 +42,8 @@ FOR_IMAGES = (
     *('scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'crop_pct', 'interpolation'),
     'data_on_device',
 )
-FOR_EVENTS = ('event_aug', 'split_by')
+FOR_EVENTS = ('event_aug', 'split_by', 'bin_ms', 'events_per_bin')
+FOR_AN_EVENT_FOLDER = ('sensor_size', 'read_events')
 FOR_COLUMNS = ('input_key', 'target_key')
 FOR_A_TEACHER = ('kd_checkpoint', 'kd_temperature', 'kd_task_weight')
 FOR_THE_AVERAGE = ('model_ema_decay', 'model_ema_warmup')
@@ -87,6 +88,10 @@ def data_source(args: argparse.Namespace) -> DataSource:
         input_key=args.input_key,
         target_key=args.target_key,
         split_by=args.split_by,
+        bin_us=args.bin_ms and max(1, round(1000 * args.bin_ms)),
+        events_per_bin=args.events_per_bin,
+        reading=args.read_events,
+        sensor_size=tuple(args.sensor_size) if args.sensor_size else None,
     )
 
 
@@ -187,7 +192,7 @@ def evaluation_parser(script: str, description: str | None, num_samples: int | N
     """Options of a model and a data set, of which `num_samples` are used by default, all if it is None."""
     parser = model_parser(script, description)
     add = parser.add_argument_group('data').add_argument
-    _add_data_options(add, flag='store_true')
+    _add_data_options(add, 'store_true', split_by=None)
     add('--split', default='validation')
     add('--labels', type=Path, help="names of the classes as the data has them, one in each line, in the model's order")
     add(
@@ -208,7 +213,7 @@ def _add_image_options(add: Callable[..., Any]) -> None:
     add('--interpolation')
 
 
-def _add_data_options(add: Callable[..., Any], flag: Any) -> None:
+def _add_data_options(add: Callable[..., Any], flag: Any, split_by: str | None) -> None:
     add(
         '--dataset',
         default='digits',
@@ -219,7 +224,28 @@ def _add_data_options(add: Callable[..., Any], flag: Any) -> None:
     add('--dataset-download', action=flag, default=False, help='let torch/... data sets download themselves')
     add('--input-key', help='column of the images of an hfds/ data set')
     add('--target-key', help='column of its labels')
-    add('--split-by', choices=('number', 'time'), default='number', help='how event recordings become frames')
+    add(
+        '--split-by',
+        choices=('number', 'time'),
+        default=split_by,
+        help=f'how event recordings become frames; default: {split_by or "as those that the model was trained on"}',
+    )
+    add('--bin-ms', type=positive, metavar='MS', help='frames of so many milliseconds, T of them from the first event')
+    add('--events-per-bin', type=positive_int, metavar='N', help='frames of so many events, T of them')
+    add(
+        '--sensor-size',
+        type=positive_int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="height and width of the camera of an 'event_folder' in pixels; default: those of a model of events",
+    )
+    add(
+        '--read-events',
+        nargs='+',
+        action=ParseKwargs,
+        metavar='NAME=VALUE',
+        help="arguments of timm_snn.data.read_events for the files of an 'event_folder', e.g. kind=nmnist",
+    )
 
 
 def training_parser(description: str | None = None) -> ArgumentParser:
@@ -266,7 +292,7 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     )
     add('--grad-checkpointing', action=flag, default=False, help='compute activations twice to save memory')
     add = parser.add_argument_group('data').add_argument
-    _add_data_options(add, flag)
+    _add_data_options(add, flag, split_by='number')
     add('--train-split', default='train')
     add('--val-split', default='validation')
     add(
@@ -440,6 +466,7 @@ def training_options(
     for names, works, needed in (
         (FOR_IMAGES, args.dataset not in EVENT_DATASETS, 'a data set of images; --event-aug augments event frames'),
         (FOR_EVENTS, args.dataset in EVENT_DATASETS, f'event recordings, --dataset {", ".join(EVENT_DATASETS)}'),
+        (FOR_AN_EVENT_FOLDER, args.dataset == 'event_folder', '--dataset event_folder'),
         (FOR_COLUMNS, args.dataset.startswith('hfds/'), 'a data set of Hugging Face, --dataset hfds/...'),
         (FOR_A_TEACHER, args.kd_model_name, '--kd-model-name'),
         (FOR_THE_AVERAGE, args.model_ema, '--model-ema'),

@@ -1,9 +1,7 @@
 """Pictures as people have them, read the same way by every script: one file, and folders of files."""
 
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -14,13 +12,12 @@ from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
 from ..files import check_regular_file, printable
+from ..folders import as_text, walk
 
-__all__ = ['FolderReader', 'Found', 'as_text', 'find_pictures', 'folder_of_split', 'open_picture']
+__all__ = ['FolderReader', 'Found', 'find_pictures', 'open_picture']
 
 # Formats that Pillow hands to other programs or cannot decode by itself, and pages for a printer.
 NOT_PICTURES = {'BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF'}
-# What a split may be called, as timm has it; the first that is there is taken.
-SYNONYMS = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'))
 
 
 def open_picture(source: str | Path | BinaryIO, mode: str) -> Image.Image:
@@ -61,7 +58,7 @@ def find_pictures(folder: Path) -> Found:
     """
     found = Found([], Counter())
     suffixes = picture_suffixes()
-    for entry in _walk(folder, (), found.left_out):
+    for entry in walk(folder, found.left_out):
         file = Path(entry.path)
         if (
             not entry.is_file()
@@ -80,44 +77,6 @@ def picture_suffixes() -> set[str]:
     Image.init()  # Pillow knows only a few formats before
     kinds = set(Image.OPEN) - NOT_PICTURES
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
-
-
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], left_out: Counter[str]) -> Iterator[os.DirEntry[str]]:
-    status = folder.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:  # a link to a folder that it is in
-        left_out['links in a circle'] += 1
-        return
-    for entry in os.scandir(folder):
-        if entry.name.startswith('.') or entry.name == '__MACOSX':
-            left_out['hidden'] += 1
-        elif entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, identity), left_out)
-        else:
-            yield entry
-
-
-def as_text(name: str) -> str:
-    """The name of a file as text that can be written: composed, and escaped where it is not UTF-8.
-
-    macOS takes letters and accents apart, so that one name may have two spellings.
-    """
-    return unicodedata.normalize('NFC', name.encode('utf-8', 'backslashreplace').decode())
-
-
-def folder_of_split(root: Path, split: str) -> Path:
-    """`root`/`split`, or another usual name of it. Raises: FileNotFoundError that says which folders there are."""
-    names = next((names for names in SYNONYMS if split in names), ())
-    for name in (split, *names):
-        if (root / name).is_dir():
-            return root / name
-    there = sorted(
-        as_text(entry.name) for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.')
-    )
-    raise FileNotFoundError(
-        f'it has no folder {split}/, but {printable(", ".join(there[:10])) or "none at all"}: put pictures in '
-        f'{split}/CLASS/'
-    )
 
 
 class FolderReader(Reader):

@@ -32,6 +32,7 @@ def kernels() -> list[str]:
         names.append(forward_kernel(steps, 1, Neuron(tau, 1.0, v_reset, decay_input)))
         for surrogate, detach_reset in zip(SURROGATES.values(), (True, False, True, False), strict=True):
             names.append(backward_kernel(steps, 1, Neuron(tau, 1.0, v_reset, decay_input, surrogate(), detach_reset)))
+    names += [kernel(steps, 2, Neuron(None), by_channel=True) for kernel in (forward_kernel, backward_kernel)]
     return list(dict.fromkeys(names))
 
 
@@ -100,8 +101,8 @@ def test_no_product_is_fused_with_a_sum(build):
 
 
 def test_the_division_by_tau_is_the_rounded_one_or_an_exact_product(build):
-    exact = 'lif_forward<float, 4, 1, false, true, true>'
-    rounded = 'lif_forward<float, 4, 1, false, true, false>'
+    exact = 'lif_forward<float, 4, 1, false, true, true, false>'
+    rounded = 'lif_forward<float, 4, 1, false, true, false, false>'
     assert build[1][exact].count('div.') == 1  # 1 / tau
     assert build[1][rounded].count('div.rn.f32') == 4 and 'div.approx' not in build[1][rounded]
 
@@ -136,7 +137,7 @@ def test_only_an_exact_reciprocal_replaces_a_division():
     steps = torch.empty(4, 4)
     for tau, exact in ((2.0, True), (1.0, True), (3.0, False), (1.7, False), (None, False)):
         name = forward_kernel(steps, 1, Neuron(tau))
-        assert name.endswith('true>' if exact else 'false>')
+        assert name.endswith('true, false>' if exact else 'false, false>')
 
 
 def test_eight_steps_are_unrolled_and_more_are_not():

@@ -8,6 +8,7 @@ of the neuron's gradient per channel, and to write that of x with them.
 import ctypes
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +63,9 @@ def _forward(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, ne
     steps, spikes = as_steps(x, strides), empty_steps(x)
     v_first = None if v is None else as_steps(v[None], strides)
     v_last = one_step(x) if needs_v else empty_membrane(x)
-    tensors = (steps, v_first, None, None, spikes, v_last if needs_v else None)
-    _call('fire', steps, (), _settings(neuron, tau), tensors)
+    channels, taus = _by_channel(x, strides, tau)
+    tensors = (steps, v_first, None, None, spikes, v_last if needs_v else None, taus)
+    _call('fire', steps, channels, _settings(neuron, tau), tensors)
     return spikes, v_last
 
 
@@ -76,15 +78,16 @@ def _backward(
     v_first, grad_v = (None if t is None else as_steps(t[None], strides) for t in (v, grad_v))
     grad_x = empty_steps(x)
     grad_v_first = empty_membrane(x) if v is None else one_step(x)
-    grad_tau = empty_membrane(x) if tau is None else grad_v_first.new_zeros(())
+    grad_tau = empty_membrane(x) if tau is None else grad_v_first.new_zeros(tau.shape)
+    channels, taus = _by_channel(x, strides, tau)
     _call(
         'fire_backward',
         steps,
-        (),
+        channels,
         _settings(neuron, tau),
         (
             *(steps, v_first, grad_steps, grad_v, grad_x),
-            *(None if v is None else grad_v_first, None if tau is None else grad_tau),
+            *(None if v is None else grad_v_first, None if tau is None else grad_tau, taus),
         ),
         grad_steps.stride(0),
     )
@@ -110,7 +113,7 @@ def affine_lif(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neur
 def _run_affine(x: Tensor, scale: Tensor, shift: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:
     steps, channels, strides = _in_memory(x)
     spikes = torch.empty(steps.shape, dtype=steps.dtype)
-    _call('fire', steps, channels, _settings(neuron, tau), (steps, None, scale, shift, spikes, None))
+    _call('fire', steps, channels, _settings(neuron, tau), (steps, None, scale, shift, spikes, None, None))
     return from_steps(spikes, x, strides)
 
 
@@ -196,11 +199,19 @@ def _in_memory(x: Tensor) -> tuple[Tensor, tuple[int, int], tuple[int, ...]]:
     return as_steps(x, strides), (x.shape[2], inner_size(x, strides)), strides
 
 
+def _by_channel(x: Tensor, strides: tuple[int, ...], tau: Tensor | None) -> tuple[tuple[int, ...], Tensor | None]:
+    """C and S of a step as [rows, C, S], in any order of its axes, and tau, if each channel has its own."""
+    if tau is None or tau.ndim == 0:
+        return (), None
+    return (len(tau), strides[1]), tau.to(membrane_dtype(x.dtype)).contiguous()
+
+
 def _settings(neuron: Neuron, tau: Tensor | None, eps: float = 0.0) -> tuple:
     """Of a neuron, as `_Call` lists them: numbers, then flags."""
     surrogate = neuron.surrogate
+    number: Any = neuron.tau if tau is None else math.nan if tau.ndim else float(tau)  # NaN: each channel has its own
     return (
-        *(float(neuron.tau if tau is None else tau), neuron.v_threshold, neuron.v_rest, surrogate.alpha, eps),  # type: ignore[arg-type]
+        *(number, neuron.v_threshold, neuron.v_rest, surrogate.alpha, eps),
         *(neuron.v_reset is not None, neuron.decay_input, neuron.detach_reset, _SURROGATES.index(surrogate.name)),
     )
 

@@ -33,20 +33,21 @@ def neurons_per_thread(steps: Tensor, *others: Tensor | None, strides: tuple[int
     return math.gcd(16 // steps.element_size(), steps.shape[1], *strides, *addresses)
 
 
-def forward_kernel(steps: Tensor, width: int, neuron: Neuron) -> str:
-    """The C++ name of the kernel for `steps` [T, M], `width` neurons in a thread."""
-    return f'lif_forward<{_arguments(steps, width, neuron)}>'
+def forward_kernel(steps: Tensor, width: int, neuron: Neuron, by_channel: bool = False) -> str:
+    """The C++ name of the kernel for `steps` [T, M], `width` neurons in a thread, perhaps each channel with its tau."""
+    return f'lif_forward<{_arguments(steps, width, neuron, by_channel)}>'
 
 
-def backward_kernel(steps: Tensor, width: int, neuron: Neuron) -> str:
+def backward_kernel(steps: Tensor, width: int, neuron: Neuron, by_channel: bool = False) -> str:
     """The same for the backward pass."""
     learned, surrogate = _flag(neuron.tau is None), neuron.surrogate.name.upper()
-    return f'lif_backward<{_arguments(steps, width, neuron)}, {_flag(neuron.detach_reset)}, {surrogate}, {learned}>'
+    settings = _arguments(steps, width, neuron, by_channel)
+    return f'lif_backward<{settings}, {_flag(neuron.detach_reset)}, {surrogate}, {learned}>'
 
 
-def _arguments(steps: Tensor, width: int, neuron: Neuron) -> str:
+def _arguments(steps: Tensor, width: int, neuron: Neuron, by_channel: bool = False) -> str:
     num_steps = steps.shape[0] if steps.shape[0] <= CHUNK else 0
-    flags = (_flag(flag) for flag in (neuron.v_reset is None, neuron.decay_input, neuron.inverse_is_exact))
+    flags = map(_flag, (neuron.v_reset is None, neuron.decay_input, neuron.inverse_is_exact, by_channel))
     return ', '.join([STORED[steps.dtype], str(num_steps), str(width), *flags])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..layout import as_steps, empty_steps, step_strides
 from ..neuron import Neuron, membrane_dtype
 from .cuda_source import BLOCK, CHUNK, OPTIONS, SOURCE, STORED, backward_kernel, forward_kernel, neurons_per_thread
-from .operator import empty_membrane, lif_operator, one_step
+from .operator import empty_membrane, lif_operator, one_step, sum_by_channel
 
 __all__ = ['lif', 'why_not']
 
@@ -55,14 +55,14 @@ def _forward(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, ne
     num_neurons = steps.shape[1]
     width = neurons_per_thread(steps, v_first, spikes, v_last, strides=(steps.stride(0),))
     _launch(
-        forward_kernel(steps, width, neuron),
+        forward_kernel(steps, width, neuron, _is_by_channel(tau)),
         num_neurons // width,
         x.device,
         spikes,
         v_last if needs_v else None,
         steps,
         v_first,
-        *_settings(neuron, tau, x.dtype),
+        *_settings(neuron, tau, x.dtype, strides),
         num_neurons,
         steps.shape[0],
         steps.stride(0),
@@ -88,9 +88,10 @@ def _backward(
         strides=(steps.stride(0), grad_steps.stride(0)),
     )
     num_threads = num_neurons // width
-    grad_tau = x.new_empty(0 if tau is None else num_threads, dtype=grad_v0.dtype)  # a part from each
+    parts = 0 if tau is None else num_neurons if _is_by_channel(tau) else num_threads
+    grad_tau = x.new_empty(parts, dtype=grad_v0.dtype)  # from each neuron, or thread
     _launch(
-        backward_kernel(steps, width, neuron),
+        backward_kernel(steps, width, neuron, _is_by_channel(tau)),
         num_threads,
         x.device,
         grad_x,
@@ -101,23 +102,28 @@ def _backward(
         grad_v_last,
         steps,
         v_first,
-        *_settings(neuron, tau, x.dtype),
+        *_settings(neuron, tau, x.dtype, strides),
         float(neuron.surrogate.alpha),
         num_neurons,
         num_steps,
         steps.stride(0),
         grad_steps.stride(0),
     )
-    return grad_x, grad_v0, grad_tau if tau is None else grad_tau.sum()
+    return grad_x, grad_v0, grad_tau if tau is None else sum_by_channel(grad_tau, x, strides, tau)
 
 
 lif = lif_operator('cupy', _forward, _backward)
 
 
-def _settings(neuron: Neuron, tau: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, float, float, float]:
+def _is_by_channel(tau: Tensor | None) -> bool:
+    return tau is not None and tau.ndim > 0
+
+
+def _settings(neuron: Neuron, tau: Tensor | None, dtype: torch.dtype, strides: tuple[int, ...]) -> tuple[Any, ...]:
     """Of a neuron, as the kernels take them."""
-    learned = None if tau is None else tau.to(membrane_dtype(dtype))
-    return learned, float(neuron.tau or 0.0), float(neuron.v_threshold), float(neuron.v_rest)
+    learned = None if tau is None else tau.to(membrane_dtype(dtype)).contiguous()
+    channels = (len(tau), strides[1]) if tau is not None and tau.ndim else (1, 1)
+    return learned, *channels, float(neuron.tau or 0.0), float(neuron.v_threshold), float(neuron.v_rest)
 
 
 def _launch(name: str, num_threads: int, device: torch.device, *args: Tensor | float | int | None) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch._inductor import config as inductor_config
 
 from ..layout import as_steps, channel_strides, from_steps, inner_size, step_strides
-from ..neuron import Neuron, membrane_dtype
+from ..neuron import Neuron, by_channel, membrane_dtype
+from .operator import like_tau
 from .reference import scale_and_shift
 
 __all__ = ['affine_lif', 'bn_lif', 'lif', 'why_not']
@@ -53,18 +54,20 @@ def lif(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v
 
 
 def _in_membrane_dtype(tau: Tensor | None, x: Tensor) -> Tensor | None:
-    return tau if tau is None else tau.reshape(()).to(membrane_dtype(x.dtype))
+    return tau if tau is None else tau.to(membrane_dtype(x.dtype))
 
 
 class _Lif(torch.autograd.Function):
     @staticmethod
     def forward(x, v, tau, neuron, needs_v):
         if torch.compiler.is_compiling() or x.numel() == 0:
-            return fire(x, v, tau, neuron)
+            return fire(x, v, None if tau is None else by_channel(tau, x.ndim - 1), neuron)
         strides = step_strides(x)
-        v = None if v is None else as_steps(v[None], strides)[0]
-        spikes, *rest = run_compiled(fire, 2 if needs_v else 1, neuron, as_steps(x, strides), v, tau)
-        return from_steps(spikes, x, strides), from_steps(rest[0][None], x[:1], strides)[0] if needs_v else None
+        steps, tau = _for_bodies(as_steps(x, strides), x, strides, tau), _along_channels(tau)
+        v = None if v is None else _for_bodies(as_steps(v[None], strides), x, strides, tau)[0]
+        spikes, *rest = run_compiled(fire, 2 if needs_v else 1, neuron, steps, v, tau)
+        v_last = from_steps(rest[0].view(1, -1), x[:1], strides)[0] if needs_v else None
+        return from_steps(spikes.view(len(x), -1), x, strides), v_last
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -75,16 +78,32 @@ class _Lif(torch.autograd.Function):
     def backward(ctx, grad, grad_v):
         x, v, tau = ctx.saved_tensors
         if torch.compiler.is_compiling() or x.numel() == 0:
-            return *fire_backward(grad, grad_v, x, v, tau, ctx.neuron), None, None
+            shaped = None if tau is None else by_channel(tau, x.ndim - 1)
+            grad_x, grad_v, grad_tau = fire_backward(grad, grad_v, x, v, shaped, ctx.neuron)
+            return grad_x, grad_v, like_tau(grad_tau, tau), None, None
         strides = step_strides(x)
-        steps, grad = as_steps(x, strides), as_steps(grad, strides)
-        v, grad_v = (None if t is None else as_steps(t[None], strides)[0] for t in (v, grad_v))
+        steps, grad = (_for_bodies(as_steps(t, strides), x, strides, tau) for t in (x, grad))
+        v, grad_v = (
+            None if t is None else _for_bodies(as_steps(t[None], strides), x, strides, tau)[0] for t in (v, grad_v)
+        )
         wanted = 3 if tau is not None else 2 if v is not None else 1
-        grad_x, *rest = run_compiled(fire_backward, wanted, ctx.neuron, grad, grad_v, steps, v, tau)
+        grad_x, *rest = run_compiled(
+            fire_backward, wanted, ctx.neuron, grad, grad_v, steps, v, _along_channels(tau)
+        )
         grad_v, grad_tau = (*rest, None, None)[:2]
         if grad_v is not None:
-            grad_v = from_steps(grad_v[None], x[:1], strides)[0]
-        return from_steps(grad_x, x, strides), grad_v, grad_tau, None, None
+            grad_v = from_steps(grad_v.view(1, -1), x[:1], strides)[0]
+        return from_steps(grad_x.view(len(x), -1), x, strides), grad_v, like_tau(grad_tau, tau), None, None
+
+
+def _for_bodies(steps: Tensor, x: Tensor, strides: tuple[int, ...], tau: Tensor | None) -> Tensor:
+    """[T, M] as it is or, if channels of x differ in tau, as [T, rows, C, S]."""
+    return steps if tau is None or tau.ndim == 0 else steps.unflatten(1, (-1, x.shape[2], strides[1]))
+
+
+def _along_channels(tau: Tensor | None) -> Tensor | None:
+    """() as it is, [C] as [C, 1]."""
+    return tau if tau is None or tau.ndim == 0 else tau[:, None]
 
 
 def fire(
@@ -111,7 +130,8 @@ def fire_backward(
     """The gradients of the spikes and of the last membrane -> those of x, v and tau, as far as they are there.
 
     From the last step to the first, with c the gradient of the membrane after a step and R its derivative by h:
-    gh = gs * surrogate'(h - v_threshold) + c * R, then c = gh * (1 - 1 / tau) for the step before.
+    gh = gs * surrogate'(h - v_threshold) + c * R, then c = gh * (1 - 1 / tau) for the step before. A learned tau is
+    shaped to broadcast over a step, here and in all bodies.
     """
     dtype = membrane_dtype(x.dtype)
     currents, grads = x.to(dtype).unbind(0), grad.to(dtype).unbind(0)
@@ -163,7 +183,7 @@ def unroll_backward(
         if tau is not None:
             leak = v_before - v_rest
             by_tau = by_tau + grad_h * (leak - x if neuron.decay_input else leak)
-    return grad_currents[::-1], c, None if tau is None else by_tau.sum() * rate * rate
+    return grad_currents[::-1], c, None if tau is None else by_tau.sum_to_size(tau.shape) * rate * rate
 
 
 def _over_tau(x: Tensor, tau: Tensor | None, neuron: Neuron) -> Tensor:

@@ -58,19 +58,31 @@ template <int WIDTH, typename T> __device__ inline Pack<T, WIDTH> load_or(const 
 }
 
 // The settings of a neuron and its steps. POWER_OF_TWO: tau is one, so that the product with its reciprocal rounds as
-// the quotient does.
-template <typename Real, bool SOFT, bool DECAY, bool POWER_OF_TWO> struct Neuron {
-    Real tau, inverse, threshold, rest;
+// the quotient does. BY_CHANNEL: the TAUS neurons of a thread, k = 0, 1, ..., have those of their channels; else there is
+// one for all.
+template <typename Real, bool SOFT, bool DECAY, bool POWER_OF_TWO, bool BY_CHANNEL, int TAUS> struct Neuron {
+    Real tau[TAUS], inverse[TAUS], threshold, rest;
 
-    __device__ Neuron(const Real* learnt_tau, double tau_, double threshold_, double rest_)
-        : tau(learnt_tau ? *learnt_tau : Real(tau_)), inverse(divide(Real(1), tau)), threshold(Real(threshold_)),
-          rest(Real(rest_)) {}
+    __device__ Neuron(const Real* learnt_tau, double number, double threshold_, double rest_, int64 neuron,
+                      int64 channels, int64 channel_stride)
+        : threshold(Real(threshold_)), rest(Real(rest_)) {
+#pragma unroll
+        for (int k = 0; k < TAUS; ++k) {
+            const int64 channel = BY_CHANNEL ? (neuron + k) / channel_stride % channels : 0;
+            tau[k] = learnt_tau ? learnt_tau[channel] : Real(number);
+            inverse[k] = divide(Real(1), tau[k]);
+        }
+    }
 
-    __device__ Real over_tau(Real a) const { return POWER_OF_TWO ? a * inverse : divide(a, tau); }
+    __device__ Real rate(int k) const { return inverse[TAUS > 1 ? k : 0]; }
 
-    __device__ Real charge(Real v, Real x) const {
+    __device__ Real over_tau(Real a, int k) const {
+        return POWER_OF_TWO ? a * rate(k) : divide(a, tau[TAUS > 1 ? k : 0]);
+    }
+
+    __device__ Real charge(Real v, Real x, int k) const {
         const Real leak = v - rest;
-        return DECAY ? v + over_tau(x - leak) : v - over_tau(leak) + x;
+        return DECAY ? v + over_tau(x - leak, k) : v - over_tau(leak, k) + x;
     }
 
     __device__ bool fires(Real h) const { return h >= threshold; }
@@ -86,7 +98,9 @@ template <typename Real, bool SOFT, bool DECAY, bool POWER_OF_TWO> struct Neuron
     }
 
     // dh/dtau, where v is the membrane before the step.
-    __device__ Real by_tau(Real h, Real v) const { return DECAY ? (v - h) * inverse : (v - rest) * inverse * inverse; }
+    __device__ Real by_tau(Real h, Real v, int k) const {
+        return DECAY ? (v - h) * rate(k) : (v - rest) * rate(k) * rate(k);
+    }
 };
 
 // The derivative of the surrogate at x = h - threshold.
@@ -107,19 +121,21 @@ template <int SURROGATE, typename Real> __device__ inline Real derivative(Real x
     return alpha * Real(0.56418958354775628695) * exp(-y * y);  // 1 / sqrt(pi)
 }
 
-template <typename Stored, int STEPS, int WIDTH, bool SOFT, bool DECAY, bool POWER_OF_TWO>
+template <typename Stored, int STEPS, int WIDTH, bool SOFT, bool DECAY, bool POWER_OF_TWO, bool BY_CHANNEL>
 __global__ void lif_forward(
     Stored* __restrict__ spikes,                               // [T, M]
     typename Membrane<Stored>::type* __restrict__ v_last,      // [M], or null: not wanted
     const Stored* __restrict__ x,                              // [T, M], steps x_stride apart
     const typename Membrane<Stored>::type* __restrict__ v,     // [M], or null: at rest
-    const typename Membrane<Stored>::type* __restrict__ learnt_tau,  // [1], or null: the number
-    double tau, double threshold, double rest, int64 num_neurons, int64 num_steps, int64 x_stride) {
+    const typename Membrane<Stored>::type* __restrict__ learnt_tau,  // [channels], or null: the number
+    int64 channels, int64 channel_stride, double tau, double threshold, double rest, int64 num_neurons,
+    int64 num_steps, int64 x_stride) {
     typedef typename Membrane<Stored>::type Real;
-    constexpr int CHUNK = STEPS ? STEPS : 8;
+    constexpr int CHUNK = STEPS ? STEPS : 8, TAUS = BY_CHANNEL ? WIDTH : 1;
     const int64 neuron = (int64(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH;
     if (neuron >= num_neurons) return;
-    const Neuron<Real, SOFT, DECAY, POWER_OF_TWO> lif(learnt_tau, tau, threshold, rest);
+    const Neuron<Real, SOFT, DECAY, POWER_OF_TWO, BY_CHANNEL, TAUS> lif(learnt_tau, tau, threshold, rest, neuron,
+                                                                        channels, channel_stride);
 
     Pack<Real, WIDTH> membrane = load_or<WIDTH>(v, neuron, lif.rest);
     for (int64 start = 0; start < (STEPS ? 1 : num_steps); start += CHUNK) {
@@ -132,7 +148,7 @@ __global__ void lif_forward(
             Pack<Stored, WIDTH> fired;
 #pragma unroll
             for (int k = 0; k < WIDTH; ++k) {
-                const Real h = lif.charge(membrane.at[k], widen(current[i].at[k]));
+                const Real h = lif.charge(membrane.at[k], widen(current[i].at[k]), k);
                 narrow(fired.at[k], lif.spike(h));
                 membrane.at[k] = lif.reset(h);
             }
@@ -142,24 +158,25 @@ __global__ void lif_forward(
     if (v_last) store(v_last + neuron, membrane);
 }
 
-template <typename Stored, int STEPS, int WIDTH, bool SOFT, bool DECAY, bool POWER_OF_TWO, bool DETACH, int SURROGATE,
-          bool GRAD_TAU>
+template <typename Stored, int STEPS, int WIDTH, bool SOFT, bool DECAY, bool POWER_OF_TWO, bool BY_CHANNEL, bool DETACH,
+          int SURROGATE, bool GRAD_TAU>
 __global__ void lif_backward(
     Stored* __restrict__ grad_x,                                   // [T, M]
     typename Membrane<Stored>::type* __restrict__ grad_v,          // [M], or null: not wanted
-    typename Membrane<Stored>::type* __restrict__ grad_tau,        // one part for each thread, if GRAD_TAU
+    typename Membrane<Stored>::type* __restrict__ grad_tau,        // if GRAD_TAU, one part for each thread, or [M] if BY_CHANNEL
     typename Membrane<Stored>::type* checkpoints,                  // [ceil(T / 8) - 1, M] if STEPS is 0
     const Stored* __restrict__ grad_spikes,                        // [T, M], steps grad_stride apart
     const typename Membrane<Stored>::type* __restrict__ grad_v_last,  // [M], or null: zero
     const Stored* __restrict__ x, const typename Membrane<Stored>::type* __restrict__ v,
-    const typename Membrane<Stored>::type* __restrict__ learnt_tau, double tau, double threshold, double rest,
-    double alpha, int64 num_neurons, int64 num_steps, int64 x_stride, int64 grad_stride) {
+    const typename Membrane<Stored>::type* __restrict__ learnt_tau, int64 channels, int64 channel_stride, double tau,
+    double threshold, double rest, double alpha, int64 num_neurons, int64 num_steps, int64 x_stride, int64 grad_stride) {
     typedef typename Membrane<Stored>::type Real;
-    constexpr int CHUNK = STEPS ? STEPS : 8;
+    constexpr int CHUNK = STEPS ? STEPS : 8, TAUS = BY_CHANNEL ? WIDTH : 1;
     const int64 thread = int64(blockIdx.x) * blockDim.x + threadIdx.x;
     const int64 neuron = thread * WIDTH;
     if (neuron >= num_neurons) return;
-    const Neuron<Real, SOFT, DECAY, POWER_OF_TWO> lif(learnt_tau, tau, threshold, rest);
+    const Neuron<Real, SOFT, DECAY, POWER_OF_TWO, BY_CHANNEL, TAUS> lif(learnt_tau, tau, threshold, rest, neuron,
+                                                                        channels, channel_stride);
 
     // Forward to the start of the last chunk; the membrane at the start of each chunk before it is kept.
     Pack<Real, WIDTH> membrane = load_or<WIDTH>(v, neuron, lif.rest);
@@ -173,12 +190,12 @@ __global__ void lif_backward(
             for (int i = 0; i < CHUNK; ++i)
 #pragma unroll
                 for (int k = 0; k < WIDTH; ++k)
-                    membrane.at[k] = lif.reset(lif.charge(membrane.at[k], widen(current[i].at[k])));
+                    membrane.at[k] = lif.reset(lif.charge(membrane.at[k], widen(current[i].at[k]), k));
         }
     }
 
     Pack<Real, WIDTH> carry = load_or<WIDTH>(grad_v_last, neuron, Real(0));
-    Real tau_sum = 0;
+    Real tau_sums[TAUS] = {};
     while (true) {
         const int count = STEPS ? STEPS : int(num_steps - start < CHUNK ? num_steps - start : CHUNK);
         const Pack<Real, WIDTH> first = membrane;
@@ -191,7 +208,7 @@ __global__ void lif_backward(
             if (i >= count) break;
 #pragma unroll
             for (int k = 0; k < WIDTH; ++k) {
-                h[i].at[k] = lif.charge(membrane.at[k], widen(current[i].at[k]));
+                h[i].at[k] = lif.charge(membrane.at[k], widen(current[i].at[k]), k);
                 membrane.at[k] = lif.reset(h[i].at[k]);
             }
         }
@@ -204,12 +221,12 @@ __global__ void lif_backward(
                 const Real slope = derivative<SURROGATE>(h[i].at[k] - lif.threshold, Real(alpha));
                 const Real grad_h =
                     lif.template backward<DETACH>(h[i].at[k], slope, widen(upstream[i].at[k]), carry.at[k]);
-                const Real scaled = grad_h * lif.inverse;
+                const Real scaled = grad_h * lif.rate(k);
                 narrow(grad.at[k], DECAY ? scaled : grad_h);
                 carry.at[k] = grad_h - scaled;
                 if (GRAD_TAU) {
                     const Real before = i ? lif.reset(h[i ? i - 1 : 0].at[k]) : first.at[k];
-                    tau_sum += grad_h * lif.by_tau(h[i].at[k], before);
+                    tau_sums[TAUS > 1 ? k : 0] += grad_h * lif.by_tau(h[i].at[k], before, k);
                 }
             }
             store(grad_x + (start + i) * num_neurons + neuron, grad);
@@ -219,5 +236,6 @@ __global__ void lif_backward(
         membrane = load<WIDTH>(checkpoints + start / CHUNK * num_neurons + neuron);
     }
     if (grad_v) store(grad_v + neuron, carry);
-    if (GRAD_TAU) grad_tau[thread] = tau_sum;
+    if (GRAD_TAU)
+        for (int k = 0; k < TAUS; ++k) grad_tau[thread * TAUS + k] = tau_sums[k];
 }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..layout import empty_steps, step_strides
 from ..neuron import Neuron, membrane_dtype
 
-__all__ = ['Operator', 'empty_membrane', 'lif_operator', 'like_tau', 'one_step']
+__all__ = ['Operator', 'empty_membrane', 'lif_operator', 'like_tau', 'one_step', 'sum_by_channel']
 
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -108,13 +108,14 @@ def lif_operator(backend: str, forward: Callable, backward: Callable) -> Operato
 
         x               [T, B, ...] of any strides, T >= 1, perhaps without elements
         v               [B, ...] of any strides and the membrane's dtype, or None for a neuron at rest
-        tau             None, or a tensor of one element on the device of x, of any floating-point dtype, if learned
+        tau             None, or if learned a tensor () or, for x [T, B, C, ...] with C > 1, [C], on the device of x and
+                        of any floating-point dtype
         grad_spikes     shape and dtype of x, any strides (all 0 after sum().backward())
         grad_v          shape and dtype of v_last, any strides, or None
         spikes, grad_x  laid out as layout.empty_steps(x)
         v_last          strides layout.step_strides(x), the membrane's dtype; without needs_v `empty_membrane(x)`
         grad_v0         laid out as v_last; `empty_membrane(x)` if v is None
-        grad_tau        shape (), the membrane's dtype, summed in a fixed order; `empty_membrane(x)` if tau is None
+        grad_tau        shape of tau, the membrane's dtype, summed in a fixed order; `empty_membrane(x)` if tau is None
 
     No output may be an input, nor share memory with one.
     """
@@ -128,7 +129,7 @@ def lif_operator(backend: str, forward: Callable, backward: Callable) -> Operato
 
     @lif_backward.register_fake
     def _(grad_spikes, grad_v, x, v, tau, neuron):
-        grad_tau = empty_membrane(x) if tau is None else x.new_empty((), dtype=membrane_dtype(x.dtype))
+        grad_tau = empty_membrane(x) if tau is None else x.new_empty(tau.shape, dtype=membrane_dtype(x.dtype))
         return empty_steps(x), empty_membrane(x) if v is None else one_step(x), grad_tau
 
     def setup_context(ctx, inputs, output) -> None:
@@ -149,6 +150,13 @@ def lif_operator(backend: str, forward: Callable, backward: Callable) -> Operato
 def like_tau(grad_tau: Tensor | None, tau: Tensor | None) -> Tensor | None:
     """The gradient of a learned tau in its shape and dtype; None if it is not learned."""
     return None if tau is None or grad_tau is None else grad_tau.reshape(tau.shape).to(tau.dtype)
+
+
+def sum_by_channel(parts: Tensor, x: Tensor, strides: tuple[int, ...], tau: Tensor) -> Tensor:
+    """The gradient of tau, of its parts: any for tau (), those of all neurons in the order of `strides` for tau [C]."""
+    if tau.ndim == 0:
+        return parts.sum()
+    return parts.as_strided(x.shape[1:], strides).transpose(0, 1).flatten(1).sum(1)
 
 
 def one_step(x: Tensor) -> Tensor:

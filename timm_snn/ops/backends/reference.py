@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neuron import Neuron, membrane_dtype
+from ..neuron import Neuron, by_channel, membrane_dtype
 from ..surrogate import spike
 
 __all__ = ['lif', 'scale_and_shift', 'why_not']
@@ -19,14 +19,14 @@ def why_not(x: Tensor | None = None) -> str | None:
 def lif(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v: bool) -> tuple[Tensor, Tensor]:
     """The equations of `timm_snn.ops.lif`; x [T, B, ...], v [B, ...] or None for rest -> (spikes, last v).
 
-    `tau` is the learned one, or None where `neuron.tau` is the number. Without `needs_v` a backend may leave out the
+    `tau` is the learned one, () or [C] for x [T, B, C, ...], or None where `neuron.tau` is the number. Without `needs_v` a backend may leave out the
     last v, an empty tensor then; here it costs nothing.
     """
     v_threshold, v_rest = neuron.v_threshold, neuron.v_rest
     current = x.to(membrane_dtype(x.dtype))
     if v is None:
         v = current.new_full((), v_rest)  # of no size: an export would keep that of its example
-    divisor: Any = neuron.tau if tau is None else tau.reshape(()).to(current)
+    divisor: Any = neuron.tau if tau is None else by_channel(tau.to(current), x.ndim - 1)
     spikes = []
     for x_t in current.unbind(0):
         leak = v - v_rest

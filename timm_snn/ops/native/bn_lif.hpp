@@ -105,8 +105,9 @@ void bn_backward(const Call& call, const X* x, const Norm<A>& norm, const X* gra
     auto run = [&](Neurons<X, A, USUAL>& neurons, const Span& s, auto use) {
         neurons.set_scale(s, scales, shifts);
         neurons.run(s, x, nullptr);
-        P back = P::of(0);
-        return neurons.run_backward(s, grad, back, grad_tau, use);
+        P back = P::of(0), of_tau = P::of(0);
+        neurons.run_backward(s, grad, back, grad_tau ? &of_tau : nullptr, use);
+        return of_tau;
     };
     auto load_centred = [&](const Span& s, int64_t t, const P& mean) {  // x - mean
         P pack;
@@ -118,13 +119,17 @@ void bn_backward(const Call& call, const X* x, const Norm<A>& norm, const X* gra
         partition.for_each_span(item, P::N, [&](const Span& s) {
             P of_bias = P::of(0), of_weight = P::of(0);
             P mean = neurons.per_neuron(s, means), rstd = neurons.per_neuron(s, rstds);
-            A part = run(neurons, s, [&](int64_t t, const P& g) {
+            P of_tau = run(neurons, s, [&](int64_t t, const P& g) {
                 P x = load_centred(s, t, mean);
                 for (int i = 0; i < P::SIZE; i++)
                     of_bias.at[i] += g.at[i], of_weight.at[i] += g.at[i] * (x.at[i] * rstd.at[i]);
                 if (KEEPS) g.save(grad_x + t * partition.size + s.m, s.n);
             });
-            if (grad_tau) tau_parts[item] += part;
+            if (grad_tau) {
+                A lanes[P::N];
+                of_tau.save(lanes);
+                for (int64_t i = 0; i < s.n; i++) tau_parts[item] += lanes[i];
+            }
             sums.add(item, s, of_bias, of_weight);
         });
     });

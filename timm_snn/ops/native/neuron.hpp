@@ -44,6 +44,8 @@ struct Neurons {
     const A tau, inverse, v_threshold, v_rest, alpha, binary_alpha;
     bool scaled = false;  // whether the current is x * scale + shift, not x
     P scale, shift;
+    bool by_channel = false;  // whether tau is that of the channel, not the call's
+    P taus;
     std::vector<P> h, v;  // membranes before the reset and at the start of each step; v is empty if USUAL
 
     explicit Neurons(const Partition& partition)
@@ -64,7 +66,12 @@ struct Neurons {
         scaled = true, scale = per_neuron(s, scales), shift = per_neuron(s, shifts);
     }
 
-    INLINE vec over_tau(vec a) const { return exact ? a * inverse : a / tau; }
+    INLINE void set_taus(const Span& s, const std::vector<A>& of) { by_channel = true, taus = per_neuron(s, of); }
+
+    INLINE vec over_tau(vec a, int i) const {
+        if (!USUAL && by_channel) return a / taus.at[i];
+        return exact ? a * inverse : a / tau;
+    }
 
     // All steps: h of each, and the membrane after the last
     INLINE P run(const Span& s, const X* from, const A* v_first) {
@@ -78,7 +85,7 @@ struct Neurons {
             for (int i = 0; i < P::SIZE; i++) {
                 vec current = scaled ? x.at[i] * scale.at[i] + shift.at[i] : x.at[i];
                 vec before = now.at[i], leak = USUAL ? before : before - v_rest;
-                vec charged = decay_input ? before + over_tau(current - leak) : before - over_tau(leak) + current;
+                vec charged = decay_input ? before + over_tau(current - leak, i) : before - over_tau(leak, i) + current;
                 vec after = USUAL ? vec{} : hard_reset ? vec{} + v_rest : charged - v_threshold;
                 now.at[i] = charged >= vec{} + v_threshold ? after : charged;
                 h[t].at[i] = charged;
@@ -110,11 +117,10 @@ struct Neurons {
     }
 
     // All steps back, after `run`: use(t, gradient of the current) from the last to the first. grad_v is the gradient
-    // of the membrane after the last step and becomes that before the first. Returns the span's share of the gradient
-    // of tau, if that is learned.
+    // of the membrane after the last step and becomes that before the first. Each neuron's share of the gradient of tau
+    // is added to grad_tau, if that is learned.
     template <typename F>
-    INLINE A run_backward(const Span& s, const X* upstream, P& grad_v, bool learned, F use) {
-        A grad_tau = 0;
+    INLINE void run_backward(const Span& s, const X* upstream, P& grad_v, P* grad_tau, F use) {
         for (int64_t t = call.T - 1; t >= 0; t--) {
             P grad;
             grad.load(upstream + t * call.grad_stride + s.m, s.n);
@@ -125,18 +131,16 @@ struct Neurons {
                 if (!detach_reset) g += hard_reset ? back * by_spike(charged) : -back * v_threshold;
                 if (hard_reset) back = above >= 0 ? vec{} : back;
                 g = multiply_add(g, d, back);
-                vec decayed = g * inverse;
-                if (!USUAL && learned) {
+                vec rate = !USUAL && by_channel ? 1 / taus.at[i] : vec{} + inverse, decayed = g * rate;
+                if (!USUAL && grad_tau) {
                     vec before = v[t].at[i];
-                    vec of_tau = decay_input ? (before - charged) * decayed : (before - v_rest) * decayed * inverse;
-                    for (int j = 0; j < P::LANES && i * P::LANES + j < s.n; j++) grad_tau += of_tau[j];
+                    grad_tau->at[i] += decay_input ? (before - charged) * decayed : (before - v_rest) * decayed * rate;
                 }
                 grad_v.at[i] = g - decayed;
                 grad.at[i] = decay_input ? decayed : g;
             }
             use(t, grad);
         }
-        return grad_tau;
     }
 };
 

@@ -113,7 +113,7 @@ def gradient_settings(neuron: Neuron) -> dict[str, Any]:
 
 @triton.jit
 def load_tau(tau_ptr, tau, MEMBRANE: tl.constexpr):
-    """tau from memory if it is learned, so that the host need not wait for it."""
+    """tau, of one element, from memory if it is learned, so that the host need not wait for it."""
     return tl.load(tau_ptr).to(MEMBRANE) if tau_ptr is not None else tl.full([], tau, MEMBRANE)
 
 

@@ -7,6 +7,7 @@ it first goes through x once more and stores the membrane at the start of each c
 
 import functools
 import math
+from typing import Any
 
 import torch
 import triton
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ...layout import as_steps, ceil_div, dense_strides, have_strides
 from ...neuron import Neuron, membrane_dtype
-from ..operator import lif_operator
+from ..operator import lif_operator, sum_by_channel
 from .device import (
     MAX_UNROLL,
     block_size,
@@ -61,6 +62,12 @@ class _Plan:
         """An uninitialised membrane."""
         return x.new_empty_strided(x.shape[1:], self.strides, dtype=self.membrane_dtype)
 
+    def channels(self, tau: Tensor | None) -> dict[str, Any]:
+        """How the channel of a neuron follows from its place in memory, if each channel has a tau of its own."""
+        if tau is None or tau.ndim == 0:
+            return dict(num_channels=1, channel_stride=1, BY_CHANNEL=False)
+        return dict(num_channels=len(tau), channel_stride=self.strides[1], BY_CHANNEL=True)
+
     def in_order(self, x: Tensor | None) -> Tensor | None:
         """A membrane or its gradient in the memory order of a step."""
         return None if x is None else as_steps(x[None], self.strides)
@@ -84,6 +91,7 @@ def forward(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, nee
         plan.num_neurons,
         plan.x_stride,
         tau_ptr=tau,
+        **plan.channels(tau),
         **plan.settings,
     )
     return spikes, v_last
@@ -99,7 +107,10 @@ def backward(
     grad_x = x.new_empty_strided(x.shape, plan.sequence)
     grad_v0 = x.new_empty(0, dtype=plan.membrane_dtype) if v is None else plan.one_step(x)
     starts = None if plan.starts_shape is None else grad_v0.new_empty(plan.starts_shape)
-    grad_tau = grad_v0.new_empty(0 if tau is None else plan.grid)  # a part from each program
+    if tau is None:
+        grad_tau = grad_v0.new_empty(0)
+    else:  # a part from each program, or each neuron
+        grad_tau = grad_v0.new_empty((plan.num_neurons,) if tau.ndim else plan.grid)
     launch(
         _backward_kernel,
         plan.grid,
@@ -115,12 +126,23 @@ def backward(
         plan.x_stride,
         grad_spikes.stride(0),
         tau_ptr=tau,
+        **plan.channels(tau),
         **plan.gradient_settings,
     )
-    return grad_x, grad_v0, grad_tau if tau is None else grad_tau.sum()
+    return grad_x, grad_v0, grad_tau if tau is None else sum_by_channel(grad_tau, x, plan.strides, tau)
 
 
 lif = lif_operator('triton', forward, backward)
+
+
+@triton.jit
+def _load_taus(tau_ptr, m, num_channels, channel_stride, tau, BY_CHANNEL: tl.constexpr, MEMBRANE: tl.constexpr):
+    """tau of all neurons, or of each of those at m."""
+    if BY_CHANNEL:
+        taus = tl.load(tau_ptr + m // channel_stride % num_channels).to(MEMBRANE)
+    else:
+        taus = load_tau(tau_ptr, tau, MEMBRANE)
+    return taus
 
 
 @triton.jit
@@ -132,10 +154,13 @@ def _forward_kernel(
     num_neurons: tl.int64,
     x_stride: tl.int64,  # of a step: 0 if x is a static image
     num_steps,
-    tau_ptr,
+    tau_ptr,  # [1], [num_channels] if BY_CHANNEL, or None for the number
+    num_channels,
+    channel_stride,
     tau: tl.float64,
     v_threshold: tl.float64,
     v_rest: tl.float64,
+    BY_CHANNEL: tl.constexpr,
     HARD_RESET: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
     EXACT_INVERSE: tl.constexpr,
@@ -146,7 +171,7 @@ def _forward_kernel(
     """Spikes of a block of neurons, by chunks of UNROLL steps."""
     m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = m < num_neurons
-    tau = load_tau(tau_ptr, tau, MEMBRANE)
+    tau = _load_taus(tau_ptr, m, num_channels, channel_stride, tau, BY_CHANNEL, MEMBRANE)
     v_threshold = tl.full([], v_threshold, MEMBRANE)
     v_rest = tl.full([], v_rest, MEMBRANE)
     v = tl.zeros([BLOCK], MEMBRANE) + v_rest
@@ -175,17 +200,20 @@ def _backward_kernel(
     v_ptr,  # [M] or None
     grad_v_ptr,  # [M], of the last membrane, or None
     grad_v0_ptr,  # [M] or None
-    grad_tau_ptr,  # [programs] or None
+    grad_tau_ptr,  # [programs], [M] if BY_CHANNEL, or None
     starts_ptr,  # [chunks, M], scratch for the membrane at the start of each chunk; None if there is one chunk
     num_neurons: tl.int64,
     x_stride: tl.int64,
     grad_spikes_stride: tl.int64,
     num_steps,
-    tau_ptr,
+    tau_ptr,  # [1], [num_channels] if BY_CHANNEL, or None for the number
+    num_channels,
+    channel_stride,
     tau: tl.float64,
     v_threshold: tl.float64,
     v_rest: tl.float64,
     alpha: tl.float64,
+    BY_CHANNEL: tl.constexpr,
     HARD_RESET: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
     EXACT_INVERSE: tl.constexpr,
@@ -198,7 +226,7 @@ def _backward_kernel(
     """Gradients of a block of neurons, from the last chunk of UNROLL steps to the first."""
     m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = m < num_neurons
-    tau = load_tau(tau_ptr, tau, MEMBRANE)
+    tau = _load_taus(tau_ptr, m, num_channels, channel_stride, tau, BY_CHANNEL, MEMBRANE)
     v_threshold = tl.full([], v_threshold, MEMBRANE)
     v_rest = tl.full([], v_rest, MEMBRANE)
     alpha = tl.full([], alpha, MEMBRANE)
@@ -254,4 +282,7 @@ def _backward_kernel(
     if grad_v0_ptr is not None:
         tl.store(grad_v0_ptr + m, grad_v, mask=inside)
     if grad_tau_ptr is not None:
-        tl.store(grad_tau_ptr + tl.program_id(0), tl.sum(grad_tau, 0))
+        if BY_CHANNEL:
+            tl.store(grad_tau_ptr + m, grad_tau, mask=inside)
+        else:
+            tl.store(grad_tau_ptr + tl.program_id(0), tl.sum(grad_tau, 0))

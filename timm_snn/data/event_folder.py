@@ -1,0 +1,127 @@
+"""One's own recordings, in folders with the names of their classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.utils.misc import natural_key
+
+from ..files import printable
+from ..folders import as_text, folder_of_split, is_hidden, walk
+from .datasets import EventDataset
+from .detect import KNOWN, suffix_of
+from .events import Events, read_events
+from .settings import height_and_width
+
+__all__ = ['EventFolder', 'SensorSizeError']
+
+
+class SensorSizeError(ValueError):
+    """An event outside of the sensor that a data set was told of; the message has the file, the event and the sizes."""
+
+
+class EventFolder(EventDataset):
+    """Recordings in `root`/`split`/CLASS/, of all formats of `read_events`: `dataset[i]` is (frames, label).
+
+    The class is the folder below the split; recordings may lie deeper in it. Classes are numbered in the order of their
+    names, 2 before 10, unless `classes` gives names in an order of their own, as those that a model was trained on.
+    Hidden files and those of other suffixes are left out, which `left_out` says. `split` is 'train', 'validation' or
+    another folder; as of pictures, 'val' stands for 'validation' too. `sensor_size` is the (height, width) of the
+    camera. `reading` holds arguments of `read_events`, as the `kind` of files whose suffix says nothing. Other options
+    are those of `EventDataset`.
+
+    Raises: FileNotFoundError for folders that are missing or empty, ValueError for classes that are not among
+    `classes`; with a sample, SensorSizeError for an event outside of the sensor, and what `read_events` raises.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = 'train',
+        *,
+        sensor_size: tuple[int, int],
+        classes: Sequence[str] | None = None,
+        reading: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.split, self.classes, self.reading = split, tuple(classes or ()), dict(reading or {})
+        self.sensor_size = height_and_width('sensor_size', sensor_size)
+        super().__init__(root, split in ('train', 'training'), **options)
+
+    def cache_settings(self) -> dict[str, Any]:
+        return super().cache_settings() | {'sensor_size': list(self.sensor_size), **self.reading}
+
+    def find_samples(self) -> list[tuple[str, int]]:
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f'there is no folder {self.root}: expected {self.root}/{self.split}/CLASS/recording'
+            )
+        try:
+            folder = folder_of_split(self.root, self.split, 'recordings')
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f'{self.root}: {error}') from None
+        entries = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+        by_class: dict[str, list[Path]] = {}
+        for path in entries:
+            if path.is_dir():
+                by_class.setdefault(as_text(path.name), []).append(path)
+        if not by_class:
+            there = f'files, as {printable(entries[0].name)}' if entries else 'nothing at all'
+            raise FileNotFoundError(
+                f'{folder} has no folders of classes, but {there}: put recordings in {folder}/CLASS/'
+            )
+        names = sorted(by_class, key=natural_key)
+        if not self.classes:
+            self.classes = tuple(names)
+        elif unknown := sorted(set(names) - set(self.classes)):
+            raise ValueError(
+                f'{folder} has the classes {printable(", ".join(unknown))}, which are not among '
+                f'{printable(", ".join(self.classes))}'
+            )
+        left_out: Counter[str] = Counter()
+        samples = [
+            (path.relative_to(self.root).as_posix(), self.classes.index(name))
+            for name in names
+            for path in self.recordings_of(by_class[name], left_out)
+        ]
+        self.left_out = as_list(left_out)
+        return samples
+
+    def recordings_of(self, folders: list[Path], left_out: Counter[str]) -> list[Path]:
+        """Those of one class, whose name may be spelled in several ways."""
+        found, others = [], Counter[str]()
+        for folder in folders:
+            for file in (Path(entry.path) for entry in walk(folder, others)):
+                if not file.is_file():
+                    others['no files'] += 1
+                elif 'kind' in self.reading or suffix_of(file) in KNOWN:
+                    found.append(file)
+                else:
+                    others[file.suffix.lower() or 'without a suffix'] += 1
+        if not found:
+            raise FileNotFoundError(
+                f'class folder {folders[0]} has no recordings, which are files named {", ".join(KNOWN)}; it holds '
+                f'{as_list(others) or "nothing"}: add recordings or remove the folder, or say what they are by reading'
+            )
+        left_out += others
+        return sorted(found, key=lambda path: natural_key(str(path)))
+
+    def read(self, file: Path) -> Events:
+        events = read_events(file, **self.reading)
+        height, width = self.sensor_size
+        rows, columns = int(events.y.max()) + 1, int(events.x.max()) + 1
+        if rows > height or columns > width:
+            raise SensorSizeError(
+                f'{file} has events in row {rows - 1} and column {columns - 1}, outside of a sensor of {height} x '
+                f'{width} pixels (height x width): the sensor_size must be at least {max(rows, height)} '
+                f'{max(columns, width)}'
+            )
+        return events
+
+
+def as_list(counts: Counter[str]) -> str:
+    """As in '2 hidden, 1 .txt'."""
+    return ', '.join(f'{count} {printable(kind, 40)}' for kind, count in sorted(counts.items()))
