@@ -1,8 +1,10 @@
 """docs/from_spikingjelly.md and docs/from_snntorch.md run as they are printed."""
 
 import re
+import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,8 @@ def test_every_block_runs(library, tmp_path, monkeypatch):
     page = (DOCS / f'from_{library}.md').read_text()
     sections = re.split(r'^## ', page, flags=re.MULTILINE)
     assert len(sections) == 21
-    names = {'folder': tmp_path / 'model', 'path': tmp_path / 'weights.pt'}
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    names: dict[str, Any] = {}
     for section in sections:
         blocks = re.findall(r'^```python\n(.*?)^```', section, re.MULTILINE | re.DOTALL)
         assert len(blocks) == (1 if section is sections[0] else 2), section
