@@ -20,7 +20,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from model_folder import LOCAL, ROOT, Source, fixed_input, open_source, read_report, shorten
 
 import timm_snn
-from timm_snn.files import write_whole_text
+from timm_snn.data import frame_settings, has_frame_settings
+from timm_snn.files import printable, write_whole_text
 from timm_snn.profiling import Report
 from timm_snn.training.data import EVENT_DATASETS
 from timm_snn.training.errors import one_line_errors, script
@@ -131,7 +132,7 @@ def describe(source: Source, result: dict[str, str] | None) -> str:
 
 def dataset_name(run: dict[str, Any]) -> str:
     """The name of the data in the options of a run, without the folders above it."""
-    name = shorten(run['dataset']).removeprefix('hfds/').removeprefix('torch/')
+    name = shorten(run['dataset']).removeprefix('hfds/').removeprefix('torch/').replace('event_folder', '')
     return name or Path(run.get('data_dir') or 'a folder').name
 
 
@@ -148,6 +149,7 @@ def details(source: Source, dtype: str) -> str:
         f'Time steps T: {steps_of(model)}',
         f'GMACs: {total.dense_macs_per_step / 1e9:.4g} per time step, dense',
         f'Input: {" x ".join(map(str, size))} {kind}{sizes}',
+        *([f'Frames: {describe_frames(model)}'] if has_frame_settings(model) else []),
         f'Classes: {model.num_classes}',
         f'Neurons: {", ".join(neurons)}',
         *([f'Weights: {dtype}, safetensors'] if source.has_weights else []),
@@ -160,8 +162,17 @@ def details(source: Source, dtype: str) -> str:
     return '\n'.join(f'- **{line.partition(":")[0]}:**{line.partition(":")[2]}' for line in lines)
 
 
+def describe_frames(model: Any) -> str:
+    """How they are made of events, by the names of `timm_snn.data.FrameSettings`."""
+    with one_line_errors('describe its frames'):
+        settings = frame_settings(model).to_dict()
+    return ', '.join(f'{name} {printable(str(value).strip("[]"), 50)}' for name, value in settings.items())
+
+
 def is_events(source: Source) -> bool:
-    cfg = source.model.pretrained_cfg
+    if has_frame_settings(source.model):
+        return True
+    cfg = source.model.pretrained_cfg  # of an earlier version
     both_polarities = cfg['input_size'][0] == 2  # which some families sum up in a third channel
     return both_polarities or not {cfg.get('tag'), source.run.get('dataset')}.isdisjoint(EVENT_DATASETS)
 
@@ -193,6 +204,11 @@ IMAGE = """
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 x = transform(Image.open('image.png').convert('{mode}')).unsqueeze(0)  # {shape}"""
 
+RECORDING = """
+from timm_snn.data import frame_settings, read_events
+
+x = frame_settings(model).frames(read_events('recording.npy')).unsqueeze(0)  # {shape}"""
+
 FRAMES = """
 x = torch.zeros({shape})  # [B, T, C, H, W]: `timm_snn.data.to_frames(..., channels={channels})`"""
 
@@ -200,7 +216,9 @@ x = torch.zeros({shape})  # [B, T, C, H, W]: `timm_snn.data.to_frames(..., chann
 def usage(source: Source, repo: str | None) -> str:
     model, size = source.model, tuple(source.model.pretrained_cfg['input_size'])
     loads = bool(repo) or is_loadable(source.name)
-    if is_events(source):
+    if has_frame_settings(model):
+        text = RECORDING.format(shape=[1, steps_of(model), *size])
+    elif is_events(source):
         text = FRAMES.format(shape=', '.join(map(str, (1, model.num_steps, *size))), channels=size[0])
     else:
         text = IMAGE.format(mode='L' if size[0] == 1 else 'RGB', shape=[1, *size])

@@ -25,6 +25,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from timm_snn.data import has_frame_settings
 from timm_snn.files import printable, write_whole, write_whole_text
 from timm_snn.models import save_for_hf
 from timm_snn.models.builder import argument_names
@@ -356,8 +357,9 @@ def shorten(value: Any) -> Any:
 
 
 def fixed_input(model: Any) -> Tensor:
-    """[2, C, H, W], always the same."""
-    return torch.randn(2, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
+    """[2, C, H, W], always the same; of a model of events as frames, of which all steps are alike."""
+    images = torch.randn(2, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
+    return images.unsqueeze(1).expand(-1, steps_of(model), -1, -1, -1) if has_frame_settings(model) else images
 
 
 @torch.inference_mode()

@@ -60,7 +60,7 @@ from timm_snn.training.loading import loading_errors, make_loader
 from timm_snn.training.models import check_neurons, check_sparse_spikes, input_config, open_to_train, save_model
 from timm_snn.training.on_device import Augmentation, DeviceImages, DeviceSamples
 from timm_snn.training.progress import Progress, StopSignal, write_summary
-from timm_snn.training.tasks import make_learner, make_task
+from timm_snn.training.tasks import answers_by_step, make_learner, make_task
 from timm_snn.training.watch import Watch
 
 LOG_EVERY = 10  # updates
@@ -75,7 +75,7 @@ class Run:
         self.progress = Progress()
         self.accelerator = make_accelerator(**options.accelerator_options(args))
         self.is_sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        self.by_step = args.loss is not None or args.tet is not None  # the loss wants the logits of every step
+        self.by_step = answers_by_step(**options.task_options(args))
         self.reported = 'ema' if args.model_ema else 'eval'  # whose accuracy is reported
         self.freeze, self.clip_grad, self.checkpoint_steps = args.freeze, args.clip_grad, args.checkpoint_steps
         if args.model_ema and self.is_sharded:

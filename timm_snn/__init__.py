@@ -7,9 +7,11 @@ from . import layers, models, ops
 from .layers import LIF, ParametricLIF
 from .models import MSViT, fuse
 from .models import convert as convert
+from .models import stream as stream
 from .models.pretrained import list_pretrained
 from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend
 from .profiling import profile
+from .profiling import record as record
 from .version import __version__ as __version__
 
 __all__ = [

@@ -260,6 +260,15 @@ def test_mixing_can_be_ended():
     assert torch.equal(mixed, frames) and targets.tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
+def test_one_sample_is_changed_as_a_batch_of_it():
+    sample = torch.randn(3, 2, 7, 9)
+    augment_events = EventAugment(drop_events=0.5, drop_steps=0.5, one_of=False)
+    torch.manual_seed(1)
+    batch = augment_events(sample[None])
+    torch.manual_seed(1)
+    assert torch.equal(augment_events(sample), batch[0]) and not torch.equal(batch[0], sample)
+
+
 def test_it_says_what_it_does():
     assert repr(EventAugment(0, 0.1, 0, 0, 0, 0)) == 'EventAugment(flip=0, translate=0.1, one_of=True)'
 
@@ -270,7 +279,11 @@ FRAMES, LABELS = torch.zeros(2, 3, 2, 4, 4), torch.tensor([0, 1])
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
-        (lambda: EventAugment()(FRAMES[0]), r'frames \[B, T, C, H, W\], got \[3, 2, 4, 4\]: frames.unsqueeze'),
+        (lambda: EventAugment()(FRAMES[0, 0]), r'frames \[B, T, C, H, W\], got \[2, 4, 4\]: frames.unsqueeze'),
+        (
+            lambda: augment.flip(FRAMES[0], torch.ones(1)),
+            r'frames \[B, T, C, H, W\], got \[3, 2, 4, 4\]: frames.unsqueeze',
+        ),
         (lambda: EventAugment()(FRAMES.byte()), r'got torch.uint8: frames.float\(\)'),
         (lambda: augment.flip(FRAMES, torch.tensor([True])), r'one mask per sample, \[2\], got \[1\]'),
         (lambda: augment.roll(FRAMES, LABELS, LABELS[:, None]), r'one dx per sample, \[2\], got \[2, 1\]'),

@@ -75,8 +75,10 @@ def test_models_without_settings_say_so_and_take_them():
     assert not has_frame_settings(model)
     with pytest.raises(ValueError, match=r'does not say how its frames are made: .* pass sensor_size'):
         frame_settings(model)
-    model.pretrained_cfg.update(input_size=(2, 16, 16), mean=(0, 0), std=(1, 1))
-    assert frame_settings(model, sensor_size=(34, 34)) == FrameSettings(3, (34, 34), size=(16, 16))
+    assert model.pretrained_cfg['mean'] == (0.286,)  # of images of clothes
+    assert frame_settings(model, sensor_size=(34, 34)) == FrameSettings(3, (34, 34), size=(28, 28))
+    model.pretrained_cfg.update(mean=(0.5, 0.25), source='local-dir')
+    assert frame_settings(model, sensor_size=(34, 34)).mean == (0.5, 0.25)
 
 
 def test_an_untrained_model_does_not_take_the_frames_of_its_default_tag():

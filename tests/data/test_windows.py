@@ -1,12 +1,23 @@
 """Windows slide over recordings of any length, and show every event."""
 
+import pickle
 import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support import writers
-from timm_snn.data import Events, iter_events, iter_frames, iter_windows, to_frames
+from timm_snn.data import (
+    EventFolder,
+    Events,
+    WindowDataset,
+    crop_events,
+    iter_events,
+    iter_frames,
+    iter_windows,
+    to_frames,
+)
 
 SENSOR = (128, 128)
 
@@ -73,6 +84,15 @@ def test_frames_of_windows_are_bins_of_fixed_duration(tmp_path):
         np.testing.assert_array_equal(made, to_frames(inside, 4, sensor_size=SENSOR, dtype=np.uint8))
 
 
+def test_frames_have_the_sensor_size_that_the_file_says(tmp_path):
+    events = writers.random_events(200, size=40)
+    path = writers.evt2(tmp_path / 'recording.raw', events, size=50)
+    frames = [made for _, made in iter_frames(path, window=100_000)]
+    assert frames[0].shape == (1, 2, 50, 50) and sum(made.sum() for made in frames) == 200
+    with pytest.raises(ValueError, match=r'expected sensor_size=\(height, width\)'):
+        iter_frames(events, window=100_000)
+
+
 def test_reading_is_in_bounded_memory():
     """Parts are asked for as windows are, and left behind."""
     asked = []
@@ -129,3 +149,87 @@ def test_structured_arrays_are_a_recording():
 def test_unknown_options_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message), warnings.catch_warnings():
         iter_frames(at(0), sensor_size=SENSOR, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, with recordings of 100 ms, 35 ms and one event."""
+    for name, count, last in (('left/a', 400, 100_000), ('left/b', 300, 35_000), ('right/c', 1, 2)):
+        path = tmp_path / 'train' / f'{name}.npy'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        events = writers.random_events(count, size=16, seed=count, last=last)
+        events.t[[0, -1]] = 7, last + 6
+        writers.npy(path, events)
+    return tmp_path
+
+
+@pytest.mark.parametrize('split_by', ['number', 'time'])
+@pytest.mark.parametrize('cache', [None, True])
+def test_windows_are_samples_with_the_label_of_their_recording(folder, split_by, cache):
+    options = dict(sensor_size=(16, 16), num_steps=4, split_by=split_by, channels=3, size=8, cache=cache)
+    recordings = EventFolder(folder, **options)
+    windows = WindowDataset(recordings, 40_000, 20_000)
+    places = [(0, 7), (0, 20_007), (0, 40_007), (0, 60_007), (1, 7), (2, recordings.recording(2).t[0])]
+    assert windows.places == places and len(windows) == 6
+    assert windows.targets == [0, 0, 0, 0, 0, 1] and windows.classes == ('left', 'right')
+    for (frames, label), (recording, start) in zip([windows[i] for i in range(6)], places, strict=True):
+        expected = to_frames(
+            recordings.recording(recording),
+            4,
+            start=start,
+            end=start + 40_000,
+            sensor_size=(16, 16),
+            split_by=split_by,
+            channels=3,
+            size=8,
+        )
+        np.testing.assert_array_equal(frames, expected)
+        assert frames.dtype == torch.float32 and label == (recording == 2)
+
+
+def test_a_recording_is_read_once_for_all_its_windows_where_there_is_a_cache(folder, monkeypatch):
+    read = []
+    real = EventFolder.read
+    monkeypatch.setattr(EventFolder, 'read', lambda self, file: read.append(file) or real(self, file))
+    recordings = EventFolder(folder, sensor_size=(16, 16), num_steps=2)
+    windows = WindowDataset(recordings, 10_000)
+    first = [frames for frames, _ in windows]
+    assert len(read) == 2 * len(recordings)  # for their lengths, and for the frames
+    again = [frames for frames, _ in WindowDataset(recordings, 10_000)]
+    assert len(read) == 2 * len(recordings) and all(map(torch.equal, first, again))
+    assert len(WindowDataset(recordings, 20_000)) < len(windows)
+    file = folder / 'train' / 'left' / 'b.npy'
+    writers.npy(file, writers.random_events(100, size=16, last=90_000))
+    assert len(WindowDataset(recordings, 10_000)) > len(windows)
+
+
+def test_filter_and_transform_of_the_recordings_are_those_of_windows(folder):
+    recordings = EventFolder(
+        folder,
+        sensor_size=(16, 16),
+        num_steps=2,
+        filter=lambda events: crop_events(events, start=50_000) if len(events) == 400 else events,
+        transform=lambda frames: frames.sum().item(),
+    )
+    assert recordings.cache is None
+    whole = recordings.recording(0)
+    assert recordings[0][0] == (whole.t >= 50_000).sum() and recordings[1][0] == 300
+    windows = WindowDataset(recordings, 25_000)
+    start = int(whole.t[whole.t >= 50_000][0])
+    assert windows.places[:2] == [(0, start), (1, 7)]
+    assert windows[0][0] == ((whole.t >= start) & (whole.t < start + 25_000)).sum()
+
+
+def test_windows_are_loaded_by_workers_and_are_no_windows_of_frames(folder):
+    recordings = EventFolder(folder, sensor_size=(16, 16), num_steps=2)
+    windows = WindowDataset(recordings, 10_000)
+    assert torch.equal(pickle.loads(pickle.dumps(windows))[0][0], windows[0][0])
+    with pytest.raises(TypeError, match='expected a data set of recordings, as EventFolder, got a Subset'):
+        WindowDataset(torch.utils.data.Subset(recordings, [0]), 10_000)
+    with pytest.raises(ValueError, match='window must be at least 1 us'):
+        WindowDataset(recordings, 0)
+    with pytest.raises(ValueError, match='the 2 bins of 3000 us of the data set are not a window of 10000 us'):
+        WindowDataset(EventFolder(folder, sensor_size=(16, 16), num_steps=2, bin_us=3000), 10_000)
+    recordings.filter = lambda events: events[:0]
+    with pytest.raises(ValueError, match=r'left/a\.npy has no events to take windows of'):
+        WindowDataset(recordings, 10_001)

@@ -222,7 +222,7 @@ class TestSaving:
         assert loaded.stem.units[0].lif.tau == 4.0
 
     def test_a_layer_without_a_name_cannot_be_saved(self, tmp_path):
-        slow = partial(timm_snn.LIF, tau=4.0)
+        slow = lambda **settings: timm_snn.LIF(tau=4.0, **settings)  # noqa: E731
         model = timm.create_model('msvit_4_96', lif_layer=slow)
         with pytest.raises(
             ValueError, match=r"lif_layer=.* is a layer without a name, .*register\('my_neuron'\)\(layer"

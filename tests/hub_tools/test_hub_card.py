@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import timm_snn
+from tests.support import writers
 from tests.support.families import SMALLEST
 from tests.support.scripts import load
 
@@ -141,7 +142,10 @@ def test_the_code_of_a_card_runs(command, tmp_path, monkeypatch, name, in_chans,
     model = timm.create_model(name, num_steps=2, in_chans=in_chans)
     save_for_hf(model, str(tmp_path / 'FOLDER'), safe_serialization=True)
     text = command('card.py', tmp_path / 'FOLDER')
-    assert ('frames of events' in text and f'channels={in_chans}' in text) == is_events
+    has_frames = 'read_events(' in text
+    assert has_frames == ('.dvs128_gesture' in name) == (f'channels {in_chans}, size 64, 64' in text)
+    assert ('frames of events' in text and (has_frames or f'channels={in_chans}' in text)) == is_events
+    writers.npy(tmp_path / 'recording.npy', writers.random_events(100))
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((40, 50), np.uint8)).save('image.png')
     names: dict = {}

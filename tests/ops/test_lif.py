@@ -239,7 +239,10 @@ def test_alpha_may_change_under_compile(dynamic):
         (dict(tau=0.5), '1 <= tau steps, got tau=0.5'),
         (dict(tau=math.nan), '1 <= tau'),
         (dict(tau=math.inf), 'tau=inf, which does not leak, needs decay_input=False'),
-        (dict(tau=torch.ones(3)), r'one tau for all neurons, or one for each of the C channels.* got \(3,\) for x \(2, 3\)'),
+        (
+            dict(tau=torch.ones(3)),
+            r'one tau for all neurons, or one for each of the C channels.* got \(3,\) for x \(2, 3\)',
+        ),
         (dict(v_threshold=torch.ones(3)), 'needs one v_threshold for all neurons'),
         (dict(v_reset=torch.tensor(0.0)), 'v_reset must be a number, got tensor'),
         (dict(surrogate=Sigmoid(torch.tensor(4.0))), 'alpha of the surrogate must be a number, got tensor'),

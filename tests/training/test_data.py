@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from tests.support import writers
-from timm_snn.data import NMNIST, write_rows
-from timm_snn.training.data import DataSource, Digits, choose_samples, open_split
+from timm_snn.data import NMNIST, FrameSettings, set_frame_settings, write_rows
+from timm_snn.training.data import DataSource, Digits, choose_samples, open_samples, open_split
 from timm_snn.training.errors import UserError
 
 
@@ -53,3 +54,11 @@ def test_rows_of_recordings_have_the_splits_of_training(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match='its splits are test, train, validation'):
         open_split(source, 'other', in_chans=2)
+
+
+def test_a_model_of_events_takes_as_many_images_as_it_has_steps(caplog):
+    model = timm.create_model('msvit_4_96', num_steps=3, depths=(0, 0, 1)).eval()
+    set_frame_settings(model, FrameSettings(3, (20, 30), channels=2))
+    samples = open_samples(DataSource('digits'), 'validation', model, 3)
+    assert 'was trained on frames of events, and is shown images' in caplog.text
+    assert model(torch.stack([image for image, _ in samples])).shape == (3, 10)

@@ -14,10 +14,11 @@ from .events import (
     read_gesture_labels,
     recording_info,
 )
+from .filters import crop_events, drop_pixels, drop_refractory, find_hot_pixels
 from .frames import to_frames
 from .rows import EventRows, write_rows
 from .settings import FrameSettings, frame_settings, has_frame_settings, set_frame_settings
-from .windows import iter_frames, iter_windows
+from .windows import WindowDataset, iter_frames, iter_windows
 
 __all__ = [
     'CIFAR10DVS',
@@ -35,6 +36,11 @@ __all__ = [
     'RecordingInfo',
     'SensorSizeError',
     'Trial',
+    'WindowDataset',
+    'crop_events',
+    'drop_pixels',
+    'drop_refractory',
+    'find_hot_pixels',
     'frame_settings',
     'has_frame_settings',
     'iter_events',

@@ -1,7 +1,8 @@
 """Augmentation and mixing of event frames [B, T, C, H, W]: each sample in its own way, all of its steps alike.
 
-The functions take one parameter per sample, [B]; `EventAugment` draws them. Nothing is averaged, so that counts stay
-counts: a pixel that moves takes the value of the nearest pixel of the source.
+The functions take one parameter per sample, [B]; `EventAugment` draws them, and takes a single sample [T, C, H, W] too,
+as the `transform` of a data set. Nothing is averaged, so that counts stay counts: a pixel that moves takes the value of
+the nearest pixel of the source.
 """
 
 import math
@@ -81,10 +82,11 @@ def drop_steps(frames: Tensor, start: Tensor, length: Tensor) -> Tensor:
 
 
 class EventAugment:
-    """Random augmentation of [B, T, C, H, W] on any device. The defaults are the policy of MSViT on event data.
+    """Random augmentation of [B, T, C, H, W], or of one sample [T, C, H, W], on any device.
 
-    That is (arXiv 2505.14719, after NDA, arXiv 2203.06145): mirror half of the samples, then change each in one way or
-    not at all, by shear, shift, rotation or cutout, each as likely; with magnitudes that are usual for 128x128.
+    The defaults are the policy of MSViT on event data (arXiv 2505.14719, after NDA, arXiv 2203.06145): mirror half of
+    the samples, then change each in one way or not at all, by shear, shift, rotation or cutout, each as likely; with
+    magnitudes that are usual for 128x128.
 
     Magnitudes are the largest, 0 is off. The numbers are drawn on the CPU by torch's global generator, which
     Accelerate's checkpoints hold; only the pixels that `drop_events` takes are drawn on the frames' device.
@@ -100,7 +102,7 @@ class EventAugment:
         drop_steps: Share of the steps, in a row.
         one_of: Whether a sample is changed in one of these ways (or none), or in all of them at once.
 
-    Raises: ValueError for magnitudes out of range, and for other than floating-point [B, T, C, H, W].
+    Raises: ValueError for magnitudes out of range, and for other than floating-point [B, T, C, H, W] or [T, C, H, W].
     """
 
     def __init__(
@@ -136,6 +138,8 @@ class EventAugment:
         return f'EventAugment({", ".join(f"{name}={value}" for name, value in settings.items())})'
 
     def __call__(self, frames: Tensor) -> Tensor:
+        if frames.ndim == 4:
+            return self(frames.unsqueeze(0)).squeeze(0)
         _check(frames)
         B, T, _, H, W = frames.shape
         frames = flip(frames, torch.rand(B) < self.flip)

@@ -24,7 +24,8 @@ class EventDataset(Dataset):
     """Recordings as frames: `dataset[i]` is (frames [T, C, H, W] float32, label).
 
     `num_steps`, `split_by`, `bin_us`, `events_per_bin`, `channels` and `size` are those of `to_frames`, which begins
-    with the first event; `transform` is called with the frames.
+    with the first event. `filter` is called with the events of each recording and returns those to count; with one
+    nothing is kept on disk. `transform` is called with the frames.
     `cache` keeps counts on disk: True for the folder `frames` in `root`, or another folder, one for each `root`; None
     or False reads every recording anew. Channels and size are made from the same files.
 
@@ -56,13 +57,14 @@ class EventDataset(Dataset):
         channels: int = 2,
         size: int | tuple[int, int] | None = None,
         cache: bool | str | Path | None = True,
+        filter: Callable[[Events], Events] | None = None,
         transform: Callable[[Tensor], Any] | None = None,
     ) -> None:
         self.bins = {name: n for name, n in dict(bin_us=bin_us, events_per_bin=events_per_bin).items() if n is not None}
         self.split_by = check_frame_options(num_steps, split_by, channels, size, **self.bins)
         self.root, self.train = Path(root), train
         self.num_steps, self.channels, self.size = num_steps, channels, size
-        self.transform = transform
+        self.filter, self.transform = filter, transform
         self.samples = self.find_samples()
         expected = self.official_sizes and self.official_sizes[not train]
         if expected and len(self.samples) != expected:
@@ -72,7 +74,7 @@ class EventDataset(Dataset):
                 stacklevel=2,
             )
         self.cache: FrameCache | None = None
-        if cache is not None and cache is not False:
+        if cache is not None and cache is not False and filter is None:  # a function does not tell what it does
             folder = self.root / 'frames' if cache is True else Path(cache)
             made = '-'.join(map(str, (type(self).__name__, self.split_by, num_steps, *sum(self.bins.items(), ()))))
             self.cache = FrameCache(folder / made, self.cache_settings())
@@ -99,13 +101,18 @@ class EventDataset(Dataset):
     def counts(self, index: int) -> np.ndarray:
         """The counts of both polarities at the sensor's size, as `count_events` gives them, from the cache if there."""
         if self.cache is None:
-            return self.count(self.recording(index))
+            return self.count(self.events(index))
         name, stamp = self.samples[index][0], self.cache.stamp(self.sources(index))
         counts = self.cache.load(name, stamp)
         if counts is None:
             counts = self.count(self.recording(index))
             self.cache.store(name, stamp, counts)
         return counts
+
+    def events(self, index: int) -> Events:
+        """The events of one sample that are counted."""
+        events = self.recording(index)
+        return events if self.filter is None else self.filter(events)
 
     def recording(self, index: int) -> Events:
         """The events of one sample as they were recorded."""
@@ -271,11 +278,11 @@ class DVS128Gesture(EventDataset):
             for gesture, found in zip(gestures, pieces, strict=True):
                 inside = (gesture.start <= events.t) & (events.t < gesture.end)
                 if inside.any():
-                    found.append(Events(*(column[inside] for column in events)))
+                    found.append(events[inside])
         for gesture, found in zip(gestures, pieces, strict=True):
             if not found:
                 raise ValueError(
                     f'{recording} has no events from {gesture.start} to {gesture.end} us, where {labels.name} has a '
                     f'gesture {gesture.label + 1}: is one of the two files damaged?'
                 )
-        return [Events(*(np.concatenate(columns) for columns in zip(*found, strict=True))) for found in pieces]
+        return [Events.concatenate(found) for found in pieces]

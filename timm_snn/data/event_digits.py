@@ -63,9 +63,6 @@ class EventDigits(EventDataset):
         kept = self._recordings[index]
         return Events(*(kept[name].astype(dtype) for name, dtype in zip('txyp', ('i8', 'i2', 'i2', 'u1'), strict=True)))
 
-    def counts(self, index: int) -> np.ndarray:
-        return self.count(self.recording(index))
-
 
 def split_digits(train: bool) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, 64] of values 0 to 16, and labels [N], of one part of scikit-learn's bundled 1,797 digits.

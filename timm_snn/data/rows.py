@@ -23,7 +23,7 @@ from .frames import check_frame_options, frames_of_counts
 __all__ = ['EventRows', 'write_rows']
 
 SHARD_BYTES = 2**29  # of frames in one file; as parquet a fraction of it
-PARTS = {True: 'train', False: 'test'}  # of published data sets
+PARTS: dict[Any, str] = {True: 'train', False: 'test'}  # of published data sets
 GROUP_BYTES = 2**26  # of frames in one row group, which is what is held in memory
 
 
@@ -131,8 +131,8 @@ def counts_and_label(dataset: Any, index: int) -> tuple[np.ndarray, int]:
 
 
 def split_of(dataset: Any) -> str:
-    found = {getattr(part, 'split', None) or PARTS.get(getattr(part, 'train', None)) for part in parts(dataset)}
-    if len(found) != 1 or None in found:
+    found = {str(getattr(part, 'split', PARTS.get(getattr(part, 'train', None), ''))) for part in parts(dataset)}
+    if len(found) != 1 or '' in found:
         raise ValueError("this data set does not say of which split its samples are: pass split='train', for one")
     return found.pop()
 

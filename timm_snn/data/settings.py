@@ -120,8 +120,8 @@ class FrameSettings:
 def frame_settings(model: Any, **given: Any) -> FrameSettings:
     """The settings that a model carries, whatever it is wrapped in; T is the model's `num_steps` now.
 
-    `given` settings win. With `sensor_size` among them a model without settings, as one of an earlier version, has
-    those of its pretrained_cfg: its size, mean and std, by number unless `split_by` says otherwise.
+    `given` settings win. With `sensor_size` among them a model without settings, as one that an earlier version saved,
+    has the size, mean and std that it was saved with, and bins by number unless `split_by` says otherwise.
 
     Raises: ValueError for a model without settings, and for settings that are wrong or do not fit the model.
     """
@@ -134,8 +134,9 @@ def frame_settings(model: Any, **given: Any) -> FrameSettings:
                 f'this {type(model).__name__} does not say how its frames are made: it sees images, or was saved by an '
                 'earlier version; pass sensor_size=(height, width), and split_by where it is not by number'
             )
-        found = dict(size=tuple(cfg['input_size'][1:]), mean=cfg.get('mean'), std=cfg.get('std'))
-        found['channels'] = getattr(model, 'in_chans', cfg['input_size'][0])
+        found = dict(size=tuple(cfg['input_size'][1:]), channels=getattr(model, 'in_chans', cfg['input_size'][0]))
+        if cfg.get('source'):  # others have the mean of the images that they are named after
+            found |= dict(mean=cfg.get('mean'), std=cfg.get('std'))
     settings = {**found, 'num_steps': getattr(model, 'num_steps', found.get('num_steps', 1)), **given}
     try:
         made = FrameSettings(**settings)

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from .adapters import SnnTorchNeuron, SpikingJellyNeuron, adapter_of
 from .attention import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
 from .block import SpikingBlock, SpikingResidual
 from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
@@ -45,16 +46,19 @@ __all__ = [
     'RepConv',
     'RunningFiringRate',
     'SepConv',
+    'SnnTorchNeuron',
     'SoftmaxAttention',
     'SpatialTemporalAttention',
     'SpikeDrivenSelfAttention',
     'SpikingBlock',
+    'SpikingJellyNeuron',
     'SpikingMlp',
     'SpikingPatchEmbed',
     'SpikingPatchSplitting',
     'SpikingResidual',
     'SpikingSelfAttention',
     'SpikingStem',
+    'adapter_of',
     'attentions',
     'mean_over_time',
     'merge_time',

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ops import Surrogate
 from ..ops.backend import check_backend
 from ..ops.integer import check_levels, count_spikes
-from ..ops.lif import fire
+from ..ops.lif import fire, fire_on
 from ..ops.neuron import Learned, Neuron
 from ..ops.surrogate import get_surrogate
 from .registry import neurons
@@ -128,6 +128,11 @@ class LIF(nn.Module):
     def _fire(self, x: Tensor) -> Tensor:
         return fire(x, self.neuron, self.learned(), self.backend)
 
+    def stream(self, x: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next steps of a stream (`timm_snn.stream`): from the state after the last ones, or at rest, on."""
+        spikes, v = fire_on(x, None if state is None else state['v'], self.neuron, self.learned(), self.backend)
+        return spikes, {'v': v}
+
     def extra_repr(self) -> str:
         names = [*_SETTINGS, 'backend', *(name for name in ('learn_threshold', 'per_channel') if getattr(self, name))]
         return ', '.join(f'{name}={getattr(self, name)}' for name in names)
@@ -159,6 +164,8 @@ class ParametricLIF(LIF):
             return self._scripted(x, self.learned_tau())
         return self._fire(x)
 
+    stream = LIF.stream  # of this class, whose `forward` differs in TorchScript alone
+
     def _checked(self) -> Neuron:
         return replace(super()._checked(), tau=None)
 
@@ -180,6 +187,8 @@ class IntegerNeuron(nn.Module):
     Shape: [T, B, ...] -> [T, B, ...] in 0, 1, ..., levels, divided by levels with `normalize`.
     Raises: ValueError for settings out of range, or another backend.
     """
+
+    memoryless = True
 
     def __init__(
         self, levels: int = 4, v_threshold: float = 1.0, normalize: bool = True, backend: str | None = None
@@ -225,6 +234,8 @@ class ReluNeuron(nn.ReLU):
 
     Shape: [T, B, ...] -> the same. Steps know nothing of each other.
     """
+
+    memoryless = True
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()

@@ -80,10 +80,19 @@ class ConvertedNeuron(nn.Module):
         self.lif = LIF(tau=math.inf, decay_input=False, v_reset=None)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._worth(self.lif(self._current(x, at_rest=True)))
+
+    def stream(self, x: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next steps of a stream (`timm_snn.stream`): from the state after the last ones, or at rest, on."""
+        spikes, state = self.lif.stream(self._current(x, at_rest=state is None), state)
+        return self._worth(spikes), state
+
+    def _current(self, x: Tensor, at_rest: bool) -> Tensor:
         current = split_time(x / self.theta, self.num_steps)
         # a membrane that begins at 1/2 instead of 0: without leak that is half a threshold more in the first step
-        current = torch.cat([current[:1] + 0.5, current[1:]])
-        spikes = self.lif(current)
+        return torch.cat([current[:1] + 0.5, current[1:]]) if at_rest else current
+
+    def _worth(self, spikes: Tensor) -> Tensor:
         if self.mask_ratio:
             spikes = dropout(spikes, self.mask_ratio)
         return self.theta * merge_time(spikes)
@@ -117,18 +126,38 @@ class OnRunningMean(nn.Module):
         self.num_steps = num_steps
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        args = tuple(self._mean(x) if i in self.by_step else x for i, x in enumerate(args))
-        kwargs = {name: self._mean(x) if name in self.by_step else x for name, x in kwargs.items()}
+        return self.stream(*args, state=None, **kwargs)[0]
+
+    def stream(self, *args: Any, state: dict[str, Tensor] | None, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next steps of a stream (`timm_snn.stream`): from the state after the last ones, or the first step, on."""
+        seen: Any = 0 if state is None else state['num_steps']
+        sums: dict[str, Tensor] = {}
+
+        def mean(place: int | str, x: Any) -> Any:
+            if place not in self.by_step:
+                return x
+            x = split_time(x, self.num_steps)
+            if state is not None:
+                x = torch.cat([x[:1] + state[f'sum_{place}'], x[1:]])
+            total = x.cumsum(0)
+            sums[f'sum_{place}'] = total[-1]
+            return merge_time(total / self._counts(x, seen))
+
+        args = tuple(mean(i, x) for i, x in enumerate(args))
+        kwargs = {name: mean(name, x) for name, x in kwargs.items()}
         y = split_time(self.layer(*args, **kwargs), self.num_steps)
-        total = y * self._counts(y)
-        return merge_time(torch.cat([total[:1], total[1:] - total[:-1]]))
+        total = y * self._counts(y, seen)
+        first = total[:1] if state is None else total[:1] - state['total']
+        num_steps = torch.as_tensor(seen + self.num_steps, device=y.device)
+        return merge_time(torch.cat([first, total[1:] - total[:-1]])), {
+            **sums,
+            'total': total[-1],
+            'num_steps': num_steps,
+        }
 
-    def _mean(self, x: Tensor) -> Tensor:
-        x = split_time(x, self.num_steps)
-        return merge_time(x.cumsum(0) / self._counts(x))
-
-    def _counts(self, x: Tensor) -> Tensor:
-        counts = torch.arange(1, self.num_steps + 1, device=x.device, dtype=x.dtype)
+    def _counts(self, x: Tensor, seen: int | Tensor) -> Tensor:
+        """How many steps the means are of: the next after those that were seen."""
+        counts = torch.arange(1, self.num_steps + 1, device=x.device, dtype=x.dtype) + seen
         return counts.view(-1, *[1] * (x.ndim - 1))
 
     def extra_repr(self) -> str:

@@ -41,3 +41,4 @@ from .spikingformer import *  # noqa: F403
 from .spikingformer import Spikingformer as Spikingformer
 from .spikingresformer import *  # noqa: F403
 from .spikingresformer import SpikingResformer as SpikingResformer
+from .streaming import stream as stream

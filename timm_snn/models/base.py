@@ -6,7 +6,7 @@ from inspect import Parameter, signature
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import ClassifierHead, get_device_dtype
+from timm.layers import get_device_dtype
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
@@ -17,13 +17,15 @@ from ..layers import (
     attentions,
     mean_over_time,
     merge_time,
-    neurons,
     patch_embeds,
     refuse_bare_recording,
     split_time,
     to_time_first,
 )
 from ..ops.backend import keep_switches
+from .heads import Head
+from .neurons import name_neuron
+from .neurons import neuron_layer as neuron_layer
 from .weights import check_finite
 
 __all__ = [
@@ -47,16 +49,6 @@ def check_num_steps(num_steps: Any) -> None:
     """Raises: ValueError unless it is a whole number of at least 1."""
     if type(num_steps) is not int or num_steps < 1:
         raise ValueError(f'num_steps must be a whole number of at least 1, got {num_steps!r}')
-
-
-def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any) -> LayerFn:
-    """A family's neuron: a name in `timm_snn.layers.neurons` or a layer, with the settings that are not None.
-
-    'relu' has no settings: a family's own do not concern it.
-    """
-    layer = neurons.get(lif_layer)
-    settings = {name: value for name, value in dict(settings, backend=backend).items() if value is not None}
-    return partial(layer, **settings) if settings and layer is not ReluNeuron else layer
 
 
 def attention_layer(attn: str | LayerFn, neuron_first: bool = True, **options: Any) -> LayerFn:
@@ -195,7 +187,7 @@ class SpikingTransformer(nn.Module):
         ]
         self.num_features = stages[-1].num_chs
         self.head_lif = head_lif
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head = Head(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features  # twice num_features with the pooling 'catavgmax'
         self._init_head()
         self.act = 'relu' if any(isinstance(module, ReluNeuron) for module in self.modules()) else None
@@ -393,11 +385,12 @@ def take_indices(num_features: int, indices: int | Sequence[int] | None) -> tupl
 
 def named_layers(args: Mapping[str, Any]) -> dict[str, Any]:
     """A model's arguments for JSON: layers become the names that they are registered by, others stay as they are."""
-    registries = {'lif_layer': neurons, 'attn': attentions, 'mixers': attentions, 'patch_embed': patch_embeds}
+    registries = {'attn': attentions, 'mixers': attentions, 'patch_embed': patch_embeds}
 
     def named(registry: Registry, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [named(registry, layer) for layer in value]
         return registry.name_of(value) or value
 
-    return {key: named(registries[key], value) if key in registries else value for key, value in args.items()}
+    plain = {key: named(registries[key], value) if key in registries else value for key, value in args.items()}
+    return plain | name_neuron(args)

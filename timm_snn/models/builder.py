@@ -5,7 +5,7 @@ every neuron and one step. It is saved and loaded as other arguments are. `timm_
 of attention.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from timm.models import build_model_with_cfg
@@ -20,9 +20,10 @@ from .keys import KeyRules as KeyRules
 from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
 from .keys import rename_keys as rename_keys
+from .neurons import with_settings
 from .pretrained import SpikingCfg, is_from_hub, refuse_untrained, resolve_source
 from .settings import argument_names as argument_names
-from .settings import check_config, make_from_config
+from .settings import arguments_of, check_config, make_from_config
 from .untrusted import ReadingWeights, adopt_sizes, check_hash, place_of
 from .untrusted import WeightsMismatch as WeightsMismatch
 from .untrusted import check_state_dict as check_state_dict
@@ -43,13 +44,15 @@ def build_spiking_model(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     feature_cls: Any = 'getter',
     act: str | None = None,
+    lif_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> ModelT:
     """timm's `build_model_with_cfg` for models whose features carry time; features_only has `num_levels` by default.
 
     timm replaces the classifier and adapts the first convolution of weights for other classes and channels. It goes by
     the pretrained config; this goes by the weights, and adapts them only where the caller asked for another number.
-    `act='relu'` is the artificial twin, None the spiking network.
+    `act='relu'` is the artificial twin, None the spiking network. `lif_kwargs` are settings of its neurons, see
+    `neurons.with_settings`; they go before those of the family and of partials.
 
     Raises, in one line: RuntimeError if there are no weights, or they cannot be read or are for other classes or
     channels; huggingface_hub's own errors if the Hub does not have or give them; ValueError for a config.json whose
@@ -58,11 +61,18 @@ def build_spiking_model(
     if act not in (None, 'relu'):
         raise ValueError(f"act must be 'relu', for the artificial twin, or None, for neurons: got {act!r}")
     if act is not None:
+        if lif_kwargs is not None:
+            raise ValueError(f'act={act!r} takes the place of all neurons: leave out lif_kwargs={dict(lif_kwargs)}')
         kwargs.update(lif_layer='relu', num_steps=1)
     saved_args = kwargs.get('pretrained_model_args') or {}  # came with the weights, not from the caller
     config, has_tag = '', bool(pretrained_cfg)
     if isinstance(pretrained_cfg, dict):
         pretrained_cfg, config = check_config(pretrained_cfg, saved_args, variant, model_cls)
+    if lif_kwargs is not None:
+        layer = kwargs.get('lif_layer', arguments_of(model_cls)[0].get('lif_layer'))
+        if layer is None:
+            raise ValueError(f'{variant} has no argument lif_layer: leave out lif_kwargs={lif_kwargs}')
+        kwargs['lif_layer'] = with_settings(layer, lif_kwargs)
     cfg = resolve_source(variant, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained:
         refuse_untrained(cfg)
@@ -84,12 +94,13 @@ def build_spiking_model(
         adopt_sizes(state_dict, model, _sizes_asked_for(kwargs, saved_args))
         return state_dict
 
+    own_cfg: Any = SpikingCfg(**cfg)  # timm would make its own of a dict, which knows no frames
     with reading:
         model = build_model_with_cfg(
             construct,
             variant,
             pretrained,
-            pretrained_cfg=SpikingCfg(**cfg),  # timm would make its own of a dict, which knows no frames
+            pretrained_cfg=own_cfg,
             pretrained_filter_fn=fit,
             # The getter calls forward_intermediates, which averages over time; timm's hooks would return [T, B, ...].
             feature_cfg=dict(

@@ -23,6 +23,7 @@ from ..layers.temporal import repeat_for_steps
 from ..modes import evaluating
 from ..wrappers import unwrapped
 from .base import check_num_steps
+from .heads import let_heads_be_reset
 
 __all__ = ['ConversionReport', 'ConvertedModel', 'convert', 'quantize_activations']
 
@@ -220,6 +221,7 @@ class ConvertedModel(nn.Module):
         for name, by_step in real_valued.items():
             layer = places[name]
             _replace(ann, name, made.setdefault(layer, OnRunningMean(layer, by_step, num_steps)))
+        let_heads_be_reset(ann)
         self.model = ann
         why = {name: (reasons or {}).get(first, 'by design') for name, first in first_names.items()}
         self.report = ConversionReport(tuple(neurons), why, tuple(kept))

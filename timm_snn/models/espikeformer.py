@@ -44,11 +44,12 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import IntegerNeuron, LayerFn, SepConv, SpikingMlp, SpikingResidual
-from .base import attention_layer, neuron_layer
+from .base import attention_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, match_pointwise_shapes, rename_keys
 from .metaspikformer import MetaSpikformer, MetaSpikformerBlock
+from .neurons import with_settings
 from .untrusted import check_state_dict
 
 __all__ = ['ESpikeformer']
@@ -95,7 +96,7 @@ class ESpikeformer(MetaSpikformer):
         **kwargs: Any,
     ) -> None:
         if levels is not None:
-            lif_layer = neuron_layer(lif_layer, None, levels=levels)
+            lif_layer = with_settings(lif_layer, dict(levels=levels))
         super().__init__(
             num_classes,
             embed_dims=embed_dims,

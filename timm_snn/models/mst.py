@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from ..layers import ClipFloorShift
 from .builder import build_spiking_model
 from .conversion import ConvertedModel
+from .heads import let_heads_be_reset
 from .untrusted import check_state_dict
 
 __all__ = ['MaskedSpikingTransformer', 'QuantizedSwin']
@@ -132,6 +133,7 @@ class QuantizedSwin(SwinTransformer):
                 **dd,
             )
             block.norm1.act, block.norm2.act, block.mlp.act = (masked(**dd) for _ in range(3))
+        let_heads_be_reset(self)
         if kwargs.get('weight_init') != 'skip':
             self.init_weights(needs_reset=False)  # of the new layers too
 

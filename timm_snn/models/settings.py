@@ -6,7 +6,7 @@ A wrong one ends in one line that names the file and says what was expected, bef
 import dataclasses
 import reprlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 from ..files import printable
 from .pretrained import SpikingCfg, first_line
 
-__all__ = ['argument_names', 'check_config', 'make_from_config']
+__all__ = ['argument_names', 'arguments_of', 'check_config', 'make_from_config']
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -59,7 +59,7 @@ def check_config(
 
 
 def _check_model_args(where: str, model_args: Mapping[str, Any], model_cls: type[nn.Module]) -> None:
-    defaults = {**_arguments(model_cls), 'act': None}  # which is the builder's
+    defaults = {**arguments_of(model_cls)[0], 'act': None, 'lif_kwargs': None}  # which are the builder's
     expected = set(defaults) - {'device', 'dtype', 'backend'}
     if unknown := sorted(set(model_args) - expected):
         raise ValueError(f'{where} has unknown model_args {printable(unknown)}; expected some of {sorted(expected)}')
@@ -131,20 +131,29 @@ def _shown(value: Any) -> str:
 
 def argument_names(model_cls: type[nn.Module]) -> set[str]:
     """The names of its constructor's arguments, those of base classes included where it has **kwargs."""
-    return set(_arguments(model_cls))
+    return set(arguments_of(model_cls)[0])
 
 
-def _arguments(model_cls: type[nn.Module]) -> dict[str, Any]:
-    """The default of each argument."""
+def arguments_of(layer: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """The default of each argument of a function or class, and whether it takes any other too.
+
+    A class with **kwargs takes those of its base classes; any, if it is the last one before nn.Module.
+    """
+    makers = [vars(base).get('__init__') for base in layer.__mro__] if isinstance(layer, type) else [layer]
     defaults: dict[str, Any] = {}
-    for base in model_cls.__mro__:
-        if '__init__' in vars(base):
-            parameters = signature(vars(base)['__init__']).parameters.values()
-            own = {p.name: p.default for p in parameters if p.kind is not Parameter.VAR_KEYWORD and p.name != 'self'}
-            defaults = own | defaults
-            if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
-                break
-    return defaults
+    takes_any = False
+    for maker in filter(None, makers):
+        if maker is nn.Module.__init__:
+            break
+        parameters = [p for name, p in signature(maker).parameters.items() if name != 'self']
+        defaults = {p.name: p.default for p in parameters if p.kind not in _REST} | defaults
+        takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+        if not takes_any:
+            break
+    return defaults, takes_any
+
+
+_REST = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 def make_from_config(model_cls: type[ModelT], variant: str, where: str, model_kwargs: dict[str, Any]) -> ModelT:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..files import printable
 from .native.build import why_not_here
+from .neuron import Neuron
 from .surrogate import SURROGATES, Surrogate, is_known
 from .switches import is_exporting, kept, switched, switches
 
@@ -195,11 +196,11 @@ def _describe_choice(device: str, is_compiling: bool, reasons: dict[str, str | N
     return '; '.join(['none', *passed_by])
 
 
-def resolve_backend(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:
+def resolve_backend(argument: str | None, x: Tensor, neuron: Neuron) -> Backend:
     """The backend that runs x. Raises ValueError or BackendUnavailable as the module docstring says."""
     watch = switches().watch
-    backend = _resolve(argument, x, surrogate)
-    return backend if watch is None else watch(backend)
+    backend = _resolve(argument, x, neuron.surrogate)
+    return backend if watch is None else watch(backend, neuron)
 
 
 def _resolve(argument: str | None, x: Tensor, surrogate: Surrogate) -> Backend:

@@ -116,7 +116,7 @@ def choose_implementation(
         backend: By name, or None for the switches.
         training: Whether to normalise by the batch's statistics.
     """
-    chosen = resolve_backend(backend, x, neuron.surrogate)
+    chosen = resolve_backend(backend, x, neuron)
     has_op = (training or not torch.is_grad_enabled()) and (x.ndim == 5 or not pool) and not learned.is_by_channel
     op = f'{"bn" if training else "affine"}_{"pool_" if pool else ""}lif'
     return Implementation(chosen, chosen.fused(op) if has_op else None)

@@ -6,7 +6,7 @@ from .backend import resolve_backend
 from .neuron import Learned, Neuron, by_channel, describe_neuron, membrane_dtype
 from .surrogate import Surrogate
 
-__all__ = ['check_input', 'fire', 'lif', 'lif_stream', 'scaled']
+__all__ = ['check_input', 'fire', 'fire_on', 'lif', 'lif_stream', 'scaled']
 
 
 def lif(
@@ -79,15 +79,22 @@ def lif_stream(
     membrane's dtype, see `lif`. With a learned threshold the two differ in their last bits: v is in units of x, and is
     converted to those of the threshold and back.
     """
-    check_input(x)
     neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)
+    return fire_on(x, v, neuron, learned, backend)
+
+
+def fire_on(
+    x: Tensor, v: Tensor | None, neuron: Neuron, learned: Learned, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """`lif_stream` with its settings as values."""
+    check_input(x)
     learned = learned.of(x)
     if v is not None and (v.shape != x.shape[1:] or v.dtype != membrane_dtype(x.dtype)):
         raise ValueError(
             f'lif_stream needs v {tuple(x.shape[1:])} of {membrane_dtype(x.dtype)}, got {tuple(v.shape)} of {v.dtype}: '
             'pass the v that the last call returned'
         )
-    run = resolve_backend(backend, x, neuron.surrogate).lif
+    run = resolve_backend(backend, x, neuron).lif
     if learned.scale is None:
         return run(x, v, learned.tau, neuron, True)
     scale, v_rest = by_channel(learned.scale, x.ndim - 1), neuron.v_rest
@@ -100,7 +107,7 @@ def fire(x: Tensor, neuron: Neuron, learned: Learned, backend: str | None) -> Te
     """`lif` with its settings as values."""
     check_input(x)
     learned = learned.of(x)
-    run = resolve_backend(backend, x, neuron.surrogate).lif
+    run = resolve_backend(backend, x, neuron).lif
     return run(scaled(x, learned), None, learned.tau, neuron, False)[0]
 
 

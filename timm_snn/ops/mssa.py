@@ -37,7 +37,7 @@ def mask_keys(queries: Sequence[Tensor], k: Tensor, neuron: Neuron, learned: Lea
     """`mssa` with its settings as values."""
     check_input(k)
     learned = learned.of(k)
-    chosen = resolve_backend(backend, k, neuron.surrogate)
+    chosen = resolve_backend(backend, k, neuron)
     fused = chosen.fused('mssa')
     if fused and learned.scale is None and not learned.is_by_channel:
         return fused(list(queries), k, learned.tau, neuron)

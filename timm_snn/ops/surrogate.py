@@ -14,7 +14,7 @@ training settings carry over.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -108,15 +108,30 @@ SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Sigmoid, ATa
 
 
 def get_surrogate(surrogate: str | Surrogate) -> Surrogate:
-    """A surrogate by name, with its default alpha; a `Surrogate` is returned as it is.
+    """A surrogate by name, 'atan' with its default alpha or 'atan:3.0' with another; a `Surrogate` as it is.
 
-    Raises: ValueError for a name that is not in the table above.
+    Raises: ValueError for a name that is not in the table above, or an alpha that is not a positive number.
     """
     if isinstance(surrogate, Surrogate):
         return surrogate
-    if not isinstance(surrogate, str) or surrogate not in SURROGATES:
-        raise ValueError(f'unknown surrogate {surrogate!r}: use one of {sorted(SURROGATES)} or a Surrogate object')
-    return SURROGATES[surrogate]()  # type: ignore[call-arg]  # every shape in the table has a default alpha
+    name, colon, alpha = surrogate.partition(':') if isinstance(surrogate, str) else ('', '', '')
+    if name not in SURROGATES:
+        raise ValueError(
+            f'unknown surrogate {surrogate!r}: use one of {sorted(SURROGATES)}, perhaps with an alpha, as '
+            "'atan:3.0', or a Surrogate object"
+        )
+    shape: Any = SURROGATES[name]  # all have a default alpha
+    try:
+        return shape(float(alpha)) if colon else shape()
+    except ValueError as error:
+        raise ValueError(f"surrogate {surrogate!r} needs a number above 0 after its colon, as 'atan:3.0'") from error
+
+
+def name_surrogate(surrogate: Surrogate) -> str | Surrogate:
+    """The inverse of `get_surrogate`; one that is not in the table is returned as it is."""
+    if not is_known(surrogate):
+        return surrogate
+    return surrogate.name if surrogate == SURROGATES[surrogate.name]() else f'{surrogate.name}:{surrogate.alpha}'  # type: ignore[call-arg]
 
 
 def is_known(surrogate: Surrogate) -> bool:

@@ -22,7 +22,8 @@ class Switches:
     backend: str | None = None  # of the neuron, by `use_backend`
     skips_zeros: bool | None = None  # in convolutions, by `sparse_spikes`; None leaves it to each convolution
     max_density: float | None = None  # up to which it does
-    watch: Callable[[Any], Any] | None = None  # what stands for a backend while a profiler watches, eagerly
+    # what stands for a backend, by that and the neuron, while somebody watches, eagerly
+    watch: Callable[[Any, Any], Any] | None = None
 
 
 _OFF = Switches()

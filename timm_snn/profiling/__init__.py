@@ -3,6 +3,7 @@
 from . import page, text  # noqa: F401  # they show reports
 from .energy import AC_PJ, CONVENTIONS, MAC_PJ
 from .profiler import profile
+from .recording import Recording, record
 from .report import NOTICE, Energy, Layer, Report
 
-__all__ = ['AC_PJ', 'CONVENTIONS', 'MAC_PJ', 'NOTICE', 'Energy', 'Layer', 'Report', 'profile']
+__all__ = ['AC_PJ', 'CONVENTIONS', 'MAC_PJ', 'NOTICE', 'Energy', 'Layer', 'Recording', 'Report', 'profile', 'record']

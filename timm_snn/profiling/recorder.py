@@ -165,7 +165,7 @@ class Recorder:
         self._state.refuse_leftovers(lambda: self._forward(sample))
         return self.num_steps or measured or declared or 1
 
-    def _watched(self, backend: Any) -> Any:
+    def _watched(self, backend: Any, neuron: Any) -> Any:
         return WatchedBackend(backend, self._see_call)
 
     def _see_call(self, x: Tensor, v: Tensor | None, spikes: Tensor, v_last: Tensor, needs_v: bool) -> None:

@@ -332,6 +332,7 @@ def open_datasets(
 ) -> tuple[Any, Any]:
     """Training and validation data that fit the model, event frames in that size. Raises: UserError if they do not."""
     num_classes, in_chans, num_steps = model.num_classes, model.in_chans, steps_of(model)
+    show_images(source, model)
     source = source.for_model(model)
     open_it = functools.partial(open_split, source, in_chans=in_chans, num_steps=num_steps, size=size)
     train_set, val_set = open_it(train_split), open_it(val_split)
@@ -354,6 +355,13 @@ def open_datasets(
         with one_line_errors(f'use split {split!r} of data set {source.name!r}', advice):
             check_fit(dataset, num_classes, in_chans, num_steps if source.is_events else None)
     return train_set, val_set
+
+
+def show_images(source: DataSource, model: Any) -> None:
+    """Let a model of events take images: it refuses a batch of as many as it has steps, which may be a recording."""
+    if has_frame_settings(model) and not source.is_events:
+        _logger.warning('note: the model was trained on frames of events, and is shown images')
+        model.pretrained_cfg['frames'] = None
 
 
 def check_fit(dataset: Any, num_classes: int, in_chans: int, num_steps: int | None) -> None:
@@ -550,6 +558,7 @@ def open_samples(source: DataSource, split: str, model: Any, number: int | None,
 
     `image` says how images are prepared, see `models.input_config`. Raises: UserError if they cannot be opened.
     """
+    show_images(source, model)
     source = source.for_model(model)
     config = config_to_evaluate(source, model, **image)
     dataset = open_split(

@@ -67,9 +67,9 @@ def open_model(
     is_saved = name.startswith(('local-dir:', 'hf-hub:'))
     keep_freed_memory()
     with one_line_errors(f'create model {name!r}', "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"):
-        file, run, labels, kwargs = checkpoint, {}, None, model_kwargs or {}
+        file, run, labels, frames, kwargs = checkpoint, {}, None, None, model_kwargs or {}
         if checkpoint and checkpoint.is_dir():
-            run, labels = run_options(checkpoint, name), run_labels(checkpoint)
+            run, labels, frames = run_options(checkpoint, name), run_labels(checkpoint), run_frames(checkpoint)
             sizes = {key: run[key] for key in ('num_classes', 'in_chans') if run.get(key)}
             kwargs = sizes | run.get('model_kwargs', {}) | kwargs
             averaged = checkpoint / 'ema.safetensors'
@@ -87,8 +87,10 @@ def open_model(
             given = {key: run[key] for key in images if run.get(key) is not None}
             model.pretrained_cfg.update(resolve_input_data_config(model, args=given))
             # not those of the tag or of the model it began with: the run may have had other data
-            model.pretrained_cfg.update(label_names=labels, label_descriptions=None, source='file', file=str(file))
-            model.pretrained_cfg.update(frames=run_frames(checkpoint))
+            model.pretrained_cfg.update(label_names=labels, label_descriptions=None)
+            model.pretrained_cfg.update(frames=frames, source='file', file=str(file))
+            if frames:
+                model.pretrained_cfg.update(mean=frames['mean'], std=frames['std'])
         if file:
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))

@@ -46,6 +46,8 @@ FOR_EVENTS = ('event_aug', 'split_by', 'bin_ms', 'events_per_bin')
 FOR_AN_EVENT_FOLDER = ('sensor_size', 'read_events')
 FOR_COLUMNS = ('input_key', 'target_key')
 FOR_A_TEACHER = ('kd_checkpoint', 'kd_temperature', 'kd_task_weight')
+FOR_OWN_TASKS = ('task_kwargs',)
+FOR_FIRING_RATES = ('rate_target',)
 FOR_THE_AVERAGE = ('model_ema_decay', 'model_ema_warmup')
 # What a config cannot say.
 NOT_IN_CONFIGS = ('config', 'help', 'traceback')
@@ -72,6 +74,22 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; see {self.script} --help')
+
+
+class NumberOrKwargs(ParseKwargs):
+    """A rate, or rates as NAME=RATE ...; in a config, a number or a mapping."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        pairs = [value.rpartition('=') for value in values]
+        is_one = len(pairs) == 1 and not pairs[0][1]
+        try:
+            rates = {name: float(rate) for name, _, rate in pairs}
+        except ValueError:
+            rates = {}
+        if len(rates) < len(pairs) or not (is_one or all(rates)) or not all(0 <= x <= 1 for x in rates.values()):
+            found = ' '.join(values)
+            raise argparse.ArgumentError(self, f'expected a rate from 0 to 1, or NAME=RATE ..., got {found!r}')
+        setattr(namespace, self.dest, rates[''] if is_one else rates)
 
 
 def tag_of(model: str) -> str | None:
@@ -141,7 +159,8 @@ def batch_options(args: argparse.Namespace) -> dict[str, Any]:
 def task_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `tasks.make_task` that an option gives."""
     renamed = dict(teacher='kd_model_name', teacher_checkpoint='kd_checkpoint', teacher_temperature='kd_temperature')
-    return _chosen(args, 'loss', 'tet', **renamed, task_weight='kd_task_weight')
+    same = ('loss', 'tet', 'task', 'task_kwargs', 'rate_weight', 'rate_target')
+    return _chosen(args, *same, **renamed, task_weight='kd_task_weight')
 
 
 def optimizer_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -353,6 +372,26 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add('--kd-checkpoint', type=Path, help="the teacher's weights, where they are not the pretrained ones")
     add('--kd-temperature', type=positive, default=1.0)
     add('--kd-task-weight', type=between(0, 1), default=0.5, help="of the labels' loss; the teacher's has the rest")
+    add(
+        '--task',
+        metavar='PACKAGE:NAME',
+        help='a loss of your own in place of these, as timm_snn/training/tasks.py describes',
+    )
+    add('--task-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE', help='its arguments')
+    add(
+        '--rate-weight',
+        type=between(0),
+        default=0.0,
+        help='add that times the squared distance of firing rates to --rate-target, averaged over layers',
+    )
+    add(
+        '--rate-target',
+        nargs='+',
+        action=NumberOrKwargs,
+        default=0.0,
+        metavar='RATE',
+        help="0 to 1, or by names of neurons, 'stem.*=0.2' '*=0.05': the first pattern that matches",
+    )
     add = parser.add_argument_group('optimisation').add_argument
     add('--epochs', type=positive_int, default=100)
     add('--cooldown-epochs', type=natural_int, default=0, help='after those, at the lowest learning rate')
@@ -455,10 +494,12 @@ def training_options(
         parser.error(f'argument --batch-size: mixup and cutmix need an even number, not {args.batch_size}')
     if args.val_fraction is not None and not 0 < args.val_fraction < 1:
         parser.error(f'argument --val-fraction: {args.val_fraction:g} is not between 0 and 1')
-    if args.tet is not None and args.kd_model_name:
-        parser.error('arguments --tet and --kd-model-name: one of them, there is no loss that is both')
-    if args.loss and (args.tet is not None or args.kd_model_name):
-        parser.error('arguments --loss, --tet and --kd-model-name: one of them, there is no loss that is several')
+    if args.loss and args.tet is not None:
+        parser.error('arguments --loss and --tet: one of them, both are the loss of the labels')
+    if args.task and (args.loss or args.tet is not None or args.kd_model_name):
+        parser.error('arguments --task and --loss, --tet or --kd-model-name: a task of your own is the whole loss')
+    if args.rate_weight and args.compile:
+        parser.error('arguments --rate-weight and --compile: one of them, compiled blocks do not show their spikes')
     if args.packed_spikes and args.compile:
         parser.error('arguments --packed-spikes and --compile: one of them, compiled layers save spikes by themselves')
     if args.pretrained and args.checkpoint:
@@ -469,6 +510,8 @@ def training_options(
         (FOR_AN_EVENT_FOLDER, args.dataset == 'event_folder', '--dataset event_folder'),
         (FOR_COLUMNS, args.dataset.startswith('hfds/'), 'a data set of Hugging Face, --dataset hfds/...'),
         (FOR_A_TEACHER, args.kd_model_name, '--kd-model-name'),
+        (FOR_OWN_TASKS, args.task, '--task'),
+        (FOR_FIRING_RATES, args.rate_weight, '--rate-weight'),
         (FOR_THE_AVERAGE, args.model_ema, '--model-ema'),
     ):
         for name in () if works else names:
@@ -520,6 +563,9 @@ def config_arguments(path: Path, parser: ArgumentParser) -> list[str]:
         if isinstance(option, argparse.BooleanOptionalAction):
             expected, right = 'true or false', isinstance(value, bool)
             words = [flag if value else f'--no-{flag[2:]}']
+        elif isinstance(option, NumberOrKwargs) and not isinstance(value, dict):
+            expected, right = 'a number or a mapping', isinstance(value, (int, float)) and not isinstance(value, bool)
+            words = [flag, str(value)]
         elif isinstance(option, ParseKwargs):
             expected, right = 'a mapping', isinstance(value, dict)
             words = [flag, *(f'{name}={setting}' for name, setting in value.items())] if right else []

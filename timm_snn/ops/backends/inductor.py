@@ -87,9 +87,7 @@ class _Lif(torch.autograd.Function):
             None if t is None else _for_bodies(as_steps(t[None], strides), x, strides, tau)[0] for t in (v, grad_v)
         )
         wanted = 3 if tau is not None else 2 if v is not None else 1
-        grad_x, *rest = run_compiled(
-            fire_backward, wanted, ctx.neuron, grad, grad_v, steps, v, _along_channels(tau)
-        )
+        grad_x, *rest = run_compiled(fire_backward, wanted, ctx.neuron, grad, grad_v, steps, v, _along_channels(tau))
         grad_v, grad_tau = (*rest, None, None)[:2]
         if grad_v is not None:
             grad_v = from_steps(grad_v.view(1, -1), x[:1], strides)[0]

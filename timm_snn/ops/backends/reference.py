@@ -16,11 +16,19 @@ def why_not(x: Tensor | None = None) -> str | None:
     return None
 
 
-def lif(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v: bool) -> tuple[Tensor, Tensor]:
+def lif(
+    x: Tensor,
+    v: Tensor | None,
+    tau: Tensor | None,
+    neuron: Neuron,
+    needs_v: bool,
+    potentials: list[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The equations of `timm_snn.ops.lif`; x [T, B, ...], v [B, ...] or None for rest -> (spikes, last v).
 
-    `tau` is the learned one, () or [C] for x [T, B, C, ...], or None where `neuron.tau` is the number. Without `needs_v` a backend may leave out the
-    last v, an empty tensor then; here it costs nothing.
+    `tau` is the learned one, () or [C] for x [T, B, C, ...], or None where `neuron.tau` is the number. Without
+    `needs_v` a backend may leave out the last v, an empty tensor then; here it costs nothing. `potentials`, which no
+    other backend takes, gets the membrane h of every step, before its reset.
     """
     v_threshold, v_rest = neuron.v_threshold, neuron.v_rest
     current = x.to(membrane_dtype(x.dtype))
@@ -35,6 +43,8 @@ def lif(x: Tensor, v: Tensor | None, tau: Tensor | None, neuron: Neuron, needs_v
         reset = s.detach() if neuron.detach_reset else s
         v = h - reset * v_threshold if neuron.v_reset is None else _hard_reset(h, reset, neuron)
         spikes.append(s)
+        if potentials is not None:
+            potentials.append(h)
     return torch.stack(spikes).to(x.dtype), v
 
 
