@@ -33,7 +33,7 @@ from timm_snn.training.data import open_fold, open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import by_class, by_sample, evaluate, summarize
 from timm_snn.training.labels import match_labels
-from timm_snn.training.models import fold_of, fused, open_model
+from timm_snn.training.models import early_exits, fold_of, fused, open_model
 from timm_snn.training.options import (
     ArgumentParser,
     data_source,
@@ -71,12 +71,6 @@ def make_parser() -> ArgumentParser:
 
 def fold_or_none(text: str) -> str:
     return text if text == 'none' else fold(text)
-
-
-def early_exits(model: Any) -> list[int]:
-    """The steps after which a model answers as one of so few steps: all, or the ends of its chunks of steps."""
-    chunk = getattr(model, 'chunk_steps', 1)
-    return [*range(chunk, model.num_steps, chunk), model.num_steps]
 
 
 def percent(row: dict[str, Any], metric: str) -> str:

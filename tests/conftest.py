@@ -8,8 +8,8 @@ import torch
 
 import timm_snn
 from tests.support.hub_server import LoopbackHub
-from timm_snn.layers import ConvBn, ConvBnLif, RunningFiringRate
 from timm_snn.ops import backend
+from timm_snn.testing import lively as lively
 
 
 def pytest_addoption(parser):
@@ -59,23 +59,3 @@ def hub(monkeypatch, tmp_path_factory):
 def small() -> timm_snn.MSViT:
     """The smallest member in float64 eval mode, where spikes do not depend on threads."""
     return lively(timm.create_model('msvit_4_96').double().eval())
-
-
-def lively(model: torch.nn.Module) -> torch.nn.Module:
-    """Batch norms that let every neuron fire sometimes: an untrained net is silent in its last layers."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            torch.nn.init.uniform_(module.weight, 0.8, 1.6)
-            torch.nn.init.uniform_(module.bias, 0.5, 1.2)
-            module.running_var.fill_(0.5)
-        elif isinstance(module, RunningFiringRate):
-            module.running.fill_(0.2)  # without which an untrained model goes by the batch
-    for unit in model.modules():
-        if isinstance(unit, ConvBn) and not isinstance(unit, ConvBnLif):  # currents, which add up in a stream
-            torch.nn.init.uniform_(unit.bn.bias, 0.0, 0.6)
-        if isinstance(unit, ConvBn) and isinstance(unit.conv, torch.nn.modules.conv._ConvNd):
-            # the variance of currents over what it is with PyTorch's initial weights; a family may start with less
-            scale = 3 * unit.conv.weight[0].numel() * unit.conv.weight.detach().square().mean()
-            if scale < 0.5:
-                unit.bn.running_var.mul_(scale)
-    return model

@@ -19,6 +19,7 @@ BELOW = {
     'models': {'ops', 'layers'},
     'profiling': {'ops', 'layers'},
     'data': set(),
+    'testing': {'ops', 'layers', 'models'},
     'training': {'ops', 'layers', 'models', 'profiling', 'data', 'timm_snn'},
 }
 

@@ -126,3 +126,15 @@ def test_bins_of_fixed_duration_are_counted_and_cached_on_their_own(root):
         assert torch.equal(dataset[0][0], torch.from_numpy(expected))  # from the cache
         assert dataset.split_by == ('time' if 'bin_us' in bins else 'number')
     assert len(dataset.recording(1).t) == 60
+
+
+def test_the_sensor_is_that_of_the_first_recording_where_it_says_so(root):
+    with pytest.raises(SensorSizeError, match=r'rec9\.npz does not say of which sensor it is: pass sensor_size='):
+        EventFolder(root)
+    (root / 'test' / 'clap').mkdir(parents=True)
+    (root / 'test' / 'clap' / 'a.dat').write_bytes(
+        b'% Data file containing CD events.\n% Version 2\n% Height 20\n% Width 30\n% end\n\x0c\x08'
+        + np.array([[5, 3 | 2 << 14 | 1 << 28]], '<u4').tobytes()
+    )
+    dataset = EventFolder(root, 'test', num_steps=1)
+    assert dataset.sensor_size == (20, 30) and dataset[0][0][0, 1, 2, 3] == 1

@@ -3,20 +3,19 @@
 A family's file is enough to be tested here: nothing below names one.
 """
 
-import copy
-
 import pytest
 import timm
 import torch
 from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_snn
-from tests.conftest import lively
 from tests.support.families import MEMBERS, SMALLEST, shallow
+from timm_snn import testing
 from timm_snn.models import SpikingTransformer
+from timm_snn.testing import images, lively
 
 
 @pytest.fixture(scope='module', params=MEMBERS)
@@ -32,10 +31,6 @@ def tiny(request) -> SpikingTransformer:
     return lively(shallow(timm.create_model(request.param, num_steps=2, num_classes=10)).double().eval())
 
 
-def images(model: SpikingTransformer, batch: int = 3, size: tuple[int, int] = (32, 48)) -> Tensor:
-    return torch.rand(batch, model.in_chans, *size, dtype=torch.float64)
-
-
 def parts_of(model: SpikingTransformer) -> list[nn.Module]:
     """Those with parameters; a stage may have none."""
     return [part for part in (model.stem, *model.stages, model.head) if list(part.parameters())]
@@ -45,43 +40,19 @@ class TestEveryModel:
     """State that leaks between images, steps and calls, which much research code has."""
 
     def test_logits_do_not_depend_on_order_or_company(self, model):
-        with torch.no_grad():
-            x = images(model)
-            logits = model(x)
-            order = torch.tensor([2, 0, 1])
-            torch.testing.assert_close(model(x[order]), logits[order], rtol=0, atol=1e-9)
-            torch.testing.assert_close(model(x[:1]), logits[:1], rtol=0, atol=1e-9)
-            assert not torch.allclose(logits[0], logits[1])
+        testing.check_neighbours(model)
 
     def test_calls_do_not_depend_on_earlier_calls(self, model):
-        with torch.no_grad():
-            x = images(model, batch=1)
-            assert torch.equal(model(x), model(x))
+        testing.check_memory(model)
 
     def test_frames_that_repeat_an_image_equal_the_image(self, model):
-        with torch.no_grad():
-            x = images(model, batch=2)
-            frames = x.unsqueeze(1).repeat(1, 2, 1, 1, 1)
-            torch.testing.assert_close(model(frames), model(x), rtol=0, atol=1e-9)
+        testing.check_frames(model)
 
     def test_a_step_does_not_see_the_future(self, model):
-        stream = []
-        hook = model.stages.register_forward_hook(lambda module, args, output: stream.append(output))
-        with torch.no_grad():
-            frames = torch.rand(1, 2, model.in_chans, 32, 32, dtype=torch.float64)
-            model(frames)
-            frames[:, 1] = 1 - frames[:, 1]
-            model(frames)
-        hook.remove()
-        assert torch.equal(stream[0][0], stream[1][0])
-        assert not torch.equal(stream[0][1], stream[1][1])
+        testing.check_causality(model)
 
     def test_feature_levels_have_the_sizes_they_announce(self, model):
-        taps = model.forward_intermediates(images(model, size=(64, 96)), intermediates_only=True)
-        assert len(taps) == len(model.stages) >= 3
-        for tap, info in zip(taps, model.feature_info, strict=True):
-            assert tap.shape == (3, info['num_chs'], 64 // info['reduction'], 96 // info['reduction'])
-            assert tap.any()
+        testing.check_features(model)
 
 
 class TestTime:
@@ -91,13 +62,8 @@ class TestTime:
             x = images(tiny)
             torch.testing.assert_close(tiny(x.unsqueeze(1)), tiny(x), rtol=0, atol=1e-9)
 
-    def test_the_first_steps_answer_as_a_model_of_fewer_steps(self, tiny, monkeypatch):
-        with torch.no_grad():
-            x = images(tiny)
-            logits = tiny.forward_steps(x)
-            torch.testing.assert_close(logits.mean(1), tiny(x))
-            monkeypatch.setattr(tiny, 'num_steps', 1)
-            torch.testing.assert_close(logits[:, 0], tiny(x))
+    def test_the_first_steps_answer_as_a_model_of_fewer_steps(self, tiny):
+        testing.check_steps(tiny)
 
     def test_frames_of_another_number_are_refused(self, tiny):
         with pytest.raises(ValueError, match=r'expected 2 frames .* assign model.num_steps = 3'):
@@ -106,11 +72,7 @@ class TestTime:
 
 class TestTraining:
     def test_every_part_learns(self, tiny):
-        twin = copy.deepcopy(tiny).train()
-        twin(images(twin)).square().sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in twin.parameters())
-        for part in parts_of(twin):
-            assert any(p.grad.any() for p in part.parameters())
+        testing.check_learning(tiny)
 
     @pytest.mark.parametrize('name', SMALLEST)
     def test_every_parameter_of_a_feature_extractor_learns(self, name):
@@ -121,16 +83,7 @@ class TestTraining:
         assert not [key for key, parameter in net.named_parameters() if parameter.grad is None]
 
     def test_checkpointing_changes_neither_logits_nor_gradients(self, tiny):
-        x = images(tiny)
-        results = []
-        for enable in (False, True):
-            twin = copy.deepcopy(tiny).train()
-            twin.set_grad_checkpointing(enable)
-            logits = twin(x)
-            logits.square().sum().backward()
-            results.append([logits, *(p.grad for p in twin.parameters())])
-        for plain, checkpointed in zip(*results, strict=True):
-            torch.testing.assert_close(plain, checkpointed)
+        testing.check_checkpointing(tiny)
 
     def test_earlier_stages_learn_more_slowly_with_layer_decay(self, tiny):
         optimizer = create_optimizer_v2(tiny, opt='adamw', lr=1e-3, weight_decay=0.05, layer_decay=0.8)

@@ -15,7 +15,7 @@ import timm_snn
 from tests.conftest import lively
 from tests.support.families import SMALLEST, shallow
 from timm_snn import fuse
-from timm_snn.layers import ConvBn, ConvBnLif, RepConv
+from timm_snn.layers import LIF, ConvBn, ConvBnLif, RepConv
 from timm_snn.layers.conv import skip_zeros
 from timm_snn.ops.backends import inductor
 
@@ -40,6 +40,23 @@ def test_fused_models_have_the_same_logits(name):
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in fused.modules())
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in fused.parameters() if p.ndim == 4)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('per_channel', [False, True])
+@pytest.mark.parametrize('name', ['msvit_4_96', 'metaspikformer_8_256', 'sew_resnet18'])
+@torch.no_grad()
+def test_learned_thresholds_go_into_the_convolutions_before_them(name, per_channel):
+    settings = dict(v_threshold=0.5, learn_threshold=True, per_channel=per_channel)
+    model = shallow(timm.create_model(name, num_steps=2, lif_kwargs=settings)).double().eval()
+    for module in lively(model).modules():
+        if isinstance(module, LIF):
+            module.log_threshold.uniform_(-0.5, 0.5)
+    x, fused = images(model), timm_snn.fuse(model)
+    assert fused(x).std() > 0
+    torch.testing.assert_close(fused(x), model(x), rtol=0, atol=1e-10)
+    units = [module for module in fused.modules() if isinstance(module, ConvBnLif)]
+    assert units and all(unit.lif.log_threshold is None for unit in units)
+    assert all(module.log_threshold is not None for module in model.modules() if isinstance(module, LIF))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

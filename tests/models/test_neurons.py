@@ -10,7 +10,8 @@ from timm.models import save_for_hf
 from torch import nn
 
 import timm_snn
-from tests.support.families import SMALLEST
+from tests.conftest import lively
+from tests.support.families import SMALLEST, shallow
 from timm_snn.layers import IF, LIF, IntegerNeuron, ParametricLIF
 from timm_snn.models import set_num_steps
 from timm_snn.models.base import neuron_layer
@@ -36,6 +37,20 @@ class TestEveryFamily:
     def test_settings_are_those_of_its_own_neuron(self, name):
         model = timm.create_model(name, lif_kwargs=dict(v_threshold=0.75), device='meta')
         assert 0.75 in {neuron.v_threshold for neuron in neurons_of(model)}
+
+    @pytest.mark.parametrize('lif_layer', ['lif', 'plif'])
+    def test_thresholds_and_time_constants_are_learned_by_channel(self, name, lif_layer):
+        torch.manual_seed(0)
+        settings = dict(v_threshold=0.3, learn_threshold=True, per_channel=True)
+        model = lively(shallow(timm.create_model(name, lif_layer=lif_layer, lif_kwargs=settings, num_steps=2)))
+        lifs = neurons_of(model)
+        assert len({lif.per_channel for lif in lifs}) > 1 and min(lif.per_channel for lif in lifs) > 0
+        images = torch.rand(2, model.in_chans, 32, 32)
+        model(images).square().sum().backward()
+        learned = [parameter for lif in lifs for parameter in lif.parameters()]
+        assert len(learned) == len(lifs) * (1 + (lif_layer == 'plif'))
+        assert all(parameter.grad is not None for parameter in learned)
+        assert sum(bool(parameter.grad.any()) for parameter in learned) > len(learned) / 2
 
     @pytest.mark.parametrize('num_steps', [0, -1, 1.5, '4', True, None])
     def test_steps_are_whole_numbers(self, name, num_steps):

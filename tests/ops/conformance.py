@@ -284,7 +284,7 @@ def _compare(case: Case, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             # an infinity or NaN, by the order of the operations
             assert torch.equal(result.isfinite(), expected.isfinite()), f'{where}: not finite elsewhere'
             result, expected = (t.where(expected.isfinite(), 0.0) for t in (result, expected))
-            sums = 'gradient' in name and not case.op.startswith('lif') or name == 'gradient of v_threshold'
+            sums = ('gradient' in name and not case.op.startswith('lif')) or name == 'gradient of v_threshold'
             exact = not sums and result.dtype not in HALF
             tolerance = TOLERANCES[membrane_dtype(case.dtype) if exact else case.dtype]
             absolute = tolerance.absolute_of_sums if sums else tolerance.absolute

@@ -53,15 +53,21 @@ def test_attention_maps_are_the_means_of_q_p_and_a(small):
 
 @pytest.mark.parametrize(
     'neuron',
-    [LIF(), LIF(v_reset=None, tau=3.0), LIF(v_reset=-0.5, decay_input=False, v_threshold=0.7), ParametricLIF(tau=1.5)],
-    ids=['default', 'soft reset', 'resting below zero', 'parametric'],
+    [
+        *(LIF(), LIF(v_reset=None, tau=3.0), LIF(v_reset=-0.5, decay_input=False, v_threshold=0.7)),
+        *(ParametricLIF(tau=1.5), ParametricLIF(torch.linspace(1.5, 3, 50)), LIF(learn_threshold=True, per_channel=50)),
+    ],
+    ids=['default', 'soft reset', 'resting below zero', 'parametric', 'by channel', 'learned threshold'],
 )
 def test_membranes_are_those_of_the_neuron(neuron):
     """They fire exactly where the neuron does, and that is where the membrane before the reset is at threshold."""
+    if neuron.log_threshold is not None:
+        torch.nn.init.uniform_(neuron.log_threshold, -0.5, 0.5)
     current = 3 * torch.randn(9, 2, 50, dtype=torch.float64)
     potential, spikes = pictures.membrane(neuron, current)
     assert torch.equal(spikes, neuron(current)) and 0.1 < spikes.mean() < 0.9
-    assert torch.equal(potential >= neuron.v_threshold, spikes > 0)
+    threshold = neuron.learned_threshold()
+    assert torch.equal(potential >= (neuron.v_threshold if threshold is None else threshold), spikes > 0)
 
 
 def test_traces_mark_the_spikes_of_the_layer(small):

@@ -193,7 +193,7 @@ def test_what_is_wrong_with_own_recordings_is_said(train, own, tmp_path):
         return str(stop.value)
 
     sensor = ['--sensor-size', '20', '30']
-    assert message().endswith("data set 'event_folder' needs the size of the camera in pixels: pass --sensor-size H W")
+    assert 'train/clap/0.npy does not say of which sensor it is' in (line := message()) and '--sensor-size H W' in line
     assert 'no folder test/, but frames, train, val: put recordings in test/CLASS/' in message(
         *sensor, '--val-split', 'test'
     )
@@ -226,7 +226,7 @@ def test_models_of_before_keep_the_mean_they_were_trained_with(capsys, own, own_
     _, notes = validate(capsys, '--model', f'local-dir:{folder}', *data, '--sensor-size', 20, 30)
     assert notes.splitlines()[0].startswith('note: the model does not say how frames of events are made')
     assert 'normalised by its mean 0.25, 0.25 and std 0.5, 0.5' in notes
-    with pytest.raises(SystemExit, match='pass --sensor-size H W'):
+    with pytest.raises(SystemExit, match='does not say of which sensor it is'):
         validate(capsys, '--model', f'local-dir:{folder}', *data)
     capsys.readouterr()
     fresh = ['--model', 'msvit_4_96', '--model-kwargs', 'in_chans=2', 'num_classes=3', '--split', 'train']

@@ -44,8 +44,6 @@ class TestLoss:
     def test_a_teacher_that_does_not_exist_is_refused(self, train, tmp_path):
         with pytest.raises(SystemExit, match="cannot create the teacher 'resnet_of_nobody'"):
             train(*SMALL, '--kd-model-name', 'resnet_of_nobody', '--output', tmp_path)
-        with pytest.raises(SystemExit, match='--tet and --kd-model-name: one of them'):
-            train(*SMALL, '--kd-model-name', 'resnet10t', '--tet', '0.1')
 
 
 class TestGraphAndPackedSpikes:

@@ -13,7 +13,9 @@ from timm.data import ImageNetInfo, create_transform, resolve_input_data_config
 from timm.models import save_for_hf
 
 from tests.conftest import lively
+from tests.support import writers
 from tests.support.scripts import ROOT, run
+from timm_snn.data import Events, FrameSettings, frame_settings, set_frame_settings
 
 pytest.importorskip('rich')
 load_digits = pytest.importorskip('sklearn.datasets').load_digits
@@ -156,6 +158,85 @@ def test_a_thousand_classes_without_names_have_those_of_imagenet(predict, folder
     assert {entry['class']: entry['name'] for entry in record['predictions']} == dict(enumerate(names))
 
 
+class TestRecordings:
+    """A model that says how its frames are made, and files in two formats of which one is of another sensor."""
+
+    @pytest.fixture(scope='class')
+    @staticmethod
+    def model(tmp_path_factory) -> str:
+        torch.manual_seed(0)
+        net = lively(timm.create_model('msvit_4_96', in_chans=2, num_steps=3))
+        set_frame_settings(net, FrameSettings(3, (34, 34), split_by='time', std=(2.0, 2.0)))
+        folder = tmp_path_factory.mktemp('events')
+        save_for_hf(net, folder, model_config=dict(label_names=NAMES), safe_serialization=True)
+        return f'local-dir:{folder}'
+
+    @pytest.fixture(scope='class')
+    @staticmethod
+    def events() -> list[Events]:
+        return [writers.random_events(900, 34, seed=i) for i in range(3)]
+
+    @pytest.fixture
+    def folder(self, events, tmp_path) -> Path:
+        (tmp_path / 'recordings/below').mkdir(parents=True)
+        for i in range(2):
+            writers.nmnist(tmp_path / f'recordings/{i}.bin', events[i])
+        np.savez(tmp_path / 'recordings/below/2.npz', **events[2]._asdict())
+        return tmp_path / 'recordings'
+
+    @staticmethod
+    def expected(name: str, events: list[Events]) -> torch.Tensor:
+        net = timm.create_model(name, pretrained=True).eval()
+        frames = torch.stack([frame_settings(net).frames(each) for each in events])
+        with torch.inference_mode():
+            return (net.forward_steps(frames).cumsum(1) / torch.tensor([1.0, 2.0, 3.0]).view(1, -1, 1)).softmax(2)
+
+    def test_every_step_has_classes_probabilities_and_a_confidence(self, predict, model, events, folder, tmp_path):
+        out = predict('--model', model, folder, '--topk', 2, '-b', 2, '--output', tmp_path / 'out.csv')
+        rows = list(csv.DictReader((tmp_path / 'out.csv').open()))
+        probabilities = self.expected(model, events)
+        values, classes = probabilities.topk(2)
+        assert [(Path(row['file']).stem, row['step']) for row in rows] == [
+            (str(i), f'{t}') for i in range(3) for t in (1, 2, 3)
+        ]
+        for row, value, number in zip(rows, values.flatten(0, 1), classes.flatten(0, 1), strict=True):
+            assert [int(row['class_1']), int(row['class_2'])] == number.tolist()
+            assert [float(row['probability_1']), float(row['probability_2'])] == pytest.approx(value.tolist(), abs=1e-5)
+            assert float(row['confidence']) == pytest.approx(float(value[0] - value[1]), abs=1e-5)
+        assert out.count('.bin') == 6 and f'{NAMES[classes[0, 2, 0]]} {values[0, 2, 0]:.1%}' in out
+        assert not torch.equal(probabilities[0, 0], probabilities[0, 2])
+
+    def test_in_json_and_with_one_that_is_broken(self, predict, model, folder, tmp_path, capsys):
+        (folder / '1.bin').write_bytes(b'1234')
+        with pytest.raises(SystemExit, match=r'^error: 1 of 3 recordings cannot be read$'):
+            predict('--model', model, '--num-steps', 2, folder, '--output', tmp_path / 'out.json')
+        assert f'unreadable: {folder / "1.bin"}: EventFileError: ' in capsys.readouterr().err
+        records = json.loads((tmp_path / 'out.json').read_text())
+        good = [record for record in records if 'error' not in record]
+        assert [[step['step'] for step in record['steps']] for record in good] == [[1, 2]] * 2
+        for step in good[0]['steps']:
+            first, second = (entry['probability'] for entry in step['predictions'][:2])
+            assert step['confidence'] == pytest.approx(first - second)
+
+    def test_a_larger_sensor_is_resized_and_another_shape_refused(self, predict, model, events, tmp_path):
+        big = events[0]._replace(x=events[0].x * 2, y=events[0].y * 2)
+        np.savez(tmp_path / 'big.npz', **big._asdict())
+        predict('--model', model, tmp_path / 'big.npz', '--sensor-size', 68, 68, '--output', tmp_path / 'out.json')
+        (record,) = json.loads((tmp_path / 'out.json').read_text())
+        found = {entry['class']: entry['probability'] for entry in record['steps'][-1]['predictions']}
+        for number, probability in enumerate(self.expected(model, events[:1])[0, -1].tolist()):
+            assert found.get(number, probability) == pytest.approx(probability, abs=1e-5)
+        with pytest.raises(SystemExit, match='another shape than the 34 x 34'):
+            predict('--model', model, tmp_path / 'big.npz', '--sensor-size', 68, 100)
+
+    def test_other_bins_than_the_models_are_noted(self, predict, model, folder, capsys):
+        run('recipes/predict.py', '--model', model, folder / '0.bin', '--split-by', 'number')
+        assert (
+            'note: frames are made otherwise than those that the model was trained on: split_by number'
+            in capsys.readouterr().err
+        )
+
+
 def test_a_long_table_is_cut_and_says_so(predict, gray, digits, tmp_path):
     for i in range(53):
         digits[i % 5].save(tmp_path / f'{i:02}.png')
@@ -166,7 +247,7 @@ def test_a_long_table_is_cut_and_says_so(predict, gray, digits, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ([], 'required: --model, PICTURE|FOLDER'),
+        ([], 'required: --model, PICTURE|RECORDING|FOLDER'),
         (['--model', 'msvit_4_96', 'nowhere.png'], 'there is no file or folder nowhere.png'),
         (['--model', 'msvit_4_96', RECIPES], 'has no pictures, which are files named .png, .jpg and so on'),
         (['--model', 'msvit_4_96', '--topk', 0, __file__], 'argument --topk: 0 is less than 1'),
@@ -177,6 +258,9 @@ def test_a_long_table_is_cut_and_says_so(predict, gray, digits, tmp_path):
         (['--model', 'msvit_4_96', '--labels', __file__, __file__], 'names for 10 classes'),
         (['--model', 'msvit_2_256', __file__], 'takes 2 channels, such as event frames have, and pictures have 1 or 3'),
         (['--model', 'msvit_4_96', '--model-kwargs', 'num_classes=0', '--', __file__], 'has no classifier'),
+        (['--model', 'msvit_2_256', '--sensor-size', 9, 9, RECIPES], 'has no recordings, which are files named .aedat'),
+        (['--model', 'resnet10t', '--sensor-size', 9, 9, __file__], 'resnet10t has no time steps'),
+        (['--model', 'msvit_4_96', '--bin-ms', 10, __file__], 'and this is a model of pictures'),
         (['--model', 'msvit_nope', __file__], "cannot create model 'msvit_nope'"),
         (['--model', 'msvit_4_96', '--split', 'test', __file__], 'unrecognized arguments: --split'),
     ],

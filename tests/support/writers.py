@@ -177,8 +177,10 @@ def flatbuffer(identifier: bytes, inline: dict[int, bytes], vectors: dict[int, t
     return struct.pack('<I', len(data)) + data
 
 
-def aedat4(path: Path, events: Events, compression: str | None = None, packet_events: int = 1000, size: int = 128) -> Path:
-    """With packets of an inertial sensor between those of events, and a table of packets at the end that is not read."""
+def aedat4(
+    path: Path, events: Events, compression: str | None = None, packet_events: int = 1000, size: int = 128
+) -> Path:
+    """With packets of an inertial sensor between those of events, and a table at the end that is not read."""
     pack = {None: bytes, 'lz4': _lz4, 'zstd': _zstd}[compression]
     streams = ''.join(
         f'<node name="{number}" path="/{number}/"><attr key="typeIdentifier" type="string">{kind}</attr>'
@@ -199,7 +201,9 @@ def aedat4(path: Path, events: Events, compression: str | None = None, packet_ev
     number = {None: 0, 'lz4': 1, 'zstd': 3}[compression]
     length = len(flatbuffer(b'IOHE', {0: bytes(4), 1: bytes(8)}, {2: (len(xml), xml + b'\0')}))
     end = len(b'#!AER-DAT4.0\r\n') + length + len(packets)
-    header = flatbuffer(b'IOHE', {0: struct.pack('<i', number), 1: struct.pack('<q', end)}, {2: (len(xml), xml + b'\0')})
+    header = flatbuffer(
+        b'IOHE', {0: struct.pack('<i', number), 1: struct.pack('<q', end)}, {2: (len(xml), xml + b'\0')}
+    )
     path.write_bytes(b'#!AER-DAT4.0\r\n' + header + packets + b'a table of packets')
     return path
 
@@ -219,13 +223,15 @@ def _zstd(data: bytes) -> bytes:
 EVENT_MESSAGES = {
     'Event': 'uint16 x\nuint16 y\ntime ts\nbool polarity',
     'EventArray': 'std_msgs/Header header\nuint32 height\nuint32 width\ndvs_msgs/Event[] events',
-    'EventPacket': 'std_msgs/Header header\nuint32 height\nuint32 width\nuint64 seq\nuint64 time_base\nstring encoding\n'
-    'bool is_bigendian\nuint8[] events',
+    'EventPacket': 'std_msgs/Header header\nuint32 height\nuint32 width\nuint64 seq\nuint64 time_base\n'
+    'string encoding\nbool is_bigendian\nuint8[] events',
 }
 
 
-def ros_messages(events: Events, ros2: bool, kind: str = 'EventArray', per_message: int = 1000, size: int = 128):
-    """The type store, the type's name, and messages as rosbags serialises them."""
+def ros_messages(
+    events: Events, ros2: bool, kind: str = 'EventArray', per_message: int = 1000, size: int = 128, empty: bool = False
+):
+    """The type store, the type's name, and messages as rosbags serialises them, of no events at all if `empty`."""
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_HUMBLE if ros2 else Stores.ROS1_NOETIC)
@@ -238,8 +244,8 @@ def ros_messages(events: Events, ros2: bool, kind: str = 'EventArray', per_messa
     full = f'{package}/msg/{kind}'
     first = {} if ros2 else {'seq': 0}
     messages = []
-    for start in range(0, len(events.t), per_message):
-        part = Events(*(array[start : start + per_message] for array in events))
+    for start in range(0, max(len(events), int(empty)), per_message):
+        part = events[start : start + per_message]
         head = header(stamp=time(sec=0, nanosec=0), frame_id='camera', **first)
         if kind == 'EventPacket':
             words = np.frombuffer(_evt3_words(part), np.uint8)
@@ -254,29 +260,30 @@ def ros_messages(events: Events, ros2: bool, kind: str = 'EventArray', per_messa
     return store, full, [bytes(message) for message in messages]
 
 
-def rosbag(path: Path, topics: dict[str, Events], kind: str = 'EventArray') -> Path:
+def rosbag(path: Path, events: Events | dict[str, Events], kind: str = 'EventArray') -> Path:
+    """With one topic, or those by the names of the keys."""
     from rosbags.rosbag1 import Writer
 
     path.unlink(missing_ok=True)
     writer = Writer(path)
     writer.set_compression(Writer.CompressionFormat.LZ4)
     with writer as bag:
-        for topic, events in topics.items():
-            store, full, messages = ros_messages(events, False, kind)
+        for topic, part in _topics(events).items():
+            store, full, messages = ros_messages(part, False, kind)
             connection = bag.add_connection(topic, full, typestore=store)
             for number, message in enumerate(messages):
                 bag.write(connection, number, message)
     return path
 
 
-def mcap(path: Path, topics: dict[str, Events], kind: str = 'EventArray', ros2: bool = True) -> Path:
-    from mcap.writer import Writer
+def mcap(path: Path, events: Events | dict[str, Events], kind: str = 'EventArray', ros2: bool = True) -> Path:
+    from mcap.writer import CompressionType, Writer
 
     with open(path, 'wb') as file:
-        bag = Writer(file)
+        bag = Writer(file, compression=CompressionType.NONE)
         bag.start()
-        for topic, events in topics.items():
-            _, full, messages = ros_messages(events, ros2, kind)
+        for topic, part in _topics(events).items():
+            _, full, messages = ros_messages(part, ros2, kind)
             name = full if ros2 else full.replace('/msg/', '/')
             schema = bag.register_schema(name, 'ros2msg' if ros2 else 'ros1msg', b'')
             channel = bag.register_channel(topic, 'cdr' if ros2 else 'ros1', schema)
@@ -284,3 +291,7 @@ def mcap(path: Path, topics: dict[str, Events], kind: str = 'EventArray', ros2: 
                 bag.add_message(channel, number, message, number)
         bag.finish()
     return path
+
+
+def _topics(events: Events | dict[str, Events]) -> dict[str, Events]:
+    return {'/events': events} if isinstance(events, Events) else events

@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 
 import timm_snn
 from timm_snn.layers.conv import MapConv
-from timm_snn.ops import sparse_conv
+from timm_snn.ops import ATan, sparse_conv
 from timm_snn.training.errors import UserError
 from timm_snn.training.models import check_sparse_spikes, fused, open_to_train
 from timm_snn.training.options import trainable_options, training_options
@@ -47,6 +47,17 @@ def test_models_of_others_are_left_as_they_are():
     assert opened('resnet10t', '--channels-last') == (True, False)
     resnet = timm.create_model('resnet10t')
     assert fused(resnet, 'resnet10t') is resnet
+
+
+@pytest.mark.parametrize('how', ['config', 'command line'])
+def test_settings_of_neurons_come_from_configs_and_the_command_line(tmp_path, how):
+    (tmp_path / 'config.yaml').write_text(
+        'model: msvit_4_96\nmodel_kwargs:\n  lif_layer: plif\n  lif_kwargs: {tau: 4.0, surrogate: "atan:3", v_reset: null}\n'
+    )
+    command = ['--model-kwargs', 'lif_layer=plif', "lif_kwargs={'tau': 4.0, 'surrogate': 'atan:3', 'v_reset': None}"]
+    options = training_options(['--config', str(tmp_path / 'config.yaml')] if how == 'config' else command)
+    lif = open_to_train('msvit_4_96', model_kwargs=options.model_kwargs).stem.units[0].lif
+    assert (type(lif), lif.tau, lif.surrogate, lif.v_reset) == (timm_snn.ParametricLIF, 4.0, ATan(3.0), None)
 
 
 def test_an_old_config_says_the_same(tmp_path):

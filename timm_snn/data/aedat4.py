@@ -47,8 +47,8 @@ def _packets(recording: Recording) -> Iterator[Events]:
         raise recording.error(len(LINE), f'expected a header of at most {HEADER_LIMIT} bytes, got {length}')
     with recording.sound('AEDAT 4.0 header'):
         header = _FlatBuffer(recording.read(length, 'the header'), b'IOHE')
-        compression, = struct.unpack('<i', header.field(0, 4) or bytes(4))
-        end, = struct.unpack('<q', header.field(1, 8) or b'\xff' * 8)
+        (compression,) = struct.unpack('<i', header.field(0, 4) or bytes(4))
+        (end,) = struct.unpack('<q', header.field(1, 8) or b'\xff' * 8)
         streams = list(_streams(header.vector(2, 1)))
     unpack = _unpacker(recording, compression)
     stream = _choose(recording, streams)
@@ -74,7 +74,9 @@ def _packets(recording: Recording) -> Iterator[Events]:
                 start, f'event {i} of the packet: expected x in 0 ... {width - 1} and y in 0 ... {height - 1}, '
                 f'got ({x[i]}, {y[i]})'
             )  # fmt: skip
-        yield Events(rows['t'].astype(np.int64), x.astype(np.int16), y.astype(np.int16), (rows['p'] > 0).astype(np.uint8))
+        yield Events(
+            rows['t'].astype(np.int64), x.astype(np.int16), y.astype(np.int16), (rows['p'] > 0).astype(np.uint8)
+        )
 
 
 class _FlatBuffer:
@@ -156,12 +158,14 @@ def _unpacker(recording: Recording, compression: int) -> Callable[[bytes], bytes
 
 def _unpacked_lz4(decompressor: Any, data: bytes) -> bytes:
     """Of a whole frame, in pieces: a claimed size is not allocated."""
+
     def pieces(size: int) -> bytes:
         nonlocal data
         if decompressor.eof or (decompressor.needs_input and not data):
             return b''
         piece, data = decompressor.decompress(data, size), b''
         return piece
+
     unpacked = _read_pieces(pieces)
     if not decompressor.eof:
         raise ValueError('expected a whole frame of LZ4')

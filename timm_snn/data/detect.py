@@ -58,17 +58,16 @@ def detect(recording: Recording) -> str:
             raise recording.other(what, *commands)
     suffix = suffix_of(recording.path)
     if head.startswith(b'#!AER-DAT') or suffix == '.aedat':
-        if (found := version(recording)) not in AEDAT:
+        found = version(recording)
+        if found not in AEDAT:
             raise recording.error(0, f'expected #!AER-DAT with {", ".join(AEDAT)} in the first line, got {found}')
         return AEDAT[found]
-    if head.startswith(b'% ') and (kind := _by_header(recording)):
-        return kind
+    if head.startswith(b'% ') and (by_header := _by_header(recording)):
+        return by_header
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
-    expected = ', '.join(KNOWN)
-    raise recording.error(
-        0, f'expected what one of {expected} begins with or such a suffix, got {head[:16]!r} and {suffix!r}: say kind=...'
-    )  # fmt: skip
+    expected = f'expected what one of {", ".join(KNOWN)} begins with or such a suffix'
+    raise recording.error(0, f'{expected}, got {head[:16]!r} and {suffix!r}: say kind=...')
 
 
 def suffix_of(file: str | os.PathLike[str]) -> str:

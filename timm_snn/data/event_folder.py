@@ -13,14 +13,14 @@ from ..files import printable
 from ..folders import as_text, folder_of_split, is_hidden, walk
 from .datasets import EventDataset
 from .detect import KNOWN, suffix_of
-from .events import Events, read_events
+from .events import Events, read_events, recording_info
 from .settings import height_and_width
 
 __all__ = ['EventFolder', 'SensorSizeError']
 
 
 class SensorSizeError(ValueError):
-    """An event outside of the sensor that a data set was told of; the message has the file, the event and the sizes."""
+    """A sensor that is smaller than a recording needs, or not known; the message has the file and the size needed."""
 
 
 class EventFolder(EventDataset):
@@ -30,11 +30,12 @@ class EventFolder(EventDataset):
     names, 2 before 10, unless `classes` gives names in an order of their own, as those that a model was trained on.
     Hidden files and those of other suffixes are left out, which `left_out` says. `split` is 'train', 'validation' or
     another folder; as of pictures, 'val' stands for 'validation' too. `sensor_size` is the (height, width) of the
-    camera. `reading` holds arguments of `read_events`, as the `kind` of files whose suffix says nothing. Other options
-    are those of `EventDataset`.
+    camera, None what the first recording says of it. `reading` holds arguments of `read_events`, as the `kind` of files
+    whose suffix says nothing. Other options are those of `EventDataset`.
 
     Raises: FileNotFoundError for folders that are missing or empty, ValueError for classes that are not among
-    `classes`; with a sample, SensorSizeError for an event outside of the sensor, and what `read_events` raises.
+    `classes`, SensorSizeError where `sensor_size` is needed; with a sample, SensorSizeError for an event outside of the
+    sensor, and what `read_events` raises.
     """
 
     def __init__(
@@ -42,13 +43,14 @@ class EventFolder(EventDataset):
         root: str | Path,
         split: str = 'train',
         *,
-        sensor_size: tuple[int, int],
+        sensor_size: tuple[int, int] | None = None,
         classes: Sequence[str] | None = None,
         reading: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.split, self.classes, self.reading = split, tuple(classes or ()), dict(reading or {})
-        self.sensor_size = height_and_width('sensor_size', sensor_size)
+        if sensor_size is not None:
+            self.sensor_size = height_and_width('sensor_size', sensor_size)
         super().__init__(root, split in ('train', 'training'), **options)
 
     def cache_settings(self) -> dict[str, Any]:
@@ -88,6 +90,11 @@ class EventFolder(EventDataset):
             for path in self.recordings_of(by_class[name], left_out)
         ]
         self.left_out = as_list(left_out)
+        if not hasattr(self, 'sensor_size'):
+            first = self.root / samples[0][0]
+            if (found := recording_info(first, **self.reading).sensor_size) is None:
+                raise SensorSizeError(f'{first} does not say of which sensor it is: pass sensor_size=(height, width)')
+            self.sensor_size = found
         return samples
 
     def recordings_of(self, folders: list[Path], left_out: Counter[str]) -> list[Path]:

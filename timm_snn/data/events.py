@@ -13,8 +13,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from .aedat4 import aedat4
 from .arrays import npy, npz
 from .binary import aedat2, aedat3, nmnist
@@ -100,7 +98,7 @@ def read_events(
     parts = list(
         iter_events(path, kind=kind, order=order, time_unit=time_unit, stream=stream, max_unpacked=max_unpacked)
     )
-    return parts[0] if len(parts) == 1 else Events(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    return Events.concatenate(parts)
 
 
 def iter_events(

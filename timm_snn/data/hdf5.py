@@ -134,8 +134,8 @@ def _sensor_size(file: Any) -> tuple[int, int] | None:
     """Of Metavision's `geometry`, a text 1280x720, or of `sensor_resolution`, height and width."""
     if size := re.fullmatch(r'(\d{1,5})x(\d{1,5})', str(file.attrs.get('geometry', ''))):
         return int(size[2]), int(size[1])
-    size = np.asarray(file.attrs.get('sensor_resolution', ()))
-    return (int(size[0]), int(size[1])) if size.shape == (2,) else None
+    resolution = np.asarray(file.attrs.get('sensor_resolution', ()))
+    return (int(resolution[0]), int(resolution[1])) if resolution.shape == (2,) else None
 
 
 def _error(recording: Recording, table: Table, text: str) -> EventFileError:

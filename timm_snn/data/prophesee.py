@@ -125,56 +125,50 @@ class Evt3:
 
     def __init__(self) -> None:
         self.clock = _Clock(12)
-        self.high, self.low, self.time, self.y, self.polarity = _Held(), _Held(), _Held(), _Held(), _Held()
-        self.origin = _Held()  # the column at which the vectors would begin that all words before have moved
+        self.high, self.low, self.time, self.row, self.base = _Held(), _Held(), _Held(), _Held(), _Held()
+        self.moved = 0  # columns that the vectors since the last base have taken
 
     def __call__(self, words: np.ndarray) -> tuple[Events, np.ndarray]:
         """Events, and for each one the index of its word."""
         kind, value = words >> 12, (words & 0xFFF).astype(np.int32)
-        base, single = kind == VECT_BASE_X, kind == ADDR_X
-        width = 12 * (kind == VECT_12).astype(np.int32) + 8 * (kind == VECT_8)
-        moved = np.cumsum(width)
-        time, y = self._times(kind, value), self.y(kind == ADDR_Y, value & 0x7FF)
-        polarity, origin = self.polarity(base, value >> 11), self.origin(base, (value & 0x7FF) - moved)
-        self.origin.value += int(moved[-1])
+        vector = (kind == VECT_12) | (kind == VECT_8)
+        emits = np.flatnonzero((kind == ADDR_X) | vector)
+        x, p = value[emits] & 0x7FF, value[emits] >> 11
+        pixels = np.ones(len(emits), '<u2')  # a bit for each event
+        sets = vector | (kind == VECT_BASE_X)
+        if sets.any():
+            among = vector[emits]
+            x[among], p[among], pixels[among] = self._vectors(kind[sets], value[sets])
+        is_row = kind == ADDR_Y
+        row = self.row(value[np.flatnonzero(is_row)], _passed(is_row)[emits])
+        time = self._times(kind, value, emits)
+        pixels[(row < 0) | (time < 0)] = 0  # of a stream that began before
+        index, bit = _bits(pixels)
+        x = np.minimum(x[index] + bit, 32767)  # a vector without an end is outside of any sensor
+        return _events(time[index], x, row[index] & 0x7FF, p[index]), emits[index]
 
-        ready = (time >= 0) & (y >= 0)
-        emits = np.flatnonzero(ready & (single | (width > 0) & (polarity >= 0)))
-        single, value = single[emits], value[emits]
-        pixels = np.where(single, 1, value & (1 << width[emits]) - 1)
-        index, bit = _bits(pixels.astype(np.uint32))
-        x = np.where(single, value & 0x7FF, (origin + moved - width)[emits])[index] + bit
-        x = np.minimum(x, 32767)  # of damaged words, which is outside of any sensor
-        p = np.where(single, value >> 11, polarity[emits])[index]
-        index = emits[index]
-        return _events(time[index], x, y[index], p), index
+    def _vectors(self, kind: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the vectors among words that set a base or are one: first column, polarity, and the bits of pixels."""
+        is_base = kind == VECT_BASE_X
+        base = self.base(value[is_base], _passed(is_base))
+        width = 12 * (kind == VECT_12) + 8 * (kind == VECT_8)
+        end = np.cumsum(width)
+        start = np.concatenate([[-self.moved], end[is_base]])  # of the vectors since each base, as end counts
+        self.moved = int(end[-1] - start[-1])
+        column = (base & 0x7FF) + end - width - start[_passed(is_base)]
+        pixels = np.where(base < 0, 0, value & (1 << width) - 1)
+        return column[~is_base], base[~is_base] >> 11, pixels[~is_base]
 
-    def _times(self, kind: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """Of each word, -1 before the first TIME_HIGH. A new TIME_HIGH begins at its first microsecond."""
-        at = np.flatnonzero((kind == TIME_LOW) | (kind == TIME_HIGH))
+    def _times(self, kind: np.ndarray, value: np.ndarray, emits: np.ndarray) -> np.ndarray:
+        """Of the words at `emits`, -1 before the first TIME_HIGH. A new TIME_HIGH begins at its first microsecond."""
+        is_time = (kind == TIME_LOW) | (kind == TIME_HIGH)
+        at = np.flatnonzero(is_time)  # which NumPy takes from faster than by a mask
         is_high, bits = kind[at] == TIME_HIGH, value[at].astype(np.int64)
-        bits[is_high] = self.clock(bits[is_high])
         before = self.high.value
-        high = self.high(is_high, bits)
-        new = high != np.concatenate([[before], high[:-1]])
-        low = self.low(~is_high | new, np.where(is_high, 0, bits))
-        is_time = np.zeros(len(kind), bool)
-        is_time[at] = True
-        times = np.zeros(len(kind), np.int64)
-        times[at] = np.where(high >= 0, high << 12 | low, -1)
-        return self.time(is_time, times)
-
-
-class _Held:
-    """What the last word of one type has set, for each word; -1 before the first."""
-
-    def __init__(self) -> None:
-        self.value = -1
-
-    def __call__(self, sets: np.ndarray, values: np.ndarray) -> np.ndarray:
-        held = np.concatenate([[self.value], values[sets]])
-        self.value = int(held[-1])
-        return held[np.cumsum(sets)]
+        high = self.high(self.clock(bits[np.flatnonzero(is_high)]), _passed(is_high))
+        sets = ~is_high | (np.diff(high, prepend=before) != 0)
+        low = self.low(np.where(is_high, 0, bits)[np.flatnonzero(sets)], _passed(sets))
+        return self.time(np.where(high < 0, -1, high << 12 | low), _passed(is_time)[emits])
 
 
 class _Clock:
@@ -192,6 +186,19 @@ class _Clock:
         return values + (turns << self.bits)
 
 
+class _Held:
+    """What the last word of one kind has set, -1 before the first."""
+
+    def __init__(self) -> None:
+        self.value = -1
+
+    def __call__(self, values: np.ndarray, passed: np.ndarray) -> np.ndarray:
+        """At words that `passed` so many of the words that set `values`."""
+        held = np.concatenate([[self.value], values])
+        self.value = int(held[-1])
+        return held[passed]
+
+
 class _TimeHigh:
     """Of EVT 2.0 and 2.1: the events among words, and the upper bits of their times."""
 
@@ -200,18 +207,25 @@ class _TimeHigh:
 
     def __call__(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         kind = words >> 28
-        sets, value = kind == TIME_HIGH, np.zeros(len(words), np.int64)
-        value[sets] = self.clock((words[sets] & 0xFFFFFFF).astype(np.int64))
-        high = self.high(sets, value)
-        seen = np.flatnonzero((kind <= ON) & (high >= 0))
-        return seen, high[seen] << 6
+        is_high = kind == TIME_HIGH
+        seen = np.flatnonzero(kind <= ON)
+        values = self.clock((words[is_high] & 0xFFFFFFF).astype(np.int64))
+        high = self.high(values, _passed(is_high)[seen])
+        begun = int((high < 0).sum())  # the events before the first
+        return seen[begun:], high[begun:] << 6
+
+
+def _passed(mask: np.ndarray) -> np.ndarray:
+    """How many are set up to each place and there."""
+    return np.cumsum(mask, dtype=np.int32)
 
 
 def _bits(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each bit that is set, in order: the index of its word, and its place in it."""
-    bits = np.unpackbits(np.ascontiguousarray(words, '<u4').view(np.uint8), bitorder='little')
-    place = np.flatnonzero(bits)
-    return place >> 5, place & 31
+    width = 8 * words.dtype.itemsize
+    bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), bitorder='little')
+    place = np.flatnonzero(bits.view(bool))
+    return place // width, place % width
 
 
 def _events(t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> Events:
@@ -219,7 +233,7 @@ def _events(t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> Event
 
 
 def _inside(recording: Recording, x: np.ndarray, y: np.ndarray, places: np.ndarray, limit: int = 2048) -> None:
-    """Refuse the first event outside of the sensor, or of what a format has bits for; `places` are bytes in the file."""
+    """Refuse the first event outside of the sensor, or of the `limit` of a format; `places` are bytes in the file."""
     height, width = recording.sensor_size or (limit, limit)
     wrong = (x >= width) | (y >= height)
     if wrong.any():

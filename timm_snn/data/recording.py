@@ -10,7 +10,7 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -165,7 +165,12 @@ class Recording:
         self.count: int | None = None
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise wrong_file(path, 'expected a regular file, got a folder, a device or a pipe')
+            bag = (
+                ': of a bag of ROS 2, name the file in it'
+                if os.path.exists(os.path.join(path, 'metadata.yaml'))
+                else ''
+            )
+            raise wrong_file(path, f'expected a regular file, got a folder, a device or a pipe{bag}')
         self.file: IO[bytes] = io.BufferedReader(io.FileIO(path), BUFFER)
         self.position = 0
         try:
@@ -181,20 +186,19 @@ class Recording:
             raise
 
     def _unpacked(self, packed: IO[bytes]) -> IO[bytes]:
-        unpacked = tempfile.NamedTemporaryFile(buffering=BUFFER)  # with a name, for the libraries that want one
-        try:
-            with packed, gzip.GzipFile(fileobj=packed) as content:
-                left = self.options.max_unpacked
-                while data := content.read(min(BUFFER, left + 1)):
-                    if len(data) > left:
-                        raise self.too_large('more')
-                    left -= unpacked.write(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            unpacked.close()
-            raise self.error(0, f'expected a whole file of gzip, got {type(error).__name__}: {error}') from error
-        except BaseException:
-            unpacked.close()
-            raise
+        with ExitStack() as stack:
+            # with a name, for the libraries that want one
+            unpacked = stack.enter_context(tempfile.NamedTemporaryFile(buffering=BUFFER))
+            left = self.options.max_unpacked
+            try:
+                with packed, gzip.GzipFile(fileobj=packed) as content:
+                    while data := content.read(min(BUFFER, left + 1)):
+                        if len(data) > left:
+                            raise self.too_large('more')
+                        left -= unpacked.write(data)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise self.error(0, f'expected a whole file of gzip, got {type(error).__name__}: {error}') from error
+            stack.pop_all()
         return unpacked
 
     def __enter__(self) -> Recording:
@@ -231,9 +235,9 @@ class Recording:
             raise self.error(0, f'expected a sound {what}, got {type(error).__name__}: {error}') from error
 
     def too_large(self, unpacked: int | str) -> EventFileError:
-        return self.error(
-            0, f'it unpacks to {unpacked} bytes, and at most {self.options.max_unpacked} are allowed: max_unpacked=... takes more'
-        )  # fmt: skip
+        limit = self.options.max_unpacked
+        text = f'it unpacks to {unpacked} bytes, and at most {limit} are allowed: max_unpacked=... takes more'
+        return self.error(0, text)
 
     def peek(self, count: int) -> bytes:
         """Up to that many of the next bytes; does not move."""

@@ -57,7 +57,9 @@ def _mcap_messages(recording: Recording) -> Iterator[Message]:
         reader = library('mcap.reader', 'MCAP').make_reader(recording.file)
         summary = reader.get_summary()
     if summary is None or not summary.channels:
-        raise recording.error(recording.size, 'expected a summary with channels at the end, got none: try `mcap recover`')
+        raise recording.error(
+            recording.size, 'expected a summary with channels at the end, got none: try `mcap recover`'
+        )
     kinds = {
         channel.topic: summary.schemas[channel.schema_id].name.replace('/msg/', '/').replace('/', '/msg/')
         for channel in summary.channels.values()
@@ -132,7 +134,7 @@ class _Cursor:
         size = struct.calcsize(kind)
         if self.ros2:
             self.at += -self.at % size
-        value, = struct.unpack_from(('>' if self.big else '<') + kind, self.data, self.at)
+        (value,) = struct.unpack_from(('>' if self.big else '<') + kind, self.data, self.at)
         self.at += size
         return value
 
@@ -172,7 +174,10 @@ class _Cursor:
             raise ValueError(f'expected {count} events, got {len(self.data) - self.at} bytes')
         data = self.data[self.at : end] + bytes(3)
         order = '>' if self.big else '<'
-        words, halves = np.frombuffer(data, order + 'u4').reshape(-1, 4), np.frombuffer(data, order + 'u2').reshape(-1, 8)
+        words, halves = (
+            np.frombuffer(data, order + 'u4').reshape(-1, 4),
+            np.frombuffer(data, order + 'u2').reshape(-1, 8),
+        )
         x = np.concatenate([halves[:1, 0], halves[:-1, 7]])
         y = np.concatenate([halves[:1, 1], halves[1:, 0]])
         return _events(words[:, 1], words[:, 2], x, y, np.frombuffer(data, np.uint8)[12::16])

@@ -73,10 +73,18 @@ class FrameSettings:
                 f'expected frames of at most {MOST_PIXELS:,} values, got {pixels:,}: lower size or num_steps'
             )
 
-    def frames(self, events: Events, sensor_size: tuple[int, int] | None = None) -> Tensor:
+    def frames(
+        self,
+        events: Events,
+        sensor_size: tuple[int, int] | None = None,
+        *,
+        start: int | None = None,
+        end: int | None = None,
+    ) -> Tensor:
         """Float32 [T, C, H, W], ready for the model, which takes a batch of them: `frames.unsqueeze(0)`.
 
-        `sensor_size` is that of the camera that recorded the events, where it is another one: counts are resized.
+        `sensor_size` is that of the camera that recorded the events, where it is another one: counts are resized. The
+        bins are of the events from `start` until before `end`, in microseconds, as in `to_frames`.
         Raises: ValueError as `to_frames` does, and for a sensor of another shape than the model's (`check_sensor`).
         """
         counts = to_frames(
@@ -84,6 +92,8 @@ class FrameSettings:
             self.num_steps,
             sensor_size=self.sensor_size if sensor_size is None else self.check_sensor(sensor_size),
             split_by=self.split_by,
+            start=start,
+            end=end,
             bin_us=self.bin_us,
             events_per_bin=self.events_per_bin,
             channels=self.channels,

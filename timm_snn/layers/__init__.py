@@ -4,14 +4,19 @@ import warnings
 from typing import Any
 
 from .adapters import SnnTorchNeuron, SpikingJellyNeuron, adapter_of
+from .alif import ALIF
 from .attention import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
 from .block import SpikingBlock, SpikingResidual
+from .clif import CLIF
 from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
+from .glif import GLIF
+from .klif import KLIF
 from .mlp import SpikingMlp
-from .neuron import IF, LIF, IntegerNeuron, ParametricLIF, ReluNeuron
+from .neuron import IF, LIF, IntegerNeuron, ParametricLIF, ReluNeuron, neuron_for
 from .patch_embed import CurrentStem, MembranePatchEmbed, SpikingPatchEmbed, SpikingPatchSplitting, SpikingStem
+from .psn import PSN, SlidingPSN
 from .quantized import ClipFloorShift, ConvertedNeuron, OnRunningMean
 from .registry import LayerFn, Registry, attentions, neurons, patch_embeds
 from .rep_conv import RepConv
@@ -20,10 +25,17 @@ from .sep_conv import SepConv
 from .softmax_attention import SoftmaxAttention
 from .statten import SpatialTemporalAttention
 from .temporal import DropPath, mean_over_time, merge_time, refuse_bare_recording, split_time, to_time_first
+from .ternary import TernaryLIF
+from .torch_neuron import FixedSteps, LeakyNeuron, StepwiseNeuron, TorchNeuron
 
 __all__ = [
+    'ALIF',
+    'CLIF',
+    'GLIF',
     'IF',
+    'KLIF',
     'LIF',
+    'PSN',
     'ClipFloorShift',
     'ConvBn',
     'ConvBnLif',
@@ -32,9 +44,11 @@ __all__ = [
     'DropPath',
     'DualSpikeSelfAttention',
     'EfficientSpikeDrivenSelfAttention',
+    'FixedSteps',
     'GroupWiseMlp',
     'IntegerNeuron',
     'LayerFn',
+    'LeakyNeuron',
     'LifConvBn',
     'MembranePatchEmbed',
     'MultiScaleSpikingAttention',
@@ -46,6 +60,7 @@ __all__ = [
     'RepConv',
     'RunningFiringRate',
     'SepConv',
+    'SlidingPSN',
     'SnnTorchNeuron',
     'SoftmaxAttention',
     'SpatialTemporalAttention',
@@ -58,10 +73,14 @@ __all__ = [
     'SpikingResidual',
     'SpikingSelfAttention',
     'SpikingStem',
+    'StepwiseNeuron',
+    'TernaryLIF',
+    'TorchNeuron',
     'adapter_of',
     'attentions',
     'mean_over_time',
     'merge_time',
+    'neuron_for',
     'neurons',
     'patch_embeds',
     'pool_spikes',

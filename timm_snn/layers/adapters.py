@@ -19,14 +19,15 @@ class SpikingJellyNeuron(nn.Module):
     names. Shape: [T, B, ...] -> what it answers, spikes [T, B, ...].
     """
 
-    names: ClassVar[dict[str, str]] = {}  # of settings, where they differ from ours
+    threshold: ClassVar[str] = 'v_threshold'  # the name of this setting
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
         self.neuron = neuron
-        for module in neuron.modules():
-            if hasattr(module, 'step_mode'):
-                module.step_mode = 'm'
+        part: Any
+        for part in neuron.modules():
+            if hasattr(part, 'step_mode'):
+                part.step_mode = 'm'
 
     def forward(self, x: Tensor) -> Tensor:
         self._rest()
@@ -35,18 +36,19 @@ class SpikingJellyNeuron(nn.Module):
         return spikes
 
     def _rest(self) -> None:
-        for module in self.neuron.modules():
-            if hasattr(module, 'reset'):
-                module.reset()  # type: ignore[operator]
+        part: Any
+        for part in self.neuron.modules():
+            if hasattr(part, 'reset'):
+                part.reset()
 
 
 class SnnTorchNeuron(nn.Module):
     """A neuron of snnTorch, which is called for one step after the other and begins every call at rest.
 
-    Attention, which sets `v_threshold`, sets its `threshold`. Shape: [T, B, ...] -> its spikes [T, B, ...].
+    Shape: [T, B, ...] -> its spikes [T, B, ...].
     """
 
-    names: ClassVar[dict[str, str]] = {'v_threshold': 'threshold'}
+    threshold: ClassVar[str] = 'threshold'
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
@@ -63,10 +65,11 @@ class SnnTorchNeuron(nn.Module):
         return torch.stack(spikes)
 
 
-_ADAPTERS = {'spikingjelly': SpikingJellyNeuron, 'snntorch': SnnTorchNeuron}
+_Adapter = type[SpikingJellyNeuron] | type[SnnTorchNeuron]
+_ADAPTERS: dict[str, _Adapter] = {'spikingjelly': SpikingJellyNeuron, 'snntorch': SnnTorchNeuron}
 
 
-def adapter_of(cls: Any) -> type[SpikingJellyNeuron] | type[SnnTorchNeuron] | None:
+def adapter_of(cls: Any) -> _Adapter | None:
     """The adapter for a class of one of the two libraries, or one derived of it; None for any other."""
     libraries = (base.__module__.partition('.')[0] for base in getattr(cls, '__mro__', ()))
     return next((_ADAPTERS[library] for library in libraries if library in _ADAPTERS), None)

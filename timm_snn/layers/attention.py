@@ -15,7 +15,7 @@ from torch.fx import Proxy
 
 from ..ops.mssa import mask_keys
 from .conv import ConvBn, ConvBnLif, is_plain
-from .neuron import FUSED, LIF
+from .neuron import FUSED, LIF, neuron_for
 from .registry import LayerFn, attentions
 from .rep_conv import RepConv
 
@@ -52,10 +52,10 @@ class MultiScaleSpikingAttention(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.head_dim = head_dim_of(dim, num_heads)
-        self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
+        self.lif = neuron_for(dim, lif_layer).to(**dd) if pre_activation else nn.Identity()
         self.q = _SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
-        self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
+        self.attn_lif = neuron_for(num_heads, lif_layer, v_threshold=attn_v_threshold).to(**dd)
         if pre_activation:
             self.proj: nn.Module = ConvBn(dim, dim, bias=True, dims=1, **dd)
         else:
@@ -146,11 +146,11 @@ class SpikingSelfAttention(nn.Module):
         self.scale = scale
         self.on_maps = conv_layer is not None
         conv: dict[str, Any] = dict(dims=1) if conv_layer is None else dict(dims=2, conv_layer=conv_layer)
-        self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
+        self.lif = neuron_for(dim, lif_layer).to(**dd) if pre_activation else nn.Identity()
         self.q = _SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
         self.k = ConvBnLif(dim, dim, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
         self.v = ConvBnLif(dim, dim, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
-        self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
+        self.attn_lif = neuron_for(num_heads, lif_layer, v_threshold=attn_v_threshold).to(**dd)
         if pre_activation:
             self.proj: nn.Module = ConvBn(dim, dim, bias=not self.on_maps, **conv, **dd)
         else:

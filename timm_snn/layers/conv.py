@@ -9,7 +9,7 @@ from torch.fx import Proxy
 
 from ..ops.bn_lif import choose_implementation, fire_normalised, fire_pooled
 from ..ops.sparse_conv import conv2d
-from .neuron import FUSED, LIF
+from .neuron import FUSED, LIF, neuron_for
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
@@ -98,7 +98,7 @@ class ConvBnLif(ConvBn):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__(in_chs, out_chs, kernel_size, stride, pool, bias, groups, dims, conv_layer, **dd)
-        self.lif = lif_layer().to(**dd)
+        self.lif = neuron_for(out_chs, lif_layer).to(**dd)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting() or not self._can_fuse(x):
@@ -158,7 +158,7 @@ class LifConvBn(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.lif = lif_layer().to(**dd)
+        self.lif = neuron_for(in_chs, lif_layer).to(**dd)
         self.unit = ConvBn(in_chs, out_chs, kernel_size, stride, bias=bias, groups=groups, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

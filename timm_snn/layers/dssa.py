@@ -8,7 +8,7 @@ from ..ops.neuron import membrane_dtype
 from .attention import head_dim_of
 from .block import SpikingResidual
 from .conv import ConvBn, LifConvBn
-from .neuron import LIF
+from .neuron import LIF, neuron_for
 from .registry import LayerFn
 
 __all__ = ['DualSpikeSelfAttention', 'GroupWiseMlp', 'RunningFiringRate']
@@ -49,12 +49,12 @@ class DualSpikeSelfAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = head_dim_of(dim, num_heads)
         self.num_patches = num_patches
-        self.lif = lif_layer().to(**dd)
+        self.lif = neuron_for(dim, lif_layer).to(**dd)
         self.patches = ConvBn(dim, 2 * dim, patch_size, patch_size, **dd)
         self.lif_rate = RunningFiringRate(num_heads, **dd)
-        self.attn_lif = lif_layer().to(**dd)
+        self.attn_lif = neuron_for(num_heads, lif_layer).to(**dd)
         self.attn_rate = RunningFiringRate(num_heads, **dd)
-        self.out_lif = lif_layer().to(**dd)
+        self.out_lif = neuron_for(num_heads, lif_layer).to(**dd)
         self.proj = ConvBn(dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

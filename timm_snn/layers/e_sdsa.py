@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from .attention import head_dim_of
 from .conv import ConvBn, ConvBnLif
-from .neuron import LIF
+from .neuron import LIF, neuron_for
 from .registry import LayerFn, attentions
 
 __all__ = ['EfficientSpikeDrivenSelfAttention']
@@ -38,11 +38,11 @@ class EfficientSpikeDrivenSelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = 2 * head_dim_of(dim, num_heads) ** -0.5
-        self.lif = lif_layer().to(**dd)
+        self.lif = neuron_for(dim, lif_layer).to(**dd)
         self.q = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.v = ConvBnLif(dim, value_ratio * dim, dims=1, lif_layer=lif_layer, **dd)
-        self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
+        self.attn_lif = neuron_for(num_heads, lif_layer, v_threshold=attn_v_threshold).to(**dd)
         self.proj = ConvBn(value_ratio * dim, dim, dims=1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from .conv import ConvBn, ConvBnLif
-from .neuron import LIF
+from .neuron import LIF, neuron_for
 from .registry import LayerFn
 
 __all__ = ['SpikingMlp']
@@ -30,7 +30,7 @@ class SpikingMlp(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
+        self.lif = neuron_for(dim, lif_layer).to(**dd) if pre_activation else nn.Identity()
         self.fc1 = ConvBnLif(dim, hidden_dim, kernel_size, bias=bias, lif_layer=lif_layer, **dd)
         if pre_activation:
             self.fc2: nn.Module = ConvBn(hidden_dim, dim, kernel_size, bias=bias, **dd)

@@ -14,9 +14,9 @@ from ..ops.integer import check_levels, count_spikes
 from ..ops.lif import fire, fire_on
 from ..ops.neuron import Learned, Neuron
 from ..ops.surrogate import get_surrogate
-from .registry import neurons
+from .registry import LayerFn, neurons
 
-__all__ = ['FUSED', 'IF', 'LIF', 'IntegerNeuron', 'ParametricLIF', 'ReluNeuron']
+__all__ = ['FUSED', 'IF', 'LIF', 'IntegerNeuron', 'ParametricLIF', 'ReluNeuron', 'neuron_for']
 
 _SETTINGS = ('tau', 'v_threshold', 'v_reset', 'decay_input', 'surrogate', 'detach_reset')
 
@@ -38,6 +38,8 @@ class LIF(nn.Module):
     Raises: ValueError for settings out of range.
     """
 
+    log_threshold: nn.Parameter | None
+
     def __init__(
         self,
         tau: float = 2.0,
@@ -53,7 +55,7 @@ class LIF(nn.Module):
         super().__init__()
         if isinstance(tau, Tensor):
             raise ValueError(
-                'the tau of LIF is a number: ParametricLIF learns it, one for each channel if it starts at a tensor, and '
+                'the tau of LIF is a number: ParametricLIF learns it, for each channel if it starts at a tensor, and '
                 'timm_snn.lif takes a tensor'
             )
         if isinstance(v_threshold, Tensor):
@@ -104,7 +106,7 @@ class LIF(nn.Module):
     @torch.jit.unused
     def learned(self) -> Learned:
         """The settings that are tensors, for the ops that take them."""
-        scale = None if self.log_threshold is None else _in_membrane_dtype(self.log_threshold).exp()
+        scale = _in_membrane_dtype(self.log_threshold).exp() if self.learn_threshold else None  # type: ignore[arg-type]
         return Learned(self.learned_tau(), scale)
 
     @torch.jit.unused
@@ -239,6 +241,13 @@ class ReluNeuron(nn.ReLU):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
+
+
+def neuron_for(channels: int, lif_layer: LayerFn, **settings: Any) -> nn.Module:
+    """A neuron for [T, B, channels, ...], which is told how many there are if it was asked to be `per_channel`."""
+    if getattr(lif_layer, 'keywords', {}).get('per_channel'):
+        settings['per_channel'] = channels
+    return lif_layer(**settings)
 
 
 def _in_membrane_dtype(x: Tensor) -> Tensor:

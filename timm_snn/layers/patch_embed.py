@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .conv import ConvBn, ConvBnLif, pool_spikes
-from .neuron import LIF
+from .neuron import LIF, neuron_for
 from .registry import LayerFn, patch_embeds
 from .temporal import repeat_for_steps
 
@@ -117,7 +117,7 @@ class MembranePatchEmbed(nn.Module):
         reduction = stride * 2 ** sum(pools)
         if max_shortcut and reduction != 2:
             raise ValueError(f'max_shortcut halves the resolution, and these units divide it by {reduction}')
-        self.lif = lif_layer().to(**dd) if pre_activation else nn.Identity()
+        self.lif = neuron_for(in_chs, lif_layer).to(**dd) if pre_activation else nn.Identity()
         units: list[nn.Module] = []
         for i, (width, pool) in enumerate(zip(widths, pools, strict=True)):
             conv = (widths[i - 1] if i else in_chs, width, 3, 1 if i else stride, pool)

@@ -17,7 +17,7 @@ class Registry:
 
         @neurons.register('noisy_lif')
         class NoisyLIF(nn.Module):
-            def __init__(self, v_threshold: float = 1.0): ...  # needs a default: models set it in attention only
+            def __init__(self, v_threshold: float = 1.0): ...  # with a default: attention alone sets it
 
         timm.create_model('msvit_4_96', lif_layer='noisy_lif')
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .attention import head_dim_of
 from .conv import ConvBn, ConvBnLif
-from .neuron import LIF
+from .neuron import LIF, neuron_for
 from .registry import LayerFn, attentions
 from .temporal import merge_time, split_time
 
@@ -44,11 +44,11 @@ class SpikeDrivenSelfAttention(nn.Module):
         super().__init__()
         self.head_dim = head_dim_of(dim, num_heads)
         self.erode = erode
-        self.lif = lif_layer().to(**dd)
+        self.lif = neuron_for(dim, lif_layer).to(**dd)
         self.q = ConvBnLif(dim, dim, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, lif_layer=lif_layer, **dd)
         self.v = ConvBnLif(dim, dim, lif_layer=lif_layer, **dd)
-        self.attn_lif = lif_layer(v_threshold=attn_v_threshold).to(**dd)
+        self.attn_lif = neuron_for(dim, lif_layer, v_threshold=attn_v_threshold).to(**dd)
         self.proj = ConvBn(dim, dim, bias=True, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

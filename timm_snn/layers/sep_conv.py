@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from .conv import ConvBn, ConvBnLif
-from .neuron import LIF
+from .neuron import LIF, neuron_for
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
@@ -32,7 +32,7 @@ class SepConv(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         hidden = 2 * dim
-        self.lif = lif_layer().to(**dd)
+        self.lif = neuron_for(dim, lif_layer).to(**dd)
         self.pw1 = ConvBnLif(dim, hidden, lif_layer=lif_layer, **dd)
         if depthwise_lif:
             self.dw: nn.Module = ConvBnLif(hidden, hidden, kernel_size, groups=hidden, lif_layer=lif_layer, **dd)

@@ -1,7 +1,10 @@
 """Model families; importing one registers its models with timm."""
 
+from .base import KEEP as KEEP
+from .base import POOL as POOL
 from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
+from .builder import build_spiking_model as build_spiking_model
 from .conversion import ConvertedModel as ConvertedModel
 from .conversion import convert as convert
 from .conversion import quantize_activations as quantize_activations
@@ -9,6 +12,7 @@ from .espikeformer import *  # noqa: F403
 from .espikeformer import ESpikeformer as ESpikeformer
 from .features import set_num_steps as set_num_steps
 from .fuse import fuse as fuse
+from .keys import rename_keys as rename_keys
 from .max_resnet import *  # noqa: F403
 from .max_resnet import MaxResNet as MaxResNet
 from .maxformer import *  # noqa: F403
@@ -24,6 +28,7 @@ from .mst import MaskedSpikingTransformer as MaskedSpikingTransformer
 from .mst import QuantizedSwin as QuantizedSwin
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
+from .neurons import neuron_layer as neuron_layer
 from .pretrained import save_for_hf as save_for_hf
 from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
@@ -42,3 +47,4 @@ from .spikingformer import Spikingformer as Spikingformer
 from .spikingresformer import *  # noqa: F403
 from .spikingresformer import SpikingResformer as SpikingResformer
 from .streaming import stream as stream
+from .untrusted import check_state_dict as check_state_dict

@@ -17,6 +17,7 @@ from ..layers import (
     attentions,
     mean_over_time,
     merge_time,
+    neuron_for,
     patch_embeds,
     refuse_bare_recording,
     split_time,
@@ -82,9 +83,11 @@ def _without_arguments(layer: Any) -> Any:
     return _without_arguments(layer.func) if isinstance(layer, partial) else layer
 
 
-def _behind_a_neuron(attn: LayerFn, *args: Any, lif_layer: LayerFn, device=None, dtype=None, **kwargs) -> nn.Module:
+def _behind_a_neuron(
+    attn: LayerFn, dim: int, *args: Any, lif_layer: LayerFn, device=None, dtype=None, **kwargs
+) -> nn.Module:
     dd = {'device': device, 'dtype': dtype}
-    return nn.Sequential(lif_layer().to(**dd), attn(*args, lif_layer=lif_layer, **dd, **kwargs))
+    return nn.Sequential(neuron_for(dim, lif_layer).to(**dd), attn(dim, *args, lif_layer=lif_layer, **dd, **kwargs))
 
 
 def per_stage(value: Any, num_stages: int, name: str) -> tuple:
@@ -201,6 +204,9 @@ class SpikingTransformer(nn.Module):
                     f"act='relu' has no memory, and all steps of an image would be the same: expected num_steps=1, got "
                     f'{value}; frames are averaged outside of the model'
                 )
+            for module in self.modules():
+                if hasattr(module, 'set_num_steps'):  # has weights for every step
+                    module.set_num_steps(value)  # type: ignore[operator]
         super().__setattr__(name, value)
 
     def _init_head(self) -> None:
@@ -236,7 +242,13 @@ class SpikingTransformer(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return set()  # timm's optimizer factory exempts 1-D and 0-D parameters, such as ParametricLIF's w, by itself
+        # timm's optimizer factory exempts 1-D and 0-D parameters, such as ParametricLIF's w, by itself
+        return {
+            f'{name}.{parameter}'
+            for name, module in self.named_modules()
+            if name and hasattr(module, 'no_weight_decay')
+            for parameter in module.no_weight_decay()
+        }
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

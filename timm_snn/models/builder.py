@@ -21,7 +21,7 @@ from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
 from .keys import rename_keys as rename_keys
 from .neurons import with_settings
-from .pretrained import SpikingCfg, is_from_hub, refuse_untrained, resolve_source
+from .pretrained import SpikingCfg, is_from_hub, naming_modules, refuse_untrained, resolve_source
 from .settings import argument_names as argument_names
 from .settings import arguments_of, check_config, make_from_config
 from .untrusted import ReadingWeights, adopt_sizes, check_hash, place_of
@@ -38,7 +38,8 @@ def build_spiking_model(
     model_cls: type[ModelT],
     variant: str,
     pretrained: bool,
-    filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]],
+    filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
+    *,
     num_levels: int,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
@@ -49,6 +50,7 @@ def build_spiking_model(
 ) -> ModelT:
     """timm's `build_model_with_cfg` for models whose features carry time; features_only has `num_levels` by default.
 
+    `filter_fn(state_dict, model)` makes the keys of published files the model's; without one they are the model's own.
     timm replaces the classifier and adapts the first convolution of weights for other classes and channels. It goes by
     the pretrained config; this goes by the weights, and adapts them only where the caller asked for another number.
     `act='relu'` is the artificial twin, None the spiking network. `lif_kwargs` are settings of its neurons, see
@@ -68,18 +70,20 @@ def build_spiking_model(
     config, has_tag = '', bool(pretrained_cfg)
     if isinstance(pretrained_cfg, dict):
         pretrained_cfg, config = check_config(pretrained_cfg, saved_args, variant, model_cls)
+    cfg = resolve_source(variant, pretrained_cfg, pretrained_cfg_overlay)
     if lif_kwargs is not None:
         layer = kwargs.get('lif_layer', arguments_of(model_cls)[0].get('lif_layer'))
         if layer is None:
             raise ValueError(f'{variant} has no argument lif_layer: leave out lif_kwargs={lif_kwargs}')
-        kwargs['lif_layer'] = with_settings(layer, lif_kwargs)
-    cfg = resolve_source(variant, pretrained_cfg, pretrained_cfg_overlay)
+        with naming_modules(cfg):
+            kwargs['lif_layer'] = with_settings(layer, lif_kwargs)
     if pretrained:
         refuse_untrained(cfg)
     reading = ReadingWeights(variant, cfg)
 
     def construct(**model_kwargs: Any) -> ModelT:
-        model = make_from_config(model_cls, variant, config, model_kwargs) if config else model_cls(**model_kwargs)
+        with naming_modules(cfg):
+            model = make_from_config(model_cls, variant, config, model_kwargs) if config else model_cls(**model_kwargs)
         if pretrained:
             reading.begin()
         return model
@@ -90,7 +94,10 @@ def build_spiking_model(
         state_dict = unpack(state_dict)
         reading.end()
         check_finite(state_dict, place_of(cfg))
-        state_dict = filter_fn(state_dict, model)
+        if filter_fn is None:
+            check_state_dict(state_dict, model, 'the keys of its own layers')
+        else:
+            state_dict = filter_fn(state_dict, model)
         adopt_sizes(state_dict, model, _sizes_asked_for(kwargs, saved_args))
         return state_dict
 

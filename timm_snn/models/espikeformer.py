@@ -163,7 +163,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_espikeformer(variant: str, pretrained: bool = False, num_levels: int = 5, **kwargs: Any) -> ESpikeformer:
-    return build_spiking_model(ESpikeformer, variant, pretrained, checkpoint_filter_fn, num_levels, **kwargs)
+    return build_spiking_model(ESpikeformer, variant, pretrained, checkpoint_filter_fn, num_levels=num_levels, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

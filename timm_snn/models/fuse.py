@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..layers import ConvBn, RepConv
-from ..layers.conv import MapConv, TokenConv, skip_zeros
+from ..layers.conv import MapConv, TokenConv, is_plain, skip_zeros
+from ..layers.neuron import FUSED
 from ..wrappers import unwrapped
 from .graphs import use_graphs
 
@@ -29,7 +30,8 @@ def fuse(model: nn.Module, *, cuda_graphs: bool = False) -> nn.Module:
 
     That is all. What is done, and how to choose another:
 
-    - Batch norms disappear into the convolutions before them, folded in float64 and rounded once.
+    - Batch norms disappear into the convolutions before them, folded in float64 and rounded once, and with them the
+      learned thresholds of the neurons behind.
     - Weights are laid out channels_last, as convolutions want them.
     - On a CPU, convolutions skip the zeros among their inputs, as inside `timm_snn.ops.sparse_spikes`, where a sample
       of the input has enough of them and the C++ can be built; else they stay dense, as in exports. `with
@@ -136,14 +138,27 @@ def _fold(name: str, unit: ConvBn) -> None:
         _fold_into(name, conv.pw2, conv.bn2)
         conv.bn1 = conv.bn2 = nn.Identity()
         conv = conv.pw2
-    _fold_into(name, conv, unit.bn)
+    _fold_into(name, conv, unit.bn, _taken_threshold(unit))
     unit.bn = nn.Identity()  # type: ignore[assignment]
 
 
-def _fold_into(name: str, conv: Any, bn: Any) -> None:
+def _taken_threshold(unit: Any) -> Tensor | None:
+    """What a learned threshold divides the current of this unit by, which its neuron does no more."""
+    if not is_plain(getattr(unit, 'lif', nn.Identity()), FUSED) or unit.lif.log_threshold is None:
+        return None
+    unit.lif = copy.deepcopy(unit.lif)
+    scale = unit.lif.log_threshold.double().exp()
+    unit.lif.log_threshold, unit.lif.learn_threshold = None, False
+    return scale
+
+
+def _fold_into(name: str, conv: Any, bn: Any, scale: Tensor | None = None) -> None:
     weight, bias, bn_weight, bn_bias = (
         None if p is None else p.double() for p in (conv.weight, conv.bias, bn.weight, bn.bias)
     )
+    if scale is not None:
+        bn_weight = (torch.ones_like(bn.running_mean.double()) if bn_weight is None else bn_weight) / scale
+        bn_bias = None if bn_bias is None else bn_bias / scale
     statistics = (bn.running_mean.double(), bn.running_var.double(), bn.eps, bn_weight, bn_bias)
     dtype = conv.weight.dtype
     folded = [p.to(dtype) for p in fuse_conv_bn_weights(weight, bias, *statistics)]  # type: ignore[arg-type]

@@ -42,6 +42,7 @@ from ..layers import (
     SpikingMlp,
     SpikingResidual,
     SpikingStem,
+    neuron_for,
 )
 from .base import (
     KEEP,
@@ -214,7 +215,7 @@ class MaxFormer(SpikingTransformer):
             global_pool=global_pool,
             num_steps=num_steps,
             drop_rate=drop_rate,
-            head_lif=neuron().to(**dd),
+            head_lif=neuron_for(embed_dims[-1], neuron).to(**dd),
             **dd,
         )
 

@@ -38,7 +38,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvBn, CurrentStem, LayerFn, SepConv, SpikingBlock, SpikingMlp, attentions
+from ..layers import ConvBn, CurrentStem, LayerFn, SepConv, SpikingBlock, SpikingMlp, attentions, neuron_for
 from .base import SpikingStage, SpikingTransformer, attention_layer, neuron_layer
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
@@ -126,7 +126,7 @@ class MetaSpikformer(SpikingTransformer):
         stages = []
         for i, (dim, reduction) in enumerate(zip(widths, (2, 4, 8, 16, 16)[: len(widths)], strict=True)):
             down = ConvBn(widths[i - 1], dim, 3, stride=1 if i == 4 else 2, bias=True, **dd) if i else nn.Identity()
-            embed = nn.Sequential(neuron().to(**dd), down) if i else nn.Identity()
+            embed = nn.Sequential(neuron_for(widths[i - 1], neuron).to(**dd), down) if i else nn.Identity()
             hidden_dim = int(dim * mlp_ratio)
             blocks = [
                 self._conv_block(dim, hidden_dim, rate, layer)
@@ -143,7 +143,7 @@ class MetaSpikformer(SpikingTransformer):
             global_pool=global_pool,
             num_steps=num_steps,
             drop_rate=drop_rate,
-            head_lif=neuron().to(**dd),
+            head_lif=neuron_for(widths[-1], neuron).to(**dd),
             **dd,
         )
 

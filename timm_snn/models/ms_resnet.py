@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvBn, ConvBnLif, CurrentStem, DropPath, LayerFn, merge_time, split_time
+from ..layers import ConvBn, ConvBnLif, CurrentStem, DropPath, LayerFn, merge_time, neuron_for, split_time
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
 from .keys import KeyRules, rename_keys
@@ -76,7 +76,7 @@ class MSBlock(nn.Module):
         if max_pool and stride not in (1, 2):
             raise ValueError(f'max pooling in a block halves the resolution: expected stride 1 or 2, got {stride}')
         pool = max_pool and stride == 2
-        self.lif = lif_layer().to(**dd)
+        self.lif = neuron_for(in_chs, lif_layer).to(**dd)
         self.conv1 = ConvBnLif(in_chs, out_chs, 3, 1 if pool else stride, pool=pool, lif_layer=lif_layer, **dd)
         self.conv2 = ConvBn(out_chs, out_chs, 3, **dd)
         self.drop_path = DropPath(drop_path)

@@ -1,6 +1,6 @@
 """The neuron of a model: the layer that its caller named, with its settings, after a look at what it does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -114,21 +114,20 @@ def _adapted(layer: LayerFn) -> LayerFn:
             neuron = adapter(neuron)
         _check(neuron, name)
     taken = _taken(layer)
-    names = {} if adapter is None else adapter.names
-    takes_threshold = taken is None or names.get('v_threshold', 'v_threshold') in taken
-    if adapter is None and takes_threshold:
-        return layer
-    return partial(_made, layer, adapter or (lambda neuron: neuron), names if takes_threshold else None)
+    threshold: str | None = 'v_threshold' if adapter is None else adapter.threshold
+    if taken is not None and threshold not in taken:  # nothing to set, as in one that is a factory without arguments
+        threshold = None
+    return layer if adapter is None and threshold else partial(_made, layer, adapter, threshold)
 
 
 def _made(
-    layer: LayerFn, adapter: Callable[[nn.Module], nn.Module], names: Mapping[str, str] | None, **settings: Any
+    layer: LayerFn, adapter: type[nn.Module] | None, threshold: str | None, v_threshold: Any = None, **settings: Any
 ) -> nn.Module:
-    """A neuron in its adapter. `names` translates settings; None is for a layer without a threshold, which gets none."""
-    if names is None:
-        settings.pop('v_threshold', None)
-        names = {}
-    return adapter(layer(**{names.get(name, name): value for name, value in settings.items()}))
+    """A neuron, in its adapter if it has one, and with the threshold of attention by the name that it has for it."""
+    if v_threshold is not None and threshold is not None:
+        settings[threshold] = v_threshold
+    neuron = layer(**settings)
+    return neuron if adapter is None else adapter(neuron)
 
 
 @torch.no_grad()

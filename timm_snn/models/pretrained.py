@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
 from ..files import flush, printable
+from ..wrappers import unwrapped
 
 __all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
 
@@ -47,9 +49,14 @@ _recipes: dict[str, str] = {}  # of each tag, the training config below recipes/
 
 @dataclass
 class SpikingCfg(PretrainedCfg):
-    """timm's pretrained config, with how the frames of an event camera are made (`timm_snn.data.FrameSettings`)."""
+    """timm's pretrained config, with what else a model of this package brings with it.
+
+    frames: How the frames of an event camera are made (`timm_snn.data.FrameSettings`).
+    modules: Those outside of this package that a saved model's layers are of, which have to be imported before.
+    """
 
     frames: dict[str, Any] | None = None
+    modules: list[str] | None = None
 
 
 class UntrainedCfg(SpikingCfg):
@@ -136,11 +143,44 @@ def save_for_hf(
         path = Path(unfinished) / 'config.json'
         config = json.loads(path.read_text(encoding='utf-8'))
         config['model_args'].pop('num_classes', None)
+        config['pretrained_cfg'].pop('modules', None)  # of the folder that it was loaded from
+        if modules := modules_of(model):
+            config['pretrained_cfg']['modules'] = modules
         path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
         for file in sorted(Path(unfinished).iterdir()):
             flush(file)
             file.replace(folder / file.name)
     flush(folder)
+
+
+def modules_of(model: nn.Module) -> list[str]:
+    """The modules outside of PyTorch, timm and this package that define its layers."""
+    found = {type(module).__module__ for module in unwrapped(model).modules()}
+    return sorted(name for name in found if name.partition('.')[0] not in ('torch', 'timm', 'timm_snn'))
+
+
+def missing_modules(cfg: Mapping[str, Any]) -> str:
+    """What is to be done for a saved model whose modules are not imported, '' for nothing.
+
+    They are named and never imported from here: a file that came from anywhere would choose which code runs.
+    """
+    names = cfg.get('modules')
+    missing = [name for name in names if name not in sys.modules] if isinstance(names, (list, tuple)) else []
+    if not missing:
+        return ''
+    what = printable(', '.join(map(str, missing)), 200)
+    return f'it was saved with layers of {what}: install that and import it first, in the scripts with --import'
+
+
+@contextmanager
+def naming_modules(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """In it, a ValueError says also which modules of a saved model, with this pretrained_cfg, are not imported."""
+    try:
+        yield
+    except ValueError as error:
+        if advice := missing_modules(cfg):
+            raise ValueError(f'{error}; {advice}') from error
+        raise
 
 
 def resolve_source(variant: str, pretrained_cfg: Any, overlay: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -180,6 +220,12 @@ def refuse_untrained(cfg: Mapping[str, Any]) -> None:
             f'at https://huggingface.co/{cfg["hf_hub_id"]}. Train it with `accelerate launch recipes/train.py {how}`, '
             f"load a file of yours with pretrained_cfg_overlay=dict(file='model.safetensors'), or set TIMM_SNN_HUB_ORG "
             'to an organisation that has it; timm_snn.list_pretrained() lists what can be loaded'
+        )
+    if not any(cfg.get(key) for key in ('state_dict', 'file', 'hf_hub_id', 'url')):
+        raise RuntimeError(
+            f'No pretrained weights exist for {name.removesuffix(".None").removesuffix(".")}: its pretrained config '
+            "names no source. Give its entry in default_cfgs an hf_hub_id='USER/NAME', a url or a file, or load a file "
+            "with pretrained_cfg_overlay=dict(file='model.safetensors')"
         )
 
 

@@ -42,6 +42,7 @@ from ..layers import (
     SpikingPatchSplitting,
     SpikingResidual,
     SpikingStem,
+    neuron_for,
 )
 from .base import KEEP, POOL, SpikingStage, SpikingTransformer, attention_layer, neuron_layer, tokenizer_widths
 from .builder import build_spiking_model
@@ -139,7 +140,9 @@ class SpikeDrivenTransformer(SpikingTransformer):
             )
             for i in (1, 2)
         ]
-        position = SpikingResidual(nn.Sequential(neuron().to(**dd), ConvBn(embed_dim, embed_dim, 3, **dd)))
+        position = SpikingResidual(
+            nn.Sequential(neuron_for(embed_dim, neuron).to(**dd), ConvBn(embed_dim, embed_dim, 3, **dd))
+        )
         embeds.append(nn.Sequential(ConvBn(widths[2], embed_dim, 3, pool=pools[3], **dd), position))
         drop_paths: Any = calculate_drop_path_rates(drop_path_rate, depth)
         blocks = [
@@ -161,7 +164,7 @@ class SpikeDrivenTransformer(SpikingTransformer):
             global_pool=global_pool,
             num_steps=num_steps,
             drop_rate=drop_rate,
-            head_lif=neuron().to(**dd),
+            head_lif=neuron_for(embed_dim, neuron).to(**dd),
             **dd,
         )
         for module in self.modules():

@@ -73,6 +73,8 @@ def _check_model_args(where: str, model_args: Mapping[str, Any], model_cls: type
 def _check_cfg(where: str, cfg: Mapping[str, Any]) -> None:
     if unknown := sorted(set(cfg) - {field.name for field in dataclasses.fields(SpikingCfg)}):
         raise ValueError(f'{where} has unknown keys {printable(unknown)} in its pretrained_cfg')
+    if not isinstance(cfg.get('modules'), (list, type(None))):
+        raise ValueError(f'{where} has modules={_shown(cfg["modules"])}; expected a list of names')
     names = ('label_names', 'label_descriptions')
     for key in names:
         if not isinstance(cfg.get(key), (list, tuple, dict, type(None))):

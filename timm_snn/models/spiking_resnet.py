@@ -51,6 +51,7 @@ from ..layers import (
     LayerFn,
     SpikingStem,
     merge_time,
+    neuron_for,
     neurons,
     pool_spikes,
     split_time,
@@ -95,7 +96,7 @@ class SpikingResNetBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         changes = stride != 1 or in_chs != out_chs
         self.shortcut = ConvBn(in_chs, out_chs, stride=stride, **dd) if changes else nn.Identity()
-        self.lif = lif_layer().to(**dd)
+        self.lif = neuron_for(out_chs, lif_layer).to(**dd)
 
     def forward(self, s: Tensor) -> Tensor:
         return self.lif(self.drop_path(self.conv2(self.conv1(s))) + self.shortcut(s))
@@ -203,7 +204,7 @@ class SpikingResNet(SpikingTransformer):
             global_pool=global_pool,
             num_steps=num_steps,
             drop_rate=drop_rate,
-            head_lif=neuron().to(**dd) if fires_last else None,
+            head_lif=neuron_for(hidden_dim or chs, neuron).to(**dd) if fires_last else None,
             **dd,
         )
 

@@ -9,7 +9,7 @@ from .mssa import mssa
 from .neuron import Neuron
 from .packed import packed_spikes
 from .sparse_conv import sparse_spikes
-from .surrogate import ATan, Erf, PiecewiseQuadratic, Sigmoid, Surrogate
+from .surrogate import ATan, Erf, PiecewiseQuadratic, Sigmoid, Surrogate, make_surrogate, spike
 
 __all__ = [
     'ATan',
@@ -26,10 +26,12 @@ __all__ = [
     'keep_freed_memory',
     'lif',
     'lif_stream',
+    'make_surrogate',
     'mssa',
     'packed_spikes',
     'pool_lif',
     'set_backend',
     'sparse_spikes',
+    'spike',
     'use_backend',
 ]

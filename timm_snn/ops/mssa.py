@@ -26,7 +26,9 @@ def mssa(
 ) -> Tensor:
     """A token's key passes, head by head, if a neuron fires that the sum of its queries over the channels drives.
 
-    The neuron's settings are those of `lif`, where a channel is a head. Shape: queries and k [T, B, heads, D, N] -> [T, B, heads, D, N].
+    The neuron's settings are those of `lif`, where a channel is a head.
+
+    Shape: queries and k [T, B, heads, D, N] -> [T, B, heads, D, N].
     Source: MSViT, arXiv 2505.14719, Eq. 5-7: A = SN(sum_d Q + sum_d P), A * K.
     """
     neuron, learned = describe_neuron(tau, v_threshold, v_reset, decay_input, surrogate, detach_reset)

@@ -118,6 +118,8 @@ class Learned(NamedTuple):
 
         Raises: ValueError for another number of elements.
         """
+        if self.tau is None and self.scale is None:  # the usual case, at the cost of one call
+            return self
         return Learned(_of(x, 'tau', self.tau), _of(x, 'v_threshold', self.scale))
 
 

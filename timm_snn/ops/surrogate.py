@@ -10,16 +10,19 @@ training settings carry over.
 | atan                | atan(pi/2 alpha x)/pi + 1/2     | alpha/2 / (1 + (pi/2 alpha x)^2)        | 2             |
 | piecewise_quadratic | a parabola on |x| < 1/alpha     | alpha - alpha^2 |x|, 0 outside          | 1             |
 | erf                 | (1 + erf(alpha x))/2            | alpha/sqrt(pi) exp(-(alpha x)^2)        | 2             |
+
+`make_surrogate` makes one of another shape, and `spike` is the step with any of them, for neurons of one's own.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ['ATan', 'Erf', 'PiecewiseQuadratic', 'Sigmoid', 'Surrogate', 'get_surrogate', 'spike']
+__all__ = ['ATan', 'Erf', 'PiecewiseQuadratic', 'Sigmoid', 'Surrogate', 'get_surrogate', 'make_surrogate', 'spike']
 
 
 @dataclass(frozen=True)
@@ -105,22 +108,83 @@ class Erf(Surrogate):
 
 
 SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Sigmoid, ATan, PiecewiseQuadratic, Erf)}
+_OWN: dict[str, type[Surrogate]] = {}  # of `make_surrogate`
+
+Curve = Callable[[Tensor], Tensor]
+
+
+def make_surrogate(name: str, derivative: Curve, primitive: Curve | None = None, alpha: float = 1.0) -> type[Surrogate]:
+    """A surrogate of one's own, from the functions that are its derivative and its primitive at alpha = 1.
+
+        Rectangle = make_surrogate('rectangle', lambda x: (x.abs() < 0.5).to(x.dtype), lambda x: (x + 0.5).clamp(0, 1))
+        timm_snn.lif(x, surrogate=Rectangle(alpha=2.0))
+        timm.create_model('msvit_4_96', lif_layer=partial(LIF, surrogate='rectangle'))
+
+    A larger alpha makes it sharper: p(alpha x) is the primitive then, and alpha p'(alpha x) the derivative. Until the
+    process ends the name stands for it, with the `alpha` given here; a second call with the name replaces it. It runs
+    on the backends 'torch' and 'compile', which 'auto' takes for it, and the others refuse it. It can be pickled for a
+    process that makes it too. Training needs the derivative alone; `primitive` is for pictures and tests.
+
+    Raises: ValueError for a name of the table above, or functions that do not map a tensor to one of its shape and
+    dtype.
+    """
+    if not isinstance(name, str) or name in SURROGATES or not name.isidentifier():
+        raise ValueError(
+            f'a surrogate of your own is named by an identifier other than {sorted(SURROGATES)}, got {name!r}'
+        )
+    points = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    for function in filter(None, (derivative, primitive)):
+        y = function(points)
+        if not isinstance(y, Tensor) or (y.shape, y.dtype) != (points.shape, points.dtype):
+            got = f'{tuple(y.shape)} of {y.dtype}' if isinstance(y, Tensor) else repr(y)
+            raise ValueError(
+                f'the functions of surrogate {name!r} must map x to a tensor of its shape and dtype, as y.to(x.dtype): '
+                f'expected (5,) of torch.float64, got {got}'
+            )
+    default = alpha
+
+    @dataclass(frozen=True)
+    class Own(Surrogate):
+        alpha: float = default
+
+        def primitive(self, x: Tensor) -> Tensor:
+            return super().primitive(x) if primitive is None else primitive(self.alpha * x)
+
+        def derivative(self, x: Tensor) -> Tensor:
+            return self.alpha * derivative(self.alpha * x)
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> 'Own':
+            return self  # which a name that was replaced would not find
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _restore, (self.name, self.alpha)
+
+    Own.name = Own.__name__ = Own.__qualname__ = name
+    Own()  # checks alpha
+    _OWN[name] = Own
+    return Own
+
+
+def _restore(name: str, alpha: float) -> Surrogate:
+    """A surrogate of `make_surrogate` that was pickled."""
+    return type(get_surrogate(name))(alpha)
 
 
 def get_surrogate(surrogate: str | Surrogate) -> Surrogate:
     """A surrogate by name, 'atan' with its default alpha or 'atan:3.0' with another; a `Surrogate` as it is.
 
-    Raises: ValueError for a name that is not in the table above, or an alpha that is not a positive number.
+    Raises: ValueError for a name that is not in the table above, nor of `make_surrogate`, or an alpha that is not a
+    positive number.
     """
     if isinstance(surrogate, Surrogate):
         return surrogate
     name, colon, alpha = surrogate.partition(':') if isinstance(surrogate, str) else ('', '', '')
-    if name not in SURROGATES:
+    shape: Any = SURROGATES.get(name) or _OWN.get(name)  # all have a default alpha
+    if shape is None:
         raise ValueError(
-            f'unknown surrogate {surrogate!r}: use one of {sorted(SURROGATES)}, perhaps with an alpha, as '
-            "'atan:3.0', or a Surrogate object"
+            f'unknown surrogate {surrogate!r}: use one of {sorted([*SURROGATES, *_OWN])}, perhaps with an alpha, as '
+            "'atan:3.0', a Surrogate object, or one of timm_snn.ops.make_surrogate"
         )
-    shape: Any = SURROGATES[name]  # all have a default alpha
     try:
         return shape(float(alpha)) if colon else shape()
     except ValueError as error:
@@ -128,10 +192,11 @@ def get_surrogate(surrogate: str | Surrogate) -> Surrogate:
 
 
 def name_surrogate(surrogate: Surrogate) -> str | Surrogate:
-    """The inverse of `get_surrogate`; one that is not in the table is returned as it is."""
-    if not is_known(surrogate):
+    """The inverse of `get_surrogate`; one that has no name there is returned as it is."""
+    shape: Any = SURROGATES.get(surrogate.name) or _OWN.get(surrogate.name)
+    if type(surrogate) is not shape:
         return surrogate
-    return surrogate.name if surrogate == SURROGATES[surrogate.name]() else f'{surrogate.name}:{surrogate.alpha}'  # type: ignore[call-arg]
+    return surrogate.name if surrogate == shape() else f'{surrogate.name}:{surrogate.alpha}'
 
 
 def is_known(surrogate: Surrogate) -> bool:
@@ -160,9 +225,21 @@ class _Spike(torch.autograd.Function):
         return grad * ctx.surrogate.derivative(x), None
 
 
-def spike(x: Tensor, surrogate: Surrogate) -> Tensor:
-    """1 where x >= 0, 0 where x < 0, NaN where x is, in the dtype of x; the gradient is `surrogate.derivative(x)`."""
-    return _Spike.apply(x, as_constant(surrogate))
+def spike(x: Tensor, surrogate: str | Surrogate = 'sigmoid') -> Tensor:
+    """Heaviside step with the gradient of a surrogate: what a neuron of one's own fires with.
+
+        s = spike(h - v_threshold, 'atan')
+
+    1 where x >= 0, 0 where x < 0, NaN where x is, in the dtype of x; the gradient is `surrogate.derivative(x)`. That is
+    differentiable in turn, so that second derivatives are those of the surrogate, which is 0 almost everywhere for
+    shapes that are made of straight lines. It runs under torch.func, torch.compile and in exports, on any device.
+
+    Shape: x [...] -> the same. There is no time and no state.
+    Raises: ValueError for an unknown surrogate or x that is not floating-point.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f'spike needs floating-point x, got {x.dtype}')
+    return _Spike.apply(x, as_constant(get_surrogate(surrogate)))
 
 
 def as_constant(surrogate: Surrogate) -> Surrogate:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import LIF, ConvBnLif, MultiScaleSpikingAttention, ParametricLIF
+from ..layers import LIF, ConvBnLif, MultiScaleSpikingAttention
 from ..modes import evaluating
 from ..ops import lif_stream
 from .page import COLORS, STYLE
@@ -65,7 +65,8 @@ def spike_raster(
                 linewidths=0.6,
             )
             axes.set(xlim=(0.5, T + 0.5), ylim=(-1, taken.shape[1]), xticks=_ticks(T), yticks=[])
-            axes.set_title(f'{_short(name)}\n{100 * spikes.ne(0).float().mean():.1f} % of {total:,}', fontsize=7)
+            rate = f'{100 * spikes.ne(0).float().mean():.1f} %' if spikes.any() else 'silent, all'
+            axes.set_title(f'{_short(name)}\n{rate} of {total:,}', fontsize=7)
             axes.spines[['left', 'bottom']].set_color('#c6ccd4')
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
@@ -131,12 +132,14 @@ def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: in
     order = (spikes.sum(0) + potential.amax(0).clamp(-9, 9) * 1e-3).argsort(descending=True)
     active = order[: max(num_neurons, int((spikes.sum(0) > 0).sum()))]
     taken = active[torch.linspace(0, len(active) - 1, min(num_neurons, len(active))).long()].tolist()
-    T = len(potential)
+    T, learned = len(potential), unit.lif.learned_threshold()
+    thresholds = [unit.lif.v_threshold] if learned is None else learned.flatten().tolist()  # of all, or each channel
     with _style():
         figure, grid = _grid(len(taken), 1, 6.4, 1.25 * len(taken) + 0.5, sharex=True)
         for axes, neuron in zip(grid.flat, taken, strict=True):
             steps = range(1, T + 1)
-            axes.axhline(unit.lif.v_threshold, color='#9aa3af', linewidth=0.9, linestyle='--')
+            threshold = thresholds[neuron * len(thresholds) // potential.shape[1]]
+            axes.axhline(threshold, color='#9aa3af', linewidth=0.9, linestyle='--')
             axes.plot(steps, potential[:, neuron].numpy(), color=COLORS['A'], marker='o', markersize=3.5, linewidth=1.4)
             fired = [t for t in steps if spikes[t - 1, neuron] > 0]
             axes.plot(fired, potential[[t - 1 for t in fired], neuron].numpy(), 'o', color=SPIKE, markersize=7)
@@ -149,14 +152,17 @@ def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: in
 @torch.no_grad()
 def membrane(lif: LIF, current: Tensor) -> tuple[Tensor, Tensor]:
     """The potential before the reset and the spikes, both [T, B, ...], of `lif` driven by `current` [T, B, ...]."""
-    tau = 1 + torch.exp(-lif.w) if isinstance(lif, ParametricLIF) else lif.tau
-    settings: dict[str, Any] = dict(tau=tau, v_reset=lif.v_reset, decay_input=lif.decay_input)
+    tau, threshold = lif.learned_tau(), lif.learned_threshold()
+    settings: dict[str, Any] = dict(
+        tau=lif.tau if tau is None else tau, v_reset=lif.v_reset, decay_input=lif.decay_input
+    )
+    v_threshold = lif.v_threshold if threshold is None else threshold
     v = None
     potentials, spikes = [], []
     for x in current.split(1):
         # what the membrane becomes if it cannot fire, then what it does
         potentials.append(lif_stream(x, v, v_threshold=torch.finfo(torch.float32).max, **settings)[1])
-        fired, v = lif_stream(x, v, v_threshold=lif.v_threshold, **settings)
+        fired, v = lif_stream(x, v, v_threshold=v_threshold, **settings)
         spikes.append(fired)
     return torch.stack(potentials), torch.cat(spikes)
 

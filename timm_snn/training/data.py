@@ -334,8 +334,11 @@ def open_datasets(
     num_classes, in_chans, num_steps = model.num_classes, model.in_chans, steps_of(model)
     show_images(source, model)
     source = source.for_model(model)
-    open_it = functools.partial(open_split, source, in_chans=in_chans, num_steps=num_steps, size=size)
-    train_set, val_set = open_it(train_split), open_it(val_split)
+    open_it = functools.partial(open_split, in_chans=in_chans, num_steps=num_steps, size=size)
+    train_set = open_it(source, train_split)
+    if source.name == 'event_folder':
+        source = replace(source, sensor_size=train_set.sensor_size)
+    val_set = open_it(source, val_split)
     names, val_names = class_names(train_set), class_names(val_set)
     if names and len(names) != num_classes:
         raise UserError(
@@ -349,7 +352,7 @@ def open_datasets(
                 f'the splits of data set {source.name!r} have different classes, {summary(names)} in '
                 f'{train_split!r} and {summary(val_names)} in {val_split!r}: labels would not agree'
             )
-        val_set = open_it(val_split, classes=names)  # a folder of fewer classes, which would be numbered anew
+        val_set = open_it(source, val_split, classes=names)  # a folder of fewer classes, which would be numbered anew
     for split, dataset in ((train_split, train_set), (val_split, val_set)):
         advice = '--input-key and --target-key name the columns' if source.is_table else ''
         with one_line_errors(f'use split {split!r} of data set {source.name!r}', advice):
@@ -416,8 +419,6 @@ def open_split(
         raise UserError(
             f'event frames have 2 channels, or 3 with their sum, and the model {in_chans}: pass --in-chans 2'
         )
-    if source.name == 'event_folder' and source.sensor_size is None:
-        raise UserError(f'data set {source.name!r} needs the size of the camera in pixels: pass --sensor-size H W')
     advice = 'check --data-dir and the splits; --dataset event_folder takes recordings of event cameras'
     if not source.is_folder:
         advice = 'check --dataset, --data-dir and the splits, or let torch/ data sets come with --dataset-download'
@@ -447,7 +448,7 @@ def _open_recordings(source: DataSource, split: str, classes: Sequence[str] | No
     if source.name == 'event_digits':
         open_it = functools.partial(EventDigits, PARTS[split], **options)
     elif source.name == 'event_folder':
-        assert source.folder and source.sensor_size  # which were looked at
+        assert source.folder  # which was looked at
         open_it = functools.partial(
             EventFolder,
             source.folder,
@@ -464,6 +465,8 @@ def _open_recordings(source: DataSource, split: str, classes: Sequence[str] | No
     except CacheFolderError as error:
         _logger.warning('note: every epoch reads all recordings anew: %s', error.__cause__)
         dataset = open_it(cache=None)
+    except SensorSizeError as error:
+        raise UserError(f'{error}, on the command line --sensor-size H W') from error
     _say_left_out(getattr(dataset, 'left_out', None), split, source)
     return dataset
 

@@ -20,7 +20,7 @@ from ..data import FrameSettings
 from ..layers import ConvBn
 from ..layers.conv import skip_zeros
 from ..models import fuse, save_for_hf
-from ..models.pretrained import bounded_hub
+from ..models.pretrained import bounded_hub, missing_modules
 from ..models.weights import check_finite
 from ..ops import keep_freed_memory, lif, sparse_spikes
 from ..ops.backend import asked_for
@@ -31,6 +31,7 @@ __all__ = [
     'channels',
     'check_neurons',
     'check_sparse_spikes',
+    'early_exits',
     'fold_of',
     'fused',
     'input_config',
@@ -81,7 +82,12 @@ def open_model(
         if file and not file.is_file():
             raise FileNotFoundError(f'there is no file {file}')
         with bounded_hub():
-            model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
+            try:
+                model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
+            except RuntimeError as error:
+                if str(error).startswith('Unknown model') and (advice := missing_modules(saved_config(name).get('pretrained_cfg') or {})):
+                    raise ValueError(f'{error}: {advice}') from error
+                raise
         if run:
             images = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation')
             given = {key: run[key] for key in images if run.get(key) is not None}
@@ -229,19 +235,23 @@ def fold_of(name: str, checkpoint: Path | None = None) -> str | None:
     """The fold of the data that the training of a saved model held out, as in '2/5'; None if there is none known."""
     if checkpoint:
         return run_options(checkpoint, name).get('fold') if checkpoint.is_dir() else None
+    fold = saved_config(name).get('fold')
+    return fold if isinstance(fold, str) and re.fullmatch(r'[0-9]{1,4}/[0-9]{1,4}', fold) else None
+
+
+def saved_config(name: str) -> dict[str, Any]:
+    """The config.json of 'local-dir:FOLDER' or, from the cache, of 'hf-hub:USER/NAME'; {} where there is none."""
     scheme, _, place = name.partition(':')
+    file: Any = None
     if scheme == 'local-dir':
-        file: Any = Path(place) / 'config.json'
+        file = Path(place) / 'config.json'
     elif scheme == 'hf-hub':
         repo, _, revision = place.partition('@')
         file = try_to_load_from_cache(repo, 'config.json', revision=revision or None)
-    else:
-        return None
     if not isinstance(file, (str, Path)) or not Path(file).is_file():
-        return None
+        return {}
     with one_line_errors(f'read {file}'):
-        fold = json.loads(Path(file).read_text(encoding='utf-8')).get('fold')
-    return fold if isinstance(fold, str) and re.fullmatch(r'[0-9]{1,4}/[0-9]{1,4}', fold) else None
+        return json.loads(Path(file).read_text(encoding='utf-8'))
 
 
 def run_options(checkpoint: Path, name: str) -> dict[str, Any]:
@@ -289,6 +299,12 @@ def channels(model: Any) -> int:
 def steps_of(model: Any) -> int:
     """T; a model without time steps has one."""
     return getattr(model, 'num_steps', 1)
+
+
+def early_exits(model: Any) -> list[int]:
+    """The steps after which a model answers as one of so few steps: all, or the ends of its chunks of steps."""
+    chunk = getattr(model, 'chunk_steps', 1)
+    return [*range(chunk, model.num_steps, chunk), model.num_steps]
 
 
 def is_trained(name: str, checkpoint: Path | None, pretrained: bool) -> bool:

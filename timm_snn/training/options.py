@@ -13,10 +13,13 @@ from timm.utils import ParseKwargs
 
 from .data import EVENT_DATASETS, DataSource
 from .errors import UserError, one_line_errors
+from .imports import import_own
 
 __all__ = [
     'ArgumentParser',
     'accelerator_options',
+    'add_camera_options',
+    'add_recording_options',
     'as_config',
     'batch_options',
     'data_source',
@@ -27,7 +30,9 @@ __all__ = [
     'model_parser',
     'natural_int',
     'optimizer_options',
+    'positive',
     'positive_int',
+    'recordings',
     'sample_options',
     'schedule_options',
     'tag_of',
@@ -67,10 +72,20 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             '--traceback', action='store_true', help='show where an error came from, as TIMM_SNN_TRACEBACK=1 does'
         )
+        self.add_argument(
+            '--import',
+            nargs='+',
+            action='extend',
+            metavar='MODULE|FILE.py',
+            help='what registers families, neurons or losses of your own, imported before anything else',
+        )
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         with one_line_errors('read the command line', "--model-kwargs takes name=value ..., and '--' ends them"):
-            return super().parse_known_args(*args, **kwargs)
+            parsed = super().parse_known_args(*args, **kwargs)
+        for name in getattr(parsed[0], 'import') or ():
+            import_own(name)
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; see {self.script} --help')
@@ -105,9 +120,20 @@ def data_source(args: argparse.Namespace) -> DataSource:
         download=args.dataset_download,
         input_key=args.input_key,
         target_key=args.target_key,
-        split_by=args.split_by,
+        **_recording_options(args),
+    )
+
+
+def recordings(args: argparse.Namespace) -> DataSource:
+    """Recordings of one's own, and how they are read and made into frames."""
+    return DataSource('event_folder', **_recording_options(args))
+
+
+def _recording_options(args: argparse.Namespace) -> dict[str, Any]:
+    return dict(
+        split_by=getattr(args, 'split_by', None),
         bin_us=args.bin_ms and max(1, round(1000 * args.bin_ms)),
-        events_per_bin=args.events_per_bin,
+        events_per_bin=getattr(args, 'events_per_bin', None),
         reading=args.read_events,
         sensor_size=tuple(args.sensor_size) if args.sensor_size else None,
     )
@@ -185,8 +211,8 @@ def _chosen(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, A
     return {name: getattr(args, option) for name, option in options.items()}
 
 
-def model_parser(script: str, description: str | None) -> ArgumentParser:
-    """Options of a trained model and of how it is run."""
+def model_parser(script: str, description: str | None, batches: bool = True) -> ArgumentParser:
+    """Options of a trained model and of how it is run, on batches or on one sample at a time."""
     parser = ArgumentParser(script, description)
     add = parser.add_argument_group('model').add_argument
     add('--model', required=True, help="'local-dir:FOLDER', 'hf-hub:USER/NAME', or a name that timm knows")
@@ -202,8 +228,9 @@ def model_parser(script: str, description: str | None) -> ArgumentParser:
     add('--device', default='cpu', help="'cuda' for a GPU")
     add('--num-threads', type=positive_int, help='on a CPU; default: all cores')
     _add_image_options(add)
-    add('--batch-size', '-b', type=positive_int, default=32)
-    add('--workers', '-j', type=int, default=0, help='processes that load data')
+    if batches:
+        add('--batch-size', '-b', type=positive_int, default=32)
+        add('--workers', '-j', type=int, default=0, help='processes that load data')
     return parser
 
 
@@ -243,6 +270,11 @@ def _add_data_options(add: Callable[..., Any], flag: Any, split_by: str | None) 
     add('--dataset-download', action=flag, default=False, help='let torch/... data sets download themselves')
     add('--input-key', help='column of the images of an hfds/ data set')
     add('--target-key', help='column of its labels')
+    add_recording_options(add, split_by)
+
+
+def add_recording_options(add: Callable[..., Any], split_by: str | None = None) -> None:
+    """Options of `recordings`."""
     add(
         '--split-by',
         choices=('number', 'time'),
@@ -251,19 +283,24 @@ def _add_data_options(add: Callable[..., Any], flag: Any, split_by: str | None) 
     )
     add('--bin-ms', type=positive, metavar='MS', help='frames of so many milliseconds, T of them from the first event')
     add('--events-per-bin', type=positive_int, metavar='N', help='frames of so many events, T of them')
+    add_camera_options(add)
+
+
+def add_camera_options(add: Callable[..., Any]) -> None:
+    """Options of `recordings` without those of the bins."""
     add(
         '--sensor-size',
         type=positive_int,
         nargs=2,
         metavar=('H', 'W'),
-        help="height and width of the camera of an 'event_folder' in pixels; default: those of a model of events",
+        help="height and width of the camera of one's own recordings in pixels; default: those of a model of events",
     )
     add(
         '--read-events',
         nargs='+',
         action=ParseKwargs,
         metavar='NAME=VALUE',
-        help="arguments of timm_snn.data.read_events for the files of an 'event_folder', e.g. kind=nmnist",
+        help="arguments of timm_snn.data.read_events for one's own recordings, e.g. kind=nmnist",
     )
 
 

@@ -239,7 +239,8 @@ def make_task(
     `answers_by_step` says so, the learner answers at every time step.
     """
     if task is not None:
-        made = find_task(task)(learner, criterion, **(task_kwargs or {}))
+        with one_line_errors(f'make the task {task!r}', 'it is called as MyTask(model, criterion, **task_kwargs)'):
+            made = find_task(task)(learner, criterion, **(task_kwargs or {}))
         if not isinstance(made, TrainingTask):
             raise UserError(f'--task {task}: expected a timm.task.TrainingTask, got {type(made).__name__}')
         made = made.to(device)
