@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from timm_snn.layers import neurons
+from timm_snn.ops import surrogate
 
 DOCS = Path(__file__).parents[1] / 'docs'
 
@@ -16,7 +17,8 @@ DOCS = Path(__file__).parents[1] / 'docs'
 @pytest.mark.parametrize('library', ['spikingjelly', 'snntorch'])
 def test_every_block_runs(library, tmp_path, monkeypatch):
     pytest.importorskip(library)
-    monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))  # the page registers a neuron
+    monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))  # a page registers a neuron
+    monkeypatch.setattr(surrogate, '_OWN', dict(surrogate._OWN))  # and makes a surrogate
     page = (DOCS / f'from_{library}.md').read_text()
     sections = re.split(r'^## ', page, flags=re.MULTILINE)
     assert len(sections) == 21
