@@ -7,7 +7,7 @@ import pytest
 
 import timm_snn.data.frames as frames_module
 from tests.support.writers import random_events
-from timm_snn.data import Events, to_frames
+from timm_snn.data import Events, resize, to_frames
 from timm_snn.data.frames import count_events, frames_of_counts
 
 SENSOR = (5, 7)
@@ -368,7 +368,9 @@ def test_frames_of_kept_counts_are_those_of_events_to_the_last_bit(monkeypatch, 
     counts = count_events(events, 3, sensor_size=SENSOR)
     direct = to_frames(events, 3, sensor_size=SENSOR, **options)
     assert counts.dtype == np.uint8
-    np.testing.assert_array_equal(frames_of_counts(counts, **options), direct)
+    for cost in (1, 10**9):  # pixel by pixel, and by matrices
+        monkeypatch.setattr(resize, 'PRODUCTS_PER_PIXEL', cost)
+        np.testing.assert_array_equal(frames_of_counts(counts, **options), direct)
     monkeypatch.setattr(frames_module, 'is_exact', lambda sums, total: sums.dtype == np.float64)
     np.testing.assert_allclose(to_frames(events, 3, sensor_size=SENSOR, **options), direct, rtol=1e-3)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from .bins import bin_events, check_bins, check_columns, warn_of_order
 from .recording import Events
+from .resize import Resize, add_counts, add_shares
 
 __all__ = ['check_frame_options', 'count_events', 'frames_of_counts', 'to_frames']
 
+GROUP = 1 << 16  # pixels that are resized at once
 CHUNK = 1 << 13  # events that are counted at once: what they need stays in the cache, however many there are
 
 
@@ -62,12 +62,13 @@ def to_frames(
     if split_by == 'number':
         warn_of_order(events.t)
     events, borders = bin_events(events, num_steps, split_by=split_by, **bins)
-    resize = Resize.between(sensor_size, size, dtype)
+    resize = resize_to(size, sensor_size, dtype)
 
     def add(sums: np.ndarray) -> None:
         add_events(sums, events, borders, resize)
 
-    return exact_frames(add, (len(borders) - 1, channels, *resize.shape), len(events), resize.unit, dtype)
+    count = int(borders[-1] - borders[0])
+    return exact_frames(add, (len(borders) - 1, channels, *resize.shape), count, resize.unit, dtype)
 
 
 def check_frame_options(
@@ -103,7 +104,7 @@ def count_events(
     """
     check_events(events, sensor_size)
     events, borders = bin_events(events, num_steps, split_by=split_by, **bins)
-    resize = Resize.between(sensor_size, None, np.uint8)
+    resize = Resize.between(sensor_size, sensor_size)
     for dtype in (np.uint8, np.uint16, np.uint32):
         counts = np.zeros((len(borders) - 1, 2, *sensor_size), dtype)
         add_events(counts, events, borders, resize)
@@ -120,15 +121,17 @@ def frames_of_counts(
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
     """From `count_events` [T, 2, H, W] to the channels, size and dtype of `to_frames`, the same to the last bit."""
-    resize = Resize.between(counts.shape[-2:], size, dtype)
+    resize = resize_to(size, counts.shape[-2:], dtype)
 
     def add(sums: np.ndarray) -> None:
         if resize.is_none:
             for polarity, channel in enumerate(channels_of_polarities(channels)):
                 sums[:, channel] += counts[:, polarity].astype(sums.dtype)
         else:
-            for step, of_step in enumerate(counts):
-                add_counts(sums[step], of_step, resize)
+            steps = max(1, GROUP // counts[0].size)
+            for first in range(0, len(counts), steps):
+                part = slice(first, first + steps)
+                add_counts(sums[part], counts[part], channels_of_polarities(channels), resize)
 
     return exact_frames(add, (len(counts), channels, *resize.shape), int(counts.sum()), resize.unit, dtype)
 
@@ -146,49 +149,16 @@ def check_events(events: Events, sensor_size: tuple[int, int]) -> None:
             )
 
 
-class Axis(NamedTuple):
-    """How the pixels of one axis share their counts among as many or fewer or more pixels of the same total length."""
-
-    first: np.ndarray  # [old]: the first new pixel that each covers
-    parts: np.ndarray  # [span, old]: how much of each lies in that one and those behind it, in units
-    unit: int  # units that an old pixel has; the least that gives whole numbers, 1 where `new` divides `old`
-
-    @classmethod
-    def between(cls, old: int, new: int) -> Axis:
-        unit, length = new // math.gcd(old, new), old // math.gcd(old, new)  # of an old pixel, and of a new one
-        start = np.arange(old) * unit
-        first = start // length
-        span = int(((start + unit - 1) // length - first).max()) + 1
-        edges = (first + np.arange(span + 1)[:, None]) * length  # [span + 1, old]
-        return cls(first, np.diff(edges.clip(start, start + unit), axis=0), unit)
-
-
-class Resize(NamedTuple):
-    """From the sensor's pixels to those of a frame, by area; sums are whole numbers, `unit` of them an event."""
-
-    rows: Axis
-    columns: Axis
-    shape: tuple[int, int]
-
-    @classmethod
-    def between(cls, sensor_size: Sequence[int], size: int | tuple[int, int] | None, dtype: DTypeLike) -> Resize:
-        (height, width) = sensor_size
-        new_height, new_width = (height, width) if size is None else pair(size)
-        resize = cls(Axis.between(height, new_height), Axis.between(width, new_width), (new_height, new_width))
-        if resize.unit > 1 and np.dtype(dtype).kind != 'f':
-            raise ValueError(
-                f'size {new_height} x {new_width} does not divide the {height} x {width} pixels of the sensor, which '
-                f'splits counts into fractions: {np.dtype(dtype)} cannot hold them, use a floating-point dtype'
-            )
-        return resize
-
-    @property
-    def unit(self) -> int:
-        return self.rows.unit * self.columns.unit
-
-    @property
-    def is_none(self) -> bool:
-        return self.shape == (len(self.rows.first), len(self.columns.first))
+def resize_to(size: int | tuple[int, int] | None, sensor_size: Sequence[int], dtype: DTypeLike) -> Resize:
+    """Raises ValueError for fractions of counts that an integer type cannot hold."""
+    (height, width), (new_height, new_width) = sensor_size, sensor_size if size is None else pair(size)
+    resize = Resize.between(sensor_size, (new_height, new_width))
+    if resize.unit > 1 and np.dtype(dtype).kind != 'f':
+        raise ValueError(
+            f'size {new_height} x {new_width} does not divide the {height} x {width} pixels of the sensor, which '
+            f'splits counts into fractions: {np.dtype(dtype)} cannot hold them, use a floating-point dtype'
+        )
+    return resize
 
 
 def channels_of_polarities(channels: int) -> list[int]:
@@ -207,35 +177,6 @@ def add_events(sums: np.ndarray, events: Events, borders: np.ndarray, resize: Re
         y, x, p = (column.astype(np.intp) for column in (part.y, part.x, part.p))
         place += of_polarity.take(p)
         add_shares(sums, place, y, x, None, resize)
-
-
-def add_counts(sums: np.ndarray, counts: np.ndarray, resize: Resize) -> None:
-    """The same of the counts [2, H, W] of one step, to sums [C, h, w]."""
-    for polarity, channel in enumerate(channels_of_polarities(len(sums))):
-        y, x = counts[polarity].nonzero()
-        add_shares(sums[channel], np.zeros(len(y), np.intp), y, x, counts[polarity, y, x], resize)
-
-
-def add_shares(
-    sums: np.ndarray, place: np.ndarray, y: np.ndarray, x: np.ndarray, counts: np.ndarray | None, resize: Resize
-) -> None:
-    """Add to flat `sums`, in the image that begins at `place`, the shares of pixels (y, x), as often as `counts` says.
-
-    `place` is changed.
-    """
-    rows, columns, width = resize.rows, resize.columns, resize.shape[1]
-    sums = sums.reshape(-1)
-    place += (rows.first * width).take(y)
-    place += columns.first.take(x)
-    if counts is None and resize.unit == 1:
-        np.add.at(sums, place, sums.dtype.type(1))  # of another type it would be thirty times slower
-        return
-    for down, in_rows in enumerate(rows.parts):
-        for right, in_columns in enumerate(columns.parts):
-            shares = in_rows.take(y) * in_columns.take(x)
-            here = shares.nonzero()[0] if down or right else slice(None)  # most pixels lie in one new pixel
-            shares = shares[here] if counts is None else shares[here] * counts[here]
-            np.add.at(sums, place[here] + (down * width + right), shares.astype(sums.dtype))
 
 
 def exact_frames(
