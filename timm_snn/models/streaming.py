@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,13 +70,13 @@ class Stream:
         if reason := _why_not(model):
             raise ValueError(f'cannot stream this {type(model).__name__}: {reason}')
         self._model, self._tau = _sharing_weights(model), tau
-        self._neurons = dict(_carry_membranes(self._model))
+        self._memory = _Memory()
+        self._names = _carry_membranes(self._model, self._memory)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: every neuron at rest, no frame seen."""
-        for neuron in self._neurons.values():
-            neuron.states = []
+        self._memory.states = {}
         self._num_steps = 0
         self._logits: Tensor | None = None  # the answer after the last frame
         self._shape: torch.Size | None = None
@@ -107,15 +107,14 @@ class Stream:
 
     def _steps(self, frames: Tensor) -> Tensor:
         """Logits of these steps alone, [B, t, classes]. If this fails, no neuron has seen them."""
-        for neuron in self._neurons.values():
-            neuron.pending = []
+        self._memory.pending = {}
         if getattr(self._model, 'act', None) == 'relu':  # has one step
             logits = torch.cat([self._model.forward_steps(frame) for frame in frames.split(1, 1)], 1)
         else:
-            self._model.num_steps = frames.shape[1]
+            if self._model.num_steps != frames.shape[1]:
+                self._model.num_steps = frames.shape[1]
             logits = self._model.forward_steps(frames)
-        for neuron in self._neurons.values():
-            neuron.states = neuron.pending
+        self._memory.states = self._memory.pending
         return logits
 
     def _readout(self, logits: Tensor) -> Tensor:
@@ -136,8 +135,8 @@ class Stream:
             'frame_shape': torch.tensor(self._shape),
             'logits': self._logits,
         }
-        for name, neuron in self._neurons.items():
-            for call, state in enumerate(neuron.states):
+        for name, states in self._memory.states.items():
+            for call, state in enumerate(states):
                 found |= {f'{name}.{call}.{key}': value for key, value in state.items()}
         return {key: value.clone(memory_format=torch.contiguous_format) for key, value in found.items()}
 
@@ -158,11 +157,10 @@ class Stream:
                 continue
             name, call, part = key.rsplit('.', 2)
             found.setdefault(name, {}).setdefault(int(call), {})[part] = value.to(device)
-        if len(readout) < 3 or found.keys() != self._neurons.keys():
-            other = sorted(found.keys() ^ self._neurons.keys()) or sorted(state)
+        if len(readout) < 3 or found.keys() != self._names:
+            other = sorted(found.keys() ^ self._names) or sorted(state)
             raise ValueError(f'expected the state of a stream of this model, and only one of both has {other[0]!r}')
-        for name, calls in found.items():
-            self._neurons[name].states = [calls[call] for call in sorted(calls)]
+        self._memory.states = {name: [calls[call] for call in sorted(calls)] for name, calls in found.items()}
         self._num_steps = int(readout['num_steps'])
         self._logits = readout['logits'].to(device)
         self._shape = torch.Size(readout['frame_shape'].tolist())
@@ -171,19 +169,26 @@ class Stream:
 _CHANGED_BY_TRAINING = (_BatchNorm, _DropoutNd, DropPath, RunningFiringRate)
 
 
-class _Carried(nn.Module):
-    """A neuron that goes on from where it was; a network may call it several times in a pass, each time as another."""
+class _Memory:
+    """What the neurons of a stream remember, by their names, of each call in a pass: a network may use one twice."""
 
-    def __init__(self, neuron: Any) -> None:
+    def __init__(self) -> None:
+        self.states: dict[str, list[dict[str, Tensor]]] = {}  # after the last pass
+        self.pending: dict[str, list[dict[str, Tensor]]] = {}  # of this pass until now
+
+
+class _Carried(nn.Module):
+    """A neuron that goes on from where it was."""
+
+    def __init__(self, name: str, neuron: Any, memory: _Memory) -> None:
         super().__init__()
-        self.neuron = neuron
-        self.states: list[dict[str, Tensor]] = []  # after the last pass, of each call
-        self.pending: list[dict[str, Tensor]] = []  # of this pass until now
+        self.name, self.neuron, self.memory = name, neuron, memory
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        state = self.states[len(self.pending)] if self.states else None
-        y, state = self.neuron.stream(*args, **kwargs, state=state)
-        self.pending.append(state)
+        states = self.memory.states.get(self.name)
+        pending = self.memory.pending.setdefault(self.name, [])
+        y, state = self.neuron.stream(*args, **kwargs, state=states[len(pending)] if states else None)
+        pending.append(state)
         return y
 
 
@@ -233,19 +238,18 @@ def _sharing_weights(model: nn.Module) -> Any:
     return made.eval()
 
 
-def _carry_membranes(model: nn.Module) -> Iterator[tuple[str, _Carried]]:
-    """Replace all neurons that remember, and give each with its name."""
+def _carry_membranes(model: nn.Module, memory: _Memory) -> set[str]:
+    """Replace all neurons that remember; returns their names, of which one at several places has the first."""
     carried: dict[nn.Module, _Carried] = {}
 
-    def replace(parent: nn.Module, prefix: str) -> Iterator[tuple[str, _Carried]]:
+    def replace(parent: nn.Module, prefix: str) -> None:
         for place, module in parent.named_children():
-            name = f'{prefix}{place}'
-            if not _streams(module):
-                yield from replace(module, f'{name}.')
-                continue
-            if module not in carried:
-                carried[module] = _Carried(module)
-                yield name, carried[module]
-            setattr(parent, place, carried[module])
+            if _streams(module):
+                if module not in carried:
+                    carried[module] = _Carried(f'{prefix}{place}', module, memory)
+                setattr(parent, place, carried[module])
+            else:
+                replace(module, f'{prefix}{place}.')
 
-    return replace(model, '')
+    replace(model, '')
+    return {module.name for module in carried.values()}

@@ -33,7 +33,7 @@ class Operator:
         parameters = inspect.signature(function).parameters.values()
         self._neuron_at = next((i for i, parameter in enumerate(parameters) if parameter.annotation is Neuron), None)
         self.op: Any = torch.library.custom_op(f'timm_snn::{name}', self._with_key(function), mutates_args=())
-        self._function = function
+        self._plain = self._function = function
         self._has_gradient = False
 
     def register_fake(self, function: Callable) -> None:
@@ -70,7 +70,7 @@ class Operator:
         for arg in args:
             if isinstance(arg, Tensor) and (type(arg) not in _PLAIN or (refuses_grad and arg.requires_grad)):
                 return self.op(*self._encoded(args))
-        return self._function(*args)
+        return (self._function if torch.is_grad_enabled() else self._plain)(*args)  # autograd takes a while to do nothing
 
     def _encoded(self, args: Sequence[Any]) -> list[Any]:
         """Arguments as the schema has them."""
