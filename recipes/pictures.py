@@ -4,7 +4,8 @@
     python recipes/pictures.py --model local-dir:output/digits/model --sample 7 --steps 1 2 4 8 --layers stem.units.0
 
 Leaves spike_raster.png, attention_maps.png, membrane_traces.png and accuracy_and_energy.png in --output. The first
-three show one sample of the data, the last one --num-samples of them. A model without MSSA has no attention maps.
+three show one sample of the data, the last one --num-samples of them. A model without MSSA has no attention maps,
+and frames of events, whose number is fixed, have no accuracy against T; recipes/validate.py has it.
 """
 
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             pictures.profile_steps(model, loader, args.steps, data_name=samples.description)
         ),
     }
+    if source.is_events:  # whose frames are as many as they are
+        del makers['accuracy_and_energy']
     if not any(isinstance(module, MultiScaleSpikingAttention) for module in model.modules()):
         del makers['attention_maps']
     args.output.mkdir(parents=True, exist_ok=True)

@@ -106,6 +106,11 @@ def test_wrong_settings_are_one_line(folder, setting, message):
     assert '\n' not in str(caught.value)
 
 
+def test_bins_may_be_of_seconds_and_of_millions_of_events(folder):
+    damage(folder, bin_us=3_600_000_000)
+    assert frame_settings(timm.create_model(f'local-dir:{folder}')).bin_us == 3_600_000_000
+
+
 def test_settings_that_are_no_mapping_are_refused_where_the_model_is_made(folder):
     config = json.loads((folder / 'config.json').read_text())
     config['pretrained_cfg']['frames'] = [1, 2]

@@ -232,3 +232,10 @@ def test_models_of_before_keep_the_mean_they_were_trained_with(capsys, own, own_
     fresh = ['--model', 'msvit_4_96', '--model-kwargs', 'in_chans=2', 'num_classes=3', '--split', 'train']
     _, notes = validate(capsys, *fresh, *data, '--sensor-size', 20, 30)
     assert 'normalised' not in notes
+
+
+def test_pictures_of_events_are_those_of_a_fixed_number_of_steps(capsys, own, own_run, tmp_path):
+    data = ['--dataset', 'event_folder', '--data-dir', str(own), '--output', str(tmp_path)]
+    run('recipes/pictures.py', '--model', f'local-dir:{own_run}/model', *data)
+    names = ['membrane_traces.png', 'spike_raster.png']
+    assert sorted(path.name for path in tmp_path.iterdir()) == names

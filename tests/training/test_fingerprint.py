@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from timm.data import ImageDataset
 
+from tests.support import writers
+from timm_snn.data import EventFolder
 from timm_snn.training.data import DataSource, Digits, open_split
 from timm_snn.training.fingerprint import difference, fingerprint
 from timm_snn.training.pictures import FolderReader
@@ -65,3 +67,15 @@ def test_tables_of_other_labels_or_pictures_are_told_apart(tmp_path):
 def test_the_halves_of_the_digits_are_told_apart():
     assert difference(fingerprint(Digits(True)), fingerprint(Digits(True))) is None
     assert 'samples' in difference(fingerprint(Digits(True)), fingerprint(Digits(False))).text
+
+
+def test_own_recordings_are_told_by_their_files_wherever_the_folder_is(tmp_path):
+    for name in ('clap', 'wave'):
+        (tmp_path / 'a' / 'train' / name).mkdir(parents=True)
+        writers.npy(tmp_path / 'a' / 'train' / name / '1.npy', writers.random_events(20, size=8))
+    before = fingerprint(EventFolder(tmp_path / 'a', sensor_size=(8, 8)))
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    assert fingerprint(EventFolder(tmp_path / 'b', sensor_size=(8, 8))) == before
+    writers.npy(tmp_path / 'b' / 'train' / 'wave' / '1.npy', writers.random_events(21, size=8))
+    changed = difference(before, fingerprint(EventFolder(tmp_path / 'b', sensor_size=(8, 8))))
+    assert changed and changed.text == 'has other file sizes than it had' and not changed.is_of_samples

@@ -82,7 +82,8 @@ def _check_cfg(where: str, cfg: Mapping[str, Any]) -> None:
     if not isinstance(cfg.get('frames'), (dict, type(None))):
         raise ValueError(f'{where} has frames={_shown(cfg["frames"])}; expected the settings of event frames by name')
     for key, value in cfg.items():
-        if key not in (*names, 'state_dict') and (expected := _fault(value, 10**6, takes_bools=True)):
+        most = 2**40 if key == 'frames' else 10**6  # microseconds of a bin
+        if key not in (*names, 'state_dict') and (expected := _fault(value, most, takes_bools=True)):
             raise ValueError(f'{where} has {key}={_shown(value)}; expected {expected}')
     for key in ('input_size', 'test_input_size', 'min_input_size'):
         size = cfg.get(key, (3, 224, 224) if key == 'input_size' else None)
