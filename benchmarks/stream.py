@@ -38,16 +38,18 @@ COLUMNS = ['model', 'size', 'threads', 'variant', 'T', 'events/bin', 'frame', 'm
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    table = Table('stream', {}, COLUMNS)
-    for threads in args.threads:
-        clock = Clock('cpu', threads)
-        table.head = clock.environment() | {
-            'threads': f'{" and ".join(map(str, args.threads))}',
-            'density': f'{args.density}',
-            'times': 'milliseconds from the events of a bin of 10 ms to the logits, batch of 1',
-        }
-        for name in args.models:
-            for row in measure(name, args.bins, args.density):
+    head = Clock('cpu').environment() | {
+        'threads': ' and '.join(map(str, args.threads)),
+        'density': f'{args.density} of the inputs of convolutions are not 0',
+        'times': 'milliseconds from the events of a bin of 10 ms to the logits, batch of 1',
+    }
+    table = Table('stream', head, COLUMNS)
+    for name in args.models:
+        windows = camera(SENSORS[name], args.bins)
+        net = network(name, windows, args.density)
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            for row in measure(net, SENSORS[name], windows):
                 table.add(model=name, size=SENSORS[name], threads=threads, **row)
     table.save(args.out or Path(__file__).parent / 'results' / 'cpu-defaults', 'model', 'median', 'variant', 'threads')
 
@@ -73,23 +75,23 @@ def camera(size: int, bins: int) -> list[tuple[int, Events]]:
     return list(iter_windows(parts, BIN, start=0, end=bins * BIN))
 
 
-def measure(name: str, bins: int, density: float) -> list[dict[str, Any]]:
-    size = SENSORS[name]
-    windows = camera(size, bins)
+def frame_of(start: int, events: Events, size: int) -> Tensor:
+    """Counts [1, 2, H, W]."""
+    return torch.from_numpy(to_frames(events, 1, sensor_size=(size, size), start=start, end=start + BIN))
+
+
+def network(name: str, windows: list[tuple[int, Events]], density: float) -> Any:
     torch.manual_seed(0)
     net = timm.create_model(name, in_chans=2, num_classes=10)
-    T = net.num_steps
-
-    def frame_of(start: int, events: Events) -> Tensor:
-        counts = to_frames(events, 1, sensor_size=(size, size), start=start, end=start + BIN)
-        return torch.from_numpy(counts)
-
-    net.num_steps = 4  # to set the density, which needs no more
-    set_density(net, torch.stack([frame_of(*window) for window in windows[4:8]], 1), density)
+    T, net.num_steps = net.num_steps, 4  # which are enough to find the density
+    set_density(net, torch.stack([frame_of(*window, SENSORS[name]) for window in windows[4:8]], 1), density)
     net.num_steps = T
-    model = timm_snn.fuse(net)
+    return timm_snn.fuse(net)
+
+
+def measure(model: Any, size: int, windows: list[tuple[int, Events]]) -> list[dict[str, Any]]:
     stream = timm_snn.stream(model)
-    last = deque([frame_of(*windows[0])] * T, maxlen=T)
+    last = deque([frame_of(*windows[0], size)] * model.num_steps, maxlen=model.num_steps)
     answers: dict[str, Callable[[Tensor], Tensor]] = {
         'stream': stream,
         'the last T frames again': lambda frame: model(torch.stack([*last], 1)),
@@ -104,7 +106,7 @@ def measure(name: str, bins: int, density: float) -> list[dict[str, Any]]:
                 if variant != 'stream' and i % 5:
                     continue
                 begin = time.perf_counter()
-                frame = frame_of(*window)
+                frame = frame_of(*window, size)
                 made = time.perf_counter()
                 if variant != 'stream':
                     last.append(frame)
@@ -112,12 +114,12 @@ def measure(name: str, bins: int, density: float) -> list[dict[str, Any]]:
                 times[variant].append(1000 * (time.perf_counter() - begin))
                 times['frame'].append(1000 * (made - begin))
             if i % 5:
-                last.append(frame_of(*window))
+                last.append(frame_of(*window, size))
     per_bin = sum(len(events) for _, events in windows) / len(windows)
     return [
         {
             'variant': variant,
-            'T': T,
+            'T': model.num_steps,
             'events/bin': round(per_bin),
             'frame': float(np.median(times['frame'])),
             'median': float(np.median(times[variant])),

@@ -97,6 +97,7 @@ def test_a_family_here_passes(check, model):
         (testing.check_neighbours, IsSilent),
         (testing.check_features, IsSilent),
         (testing.check_steps, SeesTheFuture),
+        (testing.check_streaming, SeesTheFuture),
     ],
 )
 def test_a_wrong_family_fails(check, neuron, model):

@@ -10,6 +10,10 @@ __all__ = ['COMMANDS', 'main']
 
 # Of each command, the module whose main(argv) it is, imported when it is called, and what it does.
 COMMANDS = {
+    'live': (
+        'timm_snn.training.live',
+        'classify a recording as a camera gives it: timm-snn live --source FILE --model MODEL',
+    ),
     'new': ('timm_snn.scaffold', 'write a package with a family or a neuron of your own: timm-snn new family NAME'),
 }
 

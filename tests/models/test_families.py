@@ -65,6 +65,9 @@ class TestTime:
     def test_the_first_steps_answer_as_a_model_of_fewer_steps(self, tiny):
         testing.check_steps(tiny)
 
+    def test_a_stream_answers_as_all_frames_at_once(self, tiny):
+        testing.check_streaming(tiny)
+
     def test_frames_of_another_number_are_refused(self, tiny):
         with pytest.raises(ValueError, match=r'expected 2 frames .* assign model.num_steps = 3'):
             tiny(images(tiny).unsqueeze(1).repeat(1, 3, 1, 1, 1))

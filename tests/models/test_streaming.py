@@ -1,4 +1,7 @@
-"""Streams: every family, frame by frame, is the model that sees all frames at once, and nothing leaks out of it."""
+"""Streams: the model that sees all frames at once, bit by bit, and nothing leaks out of it.
+
+Every family frame by frame is in tests/models/test_families.py.
+"""
 
 import copy
 
@@ -37,28 +40,20 @@ def running_mean(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize('name', SMALLEST)
-class TestEveryFamily:
-    def test_frame_by_frame_equals_all_at_once(self, name):
-        model = make(name)
-        frames = frames_for(model)
-        steps = whole(model, frames)
-        assert not torch.allclose(steps[:, 0], steps[:, 1])
-        stream = timm_snn.stream(model)
-        answers = torch.stack([stream(frame) for frame in frames.unbind(1)], 1)
-        torch.testing.assert_close(answers, running_mean(steps), rtol=0, atol=1e-12)
-        model.num_steps = 4
-        with torch.no_grad():
-            torch.testing.assert_close(answers[:, -1], model(frames), rtol=0, atol=1e-12)
-
-    def test_chunks_of_a_fused_model_with_states_saved_in_between(self, name):
-        model = timm_snn.fuse(make(name))
-        frames = frames_for(model)
-        expected = running_mean(whole(model, frames))
-        first, second = timm_snn.stream(model), timm_snn.stream(model)
-        torch.testing.assert_close(first(frames[:, :2]), expected[:, :2], rtol=0, atol=1e-12)
-        second.load_state(load(save(first.state())))
-        torch.testing.assert_close(second(frames[:, 2:]), expected[:, 2:], rtol=0, atol=1e-12)
-        assert first.num_steps == 2 and second.num_steps == 4
+def test_chunks_of_every_family_fused_with_states_saved_in_between(name):
+    model = timm_snn.fuse(make(name))
+    frames = frames_for(model)
+    steps = whole(model, frames)
+    assert not torch.allclose(steps[:, 0], steps[:, 1])
+    first, second = timm_snn.stream(model), timm_snn.stream(model)
+    torch.testing.assert_close(first(frames[:, :2]), running_mean(steps)[:, :2], rtol=0, atol=1e-12)
+    second.load_state(load(save(first.state())))
+    answers = second(frames[:, 2:])
+    torch.testing.assert_close(answers, running_mean(steps)[:, 2:], rtol=0, atol=1e-12)
+    assert first.num_steps == 2 and second.num_steps == 4
+    model.num_steps = 4
+    with torch.no_grad():
+        torch.testing.assert_close(answers[:, -1], model(frames), rtol=0, atol=1e-12)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from ..layers import ConvBn, ConvBnLif, RunningFiringRate
 from ..models import fuse
 from ..models.pretrained import save_for_hf
+from ..models.streaming import stream
 
 __all__ = [
     'FAMILY_CHECKS',
@@ -31,6 +32,7 @@ __all__ = [
     'check_neighbours',
     'check_saving',
     'check_steps',
+    'check_streaming',
     'images',
     'lively',
     'make',
@@ -127,6 +129,17 @@ def check_steps(model: Any) -> None:
 
 
 @torch.no_grad()
+def check_streaming(model: Any) -> None:
+    """After every frame a stream answers as the model that sees all frames until then at once (`timm_snn.stream`)."""
+    T = model.num_steps
+    frames = torch.rand(1, T, model.in_chans, 32, 32, dtype=next(model.parameters()).dtype)
+    expected = model.forward_steps(frames).cumsum(1) / torch.arange(1, T + 1).view(-1, 1)
+    frame_by_frame = stream(model)
+    for t, frame in enumerate(frames.unbind(1)):
+        assert_close(frame_by_frame(frame), expected[:, t], rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
 def check_features(model: Any) -> None:
     """The levels of `forward_intermediates` have the channels and sizes that `feature_info` announces, and fire."""
     taps = model.forward_intermediates(images(model, size=(64, 96)), intermediates_only=True)
@@ -203,6 +216,7 @@ FAMILY_CHECKS = (
     check_frames,
     check_causality,
     check_steps,
+    check_streaming,
     check_features,
     check_learning,
     check_checkpointing,
