@@ -94,7 +94,7 @@ def record_digit(image: np.ndarray, seed: int | tuple[int, ...]) -> Events:
     scene = paint(image)
     places = PER_PIXEL * (MARGIN + path_of(random))
     threshold = np.maximum(random.normal(THRESHOLD, MISMATCH, (2, SENSOR, SENSOR)), THRESHOLD / 2).astype(np.float32)
-    found = [noise(random)]
+    found: list[tuple[np.ndarray, ...]] = [noise(random)]
     before = seen_from(scene, places[0])
     level = before + threshold.min(0) * random.uniform(-1, 1, before.shape).astype(np.float32)  # of the last event
     for number, place in enumerate(places[1:]):
@@ -149,7 +149,7 @@ def crossings(
     before: np.ndarray, now: np.ndarray, level: np.ndarray, threshold: np.ndarray, start: int
 ) -> list[tuple[np.ndarray, ...]]:
     """The events, t, x, y, p, of a step that begins at `start`; `level` becomes that of each pixel's last event."""
-    found = []
+    found: list[tuple[np.ndarray, ...]] = []
     for polarity, sign in ((0, -1), (1, 1)):
         height = threshold[polarity]
         y, x = np.nonzero((now - level) * sign >= height)

@@ -51,6 +51,7 @@ def make(name: str, **kwargs: Any) -> Any:
 
 def lively(model: nn.Module) -> Any:
     """The model, with batch norms that let every neuron fire sometimes: untrained, its last layers are silent."""
+    module: Any
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.8, 1.6)
@@ -58,6 +59,7 @@ def lively(model: nn.Module) -> Any:
             module.running_var.fill_(0.5)
         elif isinstance(module, RunningFiringRate):
             module.running.fill_(0.2)  # without which an untrained model goes by the batch
+    unit: Any
     for unit in model.modules():
         if isinstance(unit, ConvBn) and not isinstance(unit, ConvBnLif):  # currents, which add up in a stream
             nn.init.uniform_(unit.bn.bias, 0.0, 0.6)
@@ -184,7 +186,7 @@ def check_contract(model: Any) -> None:
     twin = copy.deepcopy(model)
     twin.reset_classifier(7)
     assert twin.num_classes == 7 and twin.double()(x).shape == (2, 7)
-    backbone = timm.create_model(name, features_only=True, in_chans=model.in_chans)
+    backbone: Any = timm.create_model(name, features_only=True, in_chans=model.in_chans)
     sizes = [tap.shape[1] for tap in backbone(x.float())]
     assert sizes == backbone.feature_info.channels(), f'features_only announces {backbone.feature_info.channels()}'
     for key in ('first_conv', 'classifier'):

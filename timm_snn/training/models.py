@@ -85,7 +85,8 @@ def open_model(
             try:
                 model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
             except RuntimeError as error:
-                if str(error).startswith('Unknown model') and (advice := missing_modules(saved_config(name).get('pretrained_cfg') or {})):
+                saved = saved_config(name).get('pretrained_cfg') or {}
+                if str(error).startswith('Unknown model') and (advice := missing_modules(saved)):
                     raise ValueError(f'{error}: {advice}') from error
                 raise
         if run:
