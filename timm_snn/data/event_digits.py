@@ -99,11 +99,11 @@ def record_digit(image: np.ndarray, seed: int | tuple[int, ...]) -> Events:
     level = before + threshold.min(0) * random.uniform(-1, 1, before.shape).astype(np.float32)  # of the last event
     for number, place in enumerate(places[1:]):
         now = seen_from(scene, place)
-        where = around_digit(place)
+        where = rows, columns = around_digit(place)
         for t, x, y, p in crossings(
-            before[where], now[where], level[where], threshold[(slice(None), *where)], number * STEP
+            before[where], now[where], level[where], threshold[:, rows, columns], number * STEP
         ):
-            found.append((t, x + where[1].start, y + where[0].start, p))
+            found.append((t, x + columns.start, y + rows.start, p))
         before = now
     t, x, y, p = (np.concatenate(columns) for columns in zip(*found, strict=True))
     order = np.argsort(t, kind='stable')

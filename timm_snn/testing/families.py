@@ -51,15 +51,13 @@ def make(name: str, **kwargs: Any) -> Any:
 
 def lively(model: nn.Module) -> Any:
     """The model, with batch norms that let every neuron fire sometimes: untrained, its last layers are silent."""
-    module: Any
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.8, 1.6)
             nn.init.uniform_(module.bias, 0.5, 1.2)
-            module.running_var.fill_(0.5)
+            module.running_var.fill_(0.5)  # type: ignore[union-attr]
         elif isinstance(module, RunningFiringRate):
             module.running.fill_(0.2)  # without which an untrained model goes by the batch
-    unit: Any
     for unit in model.modules():
         if isinstance(unit, ConvBn) and not isinstance(unit, ConvBnLif):  # currents, which add up in a stream
             nn.init.uniform_(unit.bn.bias, 0.0, 0.6)
@@ -67,7 +65,7 @@ def lively(model: nn.Module) -> Any:
             # the variance of currents over what it is with PyTorch's initial weights; a family may start with less
             scale = 3 * unit.conv.weight[0].numel() * unit.conv.weight.detach().square().mean()
             if scale < 0.5:
-                unit.bn.running_var.mul_(scale)
+                unit.bn.running_var.mul_(scale)  # type: ignore[union-attr]
     return model
 
 
