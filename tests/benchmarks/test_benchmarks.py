@@ -137,3 +137,13 @@ def test_the_recipe_is_timed_beside_the_bare_step(run, tmp_path, data):
     bare, recipe = rows(tmp_path / 'out' / 'recipe.csv')
     assert (bare['variant'], recipe['variant']) == ('bare step', 'recipe')
     assert float(bare['share']) == 1 and float(recipe['images/s']) > 0
+
+
+def test_every_neuron_is_timed_beside_lif(run, tmp_path):
+    small = ['--shape', 4, 1, 2, 3, 3, '--rounds', 1, '--device', 'cpu', '--skip', 'compiled', '--out', tmp_path]
+    result = run('neurons.py', *small)
+    assert result.returncode == 0, result.stderr
+    table = rows(tmp_path / 'neurons.csv')
+    ours = {row['neuron']: row for row in table if row['variant'] == 'timm_snn' and row['pass'] != 'forward'}
+    assert float(ours['lif']['of lif']) == 1 and all(float(row['saved bytes']) >= 4 for row in ours.values())
+    assert [name for name, row in ours.items() if not row['of spikingjelly']] == ['integer', 'alif']

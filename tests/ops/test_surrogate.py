@@ -151,7 +151,5 @@ class TestOwnSurrogates:
 
     @pytest.mark.parametrize('function', [lambda x: x > 0, lambda x: x.sum(), lambda x: 1.0, lambda x: x.float()])
     def test_functions_that_do_not_keep_shape_and_dtype_are_refused(self, function):
-        with pytest.raises(
-            ValueError, match=r"surrogate 'mine' must map x .* expected \(5,\) of .*float64"
-        ):
+        with pytest.raises(ValueError, match=r"surrogate 'mine' must map x .* expected \(5,\) of .*float64"):
             make_surrogate('mine', function)
