@@ -11,7 +11,7 @@ and to <out>/frames.csv and .png. Its columns:
     peak / frames   allocated while frames are made, with them, in sizes of the frames
 
 Frames of the sensor's size have bins of as many events, as those of the peers; the others bins of as many milliseconds.
-`iter_frames` reads a file of EVT 3.0 that holds 50 windows, and the time is that of one. `counted, then resized` makes
+`iter_frames` reads a file of EVT 2.0 that holds 50 windows, and the time is that of one. `counted, then resized` makes
 frames of the sensor's size first. Needs the extra bench; tonic takes part if it is installed. A peer whose frames
 differ is not timed.
 """
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
             measure(table, clock, events, args.steps, size)
     with tempfile.TemporaryDirectory() as folder:
         for count in args.events:
-            file = WRITERS['evt3'](Path(folder) / f'{count}.raw', made_up(count * WINDOWS, WINDOWS * WINDOW), size=640)
+            file = WRITERS['evt2'](Path(folder) / f'{count}.raw', made_up(count * WINDOWS, WINDOWS * WINDOW), size=640)
             stream = clock.compare({'timm_snn iter_frames': functools.partial(read_all, file, args.steps)})
             shape = f'{args.steps} x 2 x 128 x 128'
             add(table, shape, count, 'timm_snn iter_frames, from a file', stream['timm_snn iter_frames'], WINDOWS)
@@ -125,7 +125,7 @@ def peers(events: Events, steps: int) -> dict[str, Callable[[], np.ndarray]]:
 
 
 def read_all(file: Path, steps: int) -> None:
-    for _ in iter_frames(file, steps, window=WINDOW, size=128, start=0):
+    for _ in iter_frames(file, steps, window=WINDOW, sensor_size=SENSOR, size=128, start=0):
         pass
 
 

@@ -147,3 +147,20 @@ def test_every_neuron_is_timed_beside_lif(run, tmp_path):
     ours = {row['neuron']: row for row in table if row['variant'] == 'timm_snn' and row['pass'] != 'forward'}
     assert float(ours['lif']['of lif']) == 1 and all(float(row['saved bytes']) >= 4 for row in ours.values())
     assert [name for name, row in ours.items() if not row['of spikingjelly']] == ['integer', 'alif']
+def test_frames_are_timed_and_saved(run, tmp_path):
+    result = run('frames.py', '--events', 400, '--steps', 2, '--long-steps', 4, '--rounds', 1, '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = rows(tmp_path / 'frames.csv')
+    variants = [(row['frames'], row['variant']) for row in table if row['variant'] != 'tonic']
+    assert variants == [
+        ('2 x 2 x 480 x 640', 'timm_snn'),
+        ('2 x 2 x 480 x 640', 'spikingjelly 2'),
+        ('2 x 2 x 128 x 128', 'timm_snn'),
+        ('2 x 2 x 128 x 128', 'counted, then resized'),
+        ('2 x 2 x 128 x 128', 'timm_snn iter_frames, from a file'),
+        ('4 x 2 x 480 x 640', 'timm_snn'),
+        ('4 x 2 x 480 x 640', 'spikingjelly 2'),
+    ]
+    assert all(float(row['windows/s']) > 0 for row in table)
+    assert all(float(row['peak / frames']) < 1.2 for row in table if row['variant'] == 'timm_snn')
+    assert (tmp_path / 'frames.png').stat().st_size > 0
