@@ -438,9 +438,10 @@ def _by_channel() -> Iterator[Case]:
     ):
         if not (threshold or (learned and by_channel)):
             continue
-        for dtype, layout, num_steps in zip(
-            DTYPES, ('contiguous', 'channels_last', 'static', 'batch_first'), (4, 9, 17, 1), strict=True
-        ):
+        layouts, steps = ('contiguous', 'channels_last', 'static', 'batch_first'), (4, 9, 17, 1)
+        for dtype, layout, num_steps in zip(DTYPES, layouts, steps, strict=True):
+            if dtype not in (torch.float32, torch.bfloat16) and not op.startswith('lif'):
+                continue  # the rounding of a dtype is that of other cases
             how: dict[str, Any] = dict(learned=learned, learned_threshold=threshold, by_channel=by_channel)
             how.update(v_reset=draw([0.0, -0.2, None]), decay_input=draw([True, False]), tau=draw([2.0, 1.7]))
             how.update(surrogate=draw(list(SURROGATES)), detach_reset=draw([True, False]))

@@ -102,6 +102,12 @@ def test_the_neuron_compiles_with_all_options(compiled):
     assert 'div.rn.' in compiled[0].asm['ptx']  # Triton 3.5 flushes subnormal numbers as well, div.rn.ftz
 
 
+def test_a_time_constant_for_each_channel_compiles(compiled):
+    x, tau = torch.zeros(3, 2, 5, 7, requires_grad=True), torch.full((5,), 2.0, requires_grad=True)
+    kernels.lif(x, None, tau, Neuron(None), False)[0].sum().backward()
+    check(compiled, ['_forward_kernel', '_backward_kernel'])
+
+
 @pytest.mark.parametrize(('channels_last', 'dtype'), [(False, torch.float32), (True, torch.bfloat16)])
 @pytest.mark.parametrize('pool', [False, True])
 def test_batch_norm_compiles(compiled, channels_last, pool, dtype):
