@@ -35,6 +35,7 @@ PASSES = {'forward': False, 'forward + backward': True}
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    torch._dynamo.config.recompile_limit = 100  # the neurons share their code, and it would stop compiling after a few
     clock = Clock(args.device, args.threads, args.rounds)
     generator = torch.Generator().manual_seed(0)
     x, upstream = (torch.randn(args.shape, generator=generator).to(args.device) for _ in range(2))

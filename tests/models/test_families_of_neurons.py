@@ -149,6 +149,16 @@ def test_weight_decay_leaves_the_mixing_of_steps_alone():
     assert layers and all(id(p) in kept for layer in layers for p in layer.parameters())
 
 
+def test_a_neuron_of_ones_own_is_told_the_steps():
+    class Mine(PSN):
+        pass
+
+    model = msvit(Mine, num_steps=3)
+    assert {module.num_steps for module in model.modules() if isinstance(module, Mine)} == {3}
+    with pytest.raises(ValueError, match='Mine has parameters for each of 3 steps'):
+        model.num_steps = 2
+
+
 def test_settings_of_a_family_that_a_neuron_does_not_have_do_not_concern_it():
     model = timm.create_model('spikingformer_2_256', lif_layer='psn', device='meta')  # whose own tau is 1.5
     assert any(isinstance(module, PSN) for module in model.modules())

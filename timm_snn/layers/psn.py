@@ -1,7 +1,7 @@
 """Parallel spiking neurons (arXiv 2304.12760): no reset, so that all steps are computed at once."""
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from timm.layers import register_notrace_module
@@ -58,11 +58,8 @@ class PSN(FixedSteps, TorchNeuron):
 
     def fire(self, x: Tensor) -> Tensor:
         self.check_num_steps(len(x))
-        axes = list(range(1, x.ndim))
-        in_memory = sorted(axes, key=x.stride, reverse=True)  # so that channels_last is not copied
-        steps = x.movedim(in_memory, axes)
-        h = torch.addmm(-self.theta.to(x.dtype)[:, None], self.weight.to(x.dtype), steps.flatten(1))
-        return self.spike(h).unflatten(1, steps.shape[1:]).movedim(axes, in_memory)
+        theta, weight = self.theta.to(x.dtype), self.weight.to(x.dtype)
+        return self.spike(_over_time(x, lambda steps: torch.addmm(-theta[:, None], weight, steps)))
 
     def extra_repr(self) -> str:
         return f'num_steps={self.num_steps}, v_threshold={self.v_threshold}, surrogate={self.surrogate}'
@@ -98,10 +95,14 @@ class SlidingPSN(TorchNeuron):
         self.theta = nn.Parameter(torch.tensor(self.v_threshold))
 
     def fire(self, x: Tensor) -> Tensor:
-        # not a product with a band matrix, whose zeros would let NaN and infinite currents reach the steps before
-        weights, currents = self.weight.to(x.dtype).unbind(0)[::-1], x.unbind(0)
-        h: list[Any] = [sum(w * currents[t - i] for i, w in enumerate(weights[: t + 1])) for t in range(len(x))]
-        return self.spike(torch.stack(h) - self.theta.to(x.dtype))
+        theta, weight = self.theta.to(x.dtype), self.weight.to(x.dtype)
+
+        def mix(steps: Tensor) -> Tensor:
+            # not one product with a band matrix, whose zeros would let NaN and infinite currents reach earlier steps
+            windows = (steps[max(0, t - self.order) : t] for t in range(1, len(steps) + 1))
+            return torch.stack([weight[-len(window) :] @ window for window in windows])
+
+        return self.spike(_over_time(x, mix) - theta)
 
     def stream(self, x: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The next steps of a stream (`timm_snn.stream`), which remembers the last currents."""
@@ -110,3 +111,11 @@ class SlidingPSN(TorchNeuron):
 
     def extra_repr(self) -> str:
         return f'order={self.order}, v_threshold={self.v_threshold}, surrogate={self.surrogate}'
+
+
+def _over_time(x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+    """`mix` of the steps [T, N] of x [T, B, ...], as x; N in the order of memory, so that channels_last is no copy."""
+    axes = list(range(1, x.ndim))
+    in_memory = sorted(axes, key=x.stride, reverse=True)
+    steps = x.movedim(in_memory, axes)
+    return mix(steps.flatten(1)).unflatten(1, steps.shape[1:]).movedim(axes, in_memory)
