@@ -1,7 +1,11 @@
-"""Time the readers of event recordings against SpikingJelly's and tonic's, side by side in one run.
+"""Time the readers of event recordings against those of other libraries, side by side in one run.
 
-    python benchmarks/events.py                       N-MNIST in many files, AEDAT 2.0, AEDAT 3.1 and NumPy in one each
+    python benchmarks/events.py                       N-MNIST in many files, the other formats in one each
+    python benchmarks/events.py --formats evt3 dat    some of them
     python benchmarks/events.py --packet-events 100   AEDAT 3.1 in smaller packets
+
+EVT 2.1 and 3.0 hold one event a word here; cameras put up to 32 and 12 into one, which takes less time for each. Text
+is a tenth as long.
 
 The files are made up, written to a temporary folder, and stay in the page cache: what is timed is reading from memory
 and decoding on one thread, not the disk. The table goes to the terminal and to <out>/events.csv and .png. Its columns:
@@ -10,7 +14,8 @@ and decoding on one thread, not the disk. The table goes to the terminal and to 
     times spikingjelly   as many events per second as SpikingJelly
     peak MB              allocated while timm_snn reads all files, or the one file, in parts or whole
 
-Needs the extra bench; tonic takes part if it is installed. A reader that fails or gives other events is not timed.
+Needs the extra bench; tonic and expelliarmus take part if they are installed. A reader that fails or gives other
+events is not timed. HDF5 and bags are left out, as h5py, rosbags and mcap read them.
 """
 
 import argparse
@@ -29,6 +34,10 @@ from timm_snn.data import Events, iter_events, read_events
 # The tests' writers of recordings, which no installation has.
 WRITERS = runpy.run_path(str(Path(__file__).parents[1] / 'tests' / 'support' / 'writers.py'))
 Reader = Callable[[Path], object]  # gives t, x, y, p by name, or by key
+SUFFIXES = {
+    'nmnist': '.bin', 'aedat2': '.aedat', 'aedat3': '.aedat', 'npy': '.npy', 'npz': '.npz', 'evt2': '.raw',
+    'evt21': '.raw', 'evt3': '.raw', 'dat': '.dat', 'aedat4': '.aedat4', 'text': '.csv',
+}  # fmt: skip
 COLUMNS = ['format', 'variant', 'M events/s', 'spread', 'times spikingjelly', 'peak MB']
 
 
@@ -38,8 +47,12 @@ def main(argv: list[str] | None = None) -> None:
     made = f'N-MNIST {args.files} files of {args.file_events} events, others 1 of {args.events}'
     head = clock.environment() | {'files': f'{made}, packets of {args.packet_events}', 'numpy': np.__version__}
     table = Table('events', head, COLUMNS)
-    peers = {'spikingjelly 2': spikingjelly_readers(), 'tonic': tonic_readers()}
-    for name in ('nmnist', 'aedat2', 'aedat3', 'npy', 'npz'):
+    peers = {
+        'spikingjelly 2': spikingjelly_readers(),
+        'tonic': tonic_readers(),
+        'expelliarmus': expelliarmus_readers(),
+    }
+    for name in args.formats:
         with tempfile.TemporaryDirectory() as folder:
             paths = write(name, Path(folder), args)
             for row in measure(name, paths, {peer: readers.get(name) for peer, readers in peers.items()}, clock):
@@ -49,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--formats', nargs='+', choices=SUFFIXES, default=list(SUFFIXES), metavar='NAME')
     parser.add_argument('--events', type=int, default=10_000_000, help='in the one file of each format but N-MNIST')
     parser.add_argument('--packet-events', type=int, default=1000, help='in each packet of AEDAT 3.1')
     parser.add_argument('--files', type=int, default=1000, help='of N-MNIST')
@@ -63,8 +77,8 @@ def write(name: str, folder: Path, args: argparse.Namespace) -> list[Path]:
     if name == 'nmnist':
         seeds = range(args.files)
         return [WRITERS['nmnist'](folder / f'{i}.bin', random_events(args.file_events, 34, i)) for i in seeds]
-    events = random_events(args.events, last=1_000_000_000)
-    path = folder / f'recording.{"aedat" if name.startswith("aedat") else name}'
+    events = random_events(args.events // 10 if name == 'text' else args.events, last=1_000_000_000)
+    path = folder / f'recording{SUFFIXES[name]}'
     if name == 'aedat3':
         return [WRITERS['aedat3'](path, events, args.packet_events)]
     return [WRITERS[name](path, events)]
@@ -91,6 +105,15 @@ def tonic_readers() -> Mapping[str, Reader]:
         'aedat2': lambda path: io.read_dvs_128(path)[1],
         'aedat3': lambda path: io.read_dvs_ibm(path)[1],
     }
+
+
+def expelliarmus_readers() -> Mapping[str, Reader]:
+    try:
+        from expelliarmus import Wizard
+    except ModuleNotFoundError as error:
+        print(f'without expelliarmus: {error}: pip install expelliarmus')
+        return {}
+    return {kind: Wizard(encoding=kind).read for kind in ('evt2', 'evt3', 'dat')}
 
 
 def in_parts(path: Path) -> None:

@@ -113,7 +113,7 @@ def test_readers_are_timed_and_saved(run, tmp_path):
     assert result.returncode == 0, result.stderr
     table = rows(tmp_path / 'events.csv')
     ours = [row['format'] for row in table if row['variant'] == 'timm_snn']
-    assert ours == ['nmnist', 'aedat2', 'aedat3', 'npy', 'npz']
+    assert ours == ['nmnist', 'aedat2', 'aedat3', 'npy', 'npz', 'evt2', 'evt21', 'evt3', 'dat', 'aedat4', 'text']
     theirs = [row['format'] for row in table if row['variant'] == 'spikingjelly 2']
     assert theirs == ['nmnist', 'aedat2', 'aedat3']
     assert all(float(row['M events/s']) > 0 for row in table)

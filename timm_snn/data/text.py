@@ -75,11 +75,12 @@ class _Lines:
                     self.start, f'expected lines of at most {LINE_LIMIT} bytes, got a longer one'
                 )
         self.number += self.block.count(b'\n')
-        block = re.sub(rb'(?m)^[ \t]*[#%].*$', b'', self.block) if re.search(b'[#%]', self.block) else self.block
+        block = re.sub(rb'(?m)^[ \t]*[#%].*$', b'', self.block) if b'#' in self.block or b'%' in self.block else self.block
         if not block.strip():
             return np.empty((0, self.width), np.int64)
-        block = block.replace(b'True', b'1').replace(b'False', b'0')  # as pandas writes a polarity
-        dtype = np.float64 if re.search(rb'[.EIN]', block, re.IGNORECASE) else np.int64
+        if b'e' in block:
+            block = block.replace(b'True', b'1').replace(b'False', b'0')  # as pandas writes a polarity
+        dtype = np.float64 if any(byte in block for byte in b'.eEnN') else np.int64
         try:
             table = np.loadtxt(io.BytesIO(block), dtype, delimiter=self.delimiter, ndmin=2, encoding='latin-1')
         except (ValueError, OverflowError) as error:
