@@ -245,7 +245,7 @@ class WindowDataset(Dataset):
         counts = self.cache.load(f'{name}/{start}', stamp)
         if counts is None:  # the recording is read once for all of its windows
             events = self.events(recording)
-            every = {other: self.count(events, other) for of, other in self.places if of == recording}
+            every = {other: self.count(events, other) for other in self.starts(recording)}
             for other, counts_of_other in every.items():
                 self.cache.store(f'{name}/{other}', stamp, counts_of_other)
             counts = every[start]
