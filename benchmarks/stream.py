@@ -6,7 +6,7 @@
 The events are of moving digits (`timm_snn.data.EventDigits`), scaled to the sensor of the model. A bin's latency has
 the frame that is made of its events and the fused model's answer. Beside the stream, which shows the model that frame
 alone and carries its membranes, the model is given the last T frames again, as one would without a stream, for every
-fifth bin. Weights are random, and batch norms such that convolutions see --density nonzeros, as in model.py.
+tenth bin. Weights are random, and batch norms such that convolutions see --density nonzeros, as in model.py.
 
 The table goes to the terminal and to <out>/stream.csv and .png. Its columns:
 
@@ -83,8 +83,8 @@ def frame_of(start: int, events: Events, size: int) -> Tensor:
 def network(name: str, windows: list[tuple[int, Events]], density: float) -> Any:
     torch.manual_seed(0)
     net = timm.create_model(name, in_chans=2, num_classes=10)
-    T, net.num_steps = net.num_steps, 4  # which are enough to find the density
-    set_density(net, torch.stack([frame_of(*window, SENSORS[name]) for window in windows[4:8]], 1), density)
+    T, net.num_steps = net.num_steps, 2  # which are enough to find the density
+    set_density(net, torch.stack([frame_of(*window, SENSORS[name]) for window in windows[4:6]], 1), density)
     net.num_steps = T
     return timm_snn.fuse(net)
 
@@ -103,7 +103,7 @@ def measure(model: Any, size: int, windows: list[tuple[int, Events]]) -> list[di
         answers['the last T frames again'](last[0])
         for i, window in enumerate(windows):
             for variant, answer in answers.items():
-                if variant != 'stream' and i % 5:
+                if variant != 'stream' and i % 10:
                     continue
                 begin = time.perf_counter()
                 frame = frame_of(*window, size)
@@ -113,7 +113,7 @@ def measure(model: Any, size: int, windows: list[tuple[int, Events]]) -> list[di
                 answer(frame).argmax(1).item()
                 times[variant].append(1000 * (time.perf_counter() - begin))
                 times['frame'].append(1000 * (made - begin))
-            if i % 5:
+            if i % 10:
                 last.append(frame_of(*window, size))
     per_bin = sum(len(events) for _, events in windows) / len(windows)
     return [

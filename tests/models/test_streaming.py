@@ -8,6 +8,7 @@ import copy
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -199,6 +200,22 @@ def test_frames_of_another_shape_are_refused(small):
         stream(torch.zeros(1, 32, 32))
 
 
+def test_a_recording_is_no_batch_of_frames(small):
+    """A model that sees events, of four steps."""
+    small.pretrained_cfg['frames'] = {'num_steps': 4}
+    frames = frames_for(small)
+    with pytest.raises(ValueError, match=r'may be all frames of one recording: pass x\.unsqueeze\(0\)'):
+        timm_snn.stream(small)(frames[0])
+    several = timm_snn.stream(small)(frames[0].unsqueeze(1))
+    torch.testing.assert_close(several[:1, 0], timm_snn.stream(small)(frames[:, 0]), rtol=0, atol=1e-12)
+
+
+def test_a_model_that_cannot_be_copied_says_so(small):
+    torch.nn.utils.prune.random_unstructured(small.head.fc, 'weight', 0.5)
+    with pytest.raises(ValueError, match=r'cannot stream this MSViT: .*prune\.remove'):
+        timm_snn.stream(small)
+
+
 def test_the_state_of_another_model_is_refused(small):
     stream = timm_snn.stream(small)
     answer = stream(frames_for(small))
@@ -206,6 +223,8 @@ def test_the_state_of_another_model_is_refused(small):
     other(frames_for(other._model))
     with pytest.raises(ValueError, match='only one of both has'):
         stream.load_state(other.state())
+    with pytest.raises(ValueError, match='only one of both has'):
+        stream.load_state({'epoch': torch.tensor(3)})
     assert stream.num_steps == answer.shape[1]
     assert timm_snn.stream(small).state() == {}
     stream.load_state({})

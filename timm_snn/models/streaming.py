@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,7 @@ class Stream:
         if reason := _why_not(model):
             raise ValueError(f'cannot stream this {type(model).__name__}: {reason}')
         self._model, self._tau = _sharing_weights(model), tau
+        self._usual_steps = model.num_steps
         self._memory = _Memory()
         self._names = _carry_membranes(self._model, self._memory)
         self.reset()
@@ -90,10 +92,16 @@ class Stream:
     def __call__(self, x: Tensor) -> Tensor:
         """The answer after this frame, [B, C, H, W] -> [B, classes], or after each, [B, t, C, H, W] -> [B, t, classes].
 
-        Raises: ValueError for a frame of another shape than those since the reset.
+        Raises: ValueError for a frame of another shape than those since the reset, and for [T, C, H, W] in a model of
+        events with so many steps, which may be a recording.
         """
         if x.ndim not in (4, 5) or (x.ndim == 5 and x.shape[1] == 0):
             raise ValueError(f'expected a frame [B, C, H, W] or several [B, t, C, H, W], got {list(x.shape)}')
+        if x.ndim == 4 and getattr(self._model, 'takes_events', False) and 1 < len(x) == self._usual_steps:
+            raise ValueError(
+                f'expected a frame [B, C, H, W], got {list(x.shape)}, which may be all frames of one recording: pass '
+                f'x.unsqueeze(0); or the frames of {len(x)} cameras: pass x.unsqueeze(1)'
+            )
         frames = x.unsqueeze(1) if x.ndim == 4 else x
         shape = frames[:, 0].shape
         if self._shape not in (None, shape):
@@ -155,7 +163,8 @@ class Stream:
             if key in ('num_steps', 'frame_shape', 'logits'):
                 readout[key] = value
                 continue
-            name, call, part = key.rsplit('.', 2)
+            named = re.fullmatch(r'(.+)\.(\d+)\.([^.]+)', key)
+            name, call, part = named.groups() if named else (key, '0', '')
             found.setdefault(name, {}).setdefault(int(call), {})[part] = value.to(device)
         if len(readout) < 3 or found.keys() != self._names:
             other = sorted(found.keys() ^ self._names) or sorted(state)
@@ -231,8 +240,15 @@ def _streams(module: nn.Module) -> bool:
 
 
 def _sharing_weights(model: nn.Module) -> Any:
-    """A copy of the modules alone."""
-    made: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    """A copy of the modules alone, in eval mode. Raises: ValueError if it cannot be copied."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        made: Any = copy.deepcopy(model, shared)
+    except RuntimeError as error:
+        raise ValueError(
+            f'cannot stream this {type(model).__name__}: a module in it keeps a tensor that was computed with a '
+            'gradient, as pruned weights are: torch.nn.utils.prune.remove(module, name) ends that'
+        ) from error
     for name in [name for name, value in vars(made).items() if isinstance(value, GraphedMethod)]:
         delattr(made, name)  # a graph would not carry membranes
     return made.eval()
