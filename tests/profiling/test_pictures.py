@@ -9,9 +9,11 @@ import torch
 import timm_snn
 from tests.conftest import lively
 from tests.support.profiling import Net
-from timm_snn.layers import LIF, ConvBn, ParametricLIF
+from timm_snn.layers import ConvBn
 
 pytest.importorskip('matplotlib')
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
 from timm_snn.profiling import pictures
 
 IMAGE = torch.rand(1, 20, 28, generator=torch.Generator().manual_seed(0)).double()
@@ -20,10 +22,11 @@ IMAGE = torch.rand(1, 20, 28, generator=torch.Generator().manual_seed(0)).double
 def test_the_raster_has_a_panel_per_layer_and_a_mark_per_spike(small):
     report = timm_snn.profile(small, IMAGE.unsqueeze(0), progress=False)
     firing = [layer for layer in report.layers if layer.firing_rate is not None]
-    panels = [axes for axes in pictures.spike_raster(small, IMAGE, num_neurons=10**6).axes if axes.get_visible()]
-    assert len(panels) == len(firing)
+    names = [layer.name for layer in firing]
+    panels = [axes for axes in pictures.spike_raster(small, IMAGE, names, num_neurons=10**6).axes if axes.get_visible()]
     for axes, layer in zip(panels, firing, strict=True):
         assert len(axes.collections[0].get_offsets()) == round(layer.firing_rate * layer.neuron_updates)
+    assert sum(axes.get_visible() for axes in pictures.spike_raster(small, IMAGE).axes) == len(firing)
     few = pictures.spike_raster(small, IMAGE, ['stem.units.0'], num_neurons=5)
     assert len(few.axes) == 1 and len(few.axes[0].collections[0].get_offsets()) <= 5 * 4
     with pytest.raises(ValueError, match="no neurons called 'stem'; there are stem"):
@@ -46,28 +49,11 @@ def test_attention_maps_are_the_means_of_q_p_and_a(small):
     for shown, name in zip(maps[1:], ('q.0', 'q.1', 'attn_lif'), strict=True):
         expected = found[name].flatten(2, -2).mean((0, 1, 2)).reshape(5, 7)  # N = H * W, not square
         torch.testing.assert_close(torch.tensor(shown.tolist()), expected.float(), check_dtype=False)
+    twice = lively(timm.create_model('msvit_4_96', query_kernels=((3, 3), (1,), None)))
+    assert len(pictures.attention_maps(twice, IMAGE).axes) == 8 + 5  # with color bars
     ssa = lively(timm.create_model('msvit_4_96', attn='ssa'))
     with pytest.raises(ValueError, match='no multi-scale spiking attention'):
         pictures.attention_maps(ssa, IMAGE)
-
-
-@pytest.mark.parametrize(
-    'neuron',
-    [
-        *(LIF(), LIF(v_reset=None, tau=3.0), LIF(v_reset=-0.5, decay_input=False, v_threshold=0.7)),
-        *(ParametricLIF(tau=1.5), ParametricLIF(torch.linspace(1.5, 3, 50)), LIF(learn_threshold=True, per_channel=50)),
-    ],
-    ids=['default', 'soft reset', 'resting below zero', 'parametric', 'by channel', 'learned threshold'],
-)
-def test_membranes_are_those_of_the_neuron(neuron):
-    """They fire exactly where the neuron does, and that is where the membrane before the reset is at threshold."""
-    if neuron.log_threshold is not None:
-        torch.nn.init.uniform_(neuron.log_threshold, -0.5, 0.5)
-    current = 3 * torch.randn(9, 2, 50, dtype=torch.float64)
-    potential, spikes = pictures.membrane(neuron, current)
-    assert torch.equal(spikes, neuron(current)) and 0.1 < spikes.mean() < 0.9
-    threshold = neuron.learned_threshold()
-    assert torch.equal(potential >= (neuron.v_threshold if threshold is None else threshold), spikes > 0)
 
 
 def test_traces_mark_the_spikes_of_the_layer(small):
@@ -77,10 +63,11 @@ def test_traces_mark_the_spikes_of_the_layer(small):
     threshold, potential, fired = figure.axes[0].lines
     assert len(potential.get_ydata()) == 9 and len(fired.get_ydata()) > 0
     assert min(fired.get_ydata()) >= threshold.get_ydata()[0]
-    with pytest.raises(ValueError, match="expected a unit with LIF neurons, got 'head'"):
+    with pytest.raises(ValueError, match="no LIF neurons called 'head'"):
         pictures.membrane_traces(small, IMAGE, 'head')
-    with pytest.raises(ValueError, match=r"got 'units\.0'; there are stem\.units\.0$"):  # currents, without neurons
-        pictures.membrane_traces(Net(ConvBn(2, 3)).double(), IMAGE, 'units.0')
+    no_neuron = Net(ConvBn(2, 3)).double()  # but in its stem
+    with pytest.raises(ValueError, match=r"called 'units\.0'; there are stem\.units\.0\.lif$"):
+        pictures.membrane_traces(no_neuron, IMAGE, 'units.0')
 
 
 def test_the_model_stays_as_it_was(small):
@@ -115,3 +102,27 @@ def test_event_frames_have_pictures_too():
     frames = torch.rand(3, 2, 32, 48).round()
     assert len(pictures.spike_raster(model, frames).axes) > 10
     assert len(pictures.attention_maps(model, frames).axes) == 4 + 3  # with color bars
+
+
+def test_pictures_of_a_record_are_those_of_its_samples(small):
+    """In training, with gradients, and of any sample of a batch."""
+    images = torch.stack([IMAGE.flip(2), IMAGE])
+    with timm_snn.record(small, membranes=True) as r:
+        small(images)
+    drawn = {
+        'raster': (pictures.spike_raster(small, IMAGE), pictures.spike_raster(r, sample=1)),
+        'maps': (pictures.attention_maps(small, IMAGE), pictures.attention_maps(r, IMAGE, sample=1)),
+        'traces': (pictures.membrane_traces(small, IMAGE), pictures.membrane_traces(r, sample=1)),
+    }
+    for pair in drawn.values():
+        pixels = [figure.canvas for figure in map(with_pixels, pair)]
+        assert bytes(pixels[0].buffer_rgba()) == bytes(pixels[1].buffer_rgba())
+    with timm_snn.record(small) as r:
+        small(images)
+    with pytest.raises(ValueError, match=r"no LIF neurons called 'stem\.units\.0'; there are none"):
+        pictures.membrane_traces(r)
+
+
+def with_pixels(figure):
+    FigureCanvasAgg(figure).draw()
+    return figure

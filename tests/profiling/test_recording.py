@@ -11,7 +11,7 @@ from torch import nn
 import timm_snn
 from tests.conftest import lively
 from tests.support.families import SMALLEST, shallow
-from timm_snn.layers import LIF, ConvBnLif
+from timm_snn.layers import LIF, ConvBnLif, ParametricLIF
 from timm_snn.ops.native.build import why_not_here
 from timm_snn.profiling.steps import is_neuron
 
@@ -111,6 +111,24 @@ def test_gradients_through_the_record_are_those_of_the_equations(backend):
     torch.testing.assert_close(*(torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in (found, expected)))
     assert r.spikes[''] is spikes and r.currents[''] is x
     assert torch.autograd.grad(spikes.sum(), r.currents[''])[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    'neuron',
+    [
+        *(LIF(), LIF(v_reset=None, tau=3.0), LIF(v_reset=-0.5, decay_input=False, v_threshold=0.7)),
+        *(ParametricLIF(tau=1.5), ParametricLIF(torch.linspace(1.5, 3, 50)), LIF(learn_threshold=True, per_channel=50)),
+    ],
+    ids=['default', 'soft reset', 'resting below zero', 'parametric', 'by channel', 'learned threshold'],
+)
+def test_membranes_are_at_the_threshold_where_the_neuron_fires(neuron):
+    if neuron.log_threshold is not None:
+        torch.nn.init.uniform_(neuron.log_threshold, -0.5, 0.5)
+    current = 3 * torch.randn(9, 2, 50, dtype=torch.float64)
+    with timm_snn.record(neuron, membranes=True) as r:
+        spikes = neuron(current)
+    assert torch.equal(spikes, neuron(current)) and 0.1 < spikes.mean() < 0.9
+    assert torch.equal(r.membranes[''] >= neuron.v_threshold, spikes > 0)
 
 
 @pytest.mark.parametrize('wanted', [dict(), dict(membranes=True, currents=True)])

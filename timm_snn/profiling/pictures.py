@@ -1,24 +1,30 @@
 """Pictures of a spiking model at work, as matplotlib figures: spikes, attention, membranes, accuracy against T.
 
-All of them run the model once more on one image, as `profile` does: from outside, fused or not.
+Spikes, attention and membranes are drawn from what `timm_snn.record` has recorded, of one sample of the last pass:
+
+    with timm_snn.record(model, membranes=True) as r:
+        model(images)
+    spike_raster(r, sample=3)
+
+Given a model and an image instead, they record it by themselves: at rest, in eval mode.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import LIF, ConvBnLif, MultiScaleSpikingAttention
+from ..layers import MultiScaleSpikingAttention
 from ..modes import evaluating
-from ..ops import lif_stream
 from .page import COLORS, STYLE
 from .profiler import eager, profile
-from .recorder import Recorder
+from .recording import Recording, record
 from .report import NOTICE, Report
-from .rules import gates
-from .site import AttentionCall, Site, UnitCall
+from .state import ModuleState
+from .steps import is_neuron
 from .text import require
 
 if TYPE_CHECKING:
@@ -32,18 +38,20 @@ INK, SPIKE = '#1f2430', '#b4532a'
 
 
 def spike_raster(
-    model: nn.Module, image: Tensor, layers: Sequence[str] | None = None, num_neurons: int = 48
+    source: nn.Module | Recording,
+    image: Tensor | None = None,
+    layers: Sequence[str] | None = None,
+    num_neurons: int = 48,
+    sample: int = 0,
 ) -> 'Figure':
     """Which neurons fire at which step: a panel per layer, a row per neuron, evenly spaced over channels and positions.
 
-    `image` is [C, H, W] or frames [T, C, H, W]; `layers` are names from a report, all that fire by default.
+    `source` is a recording, or a model with an `image` [C, H, W] or frames [T, C, H, W]; `layers` are names from a
+    record or a report, all that fire by default.
     Raises: ValueError for names that do not exist, and for none.
     """
-    sites = _watch(model, image).record.sites
-    fired = {name: site.spikes for name, site in sites.items() if site.spikes is not None}
-    shown = list(fired) if layers is None else list(layers)
-    if missing := [name for name in shown if name not in fired]:
-        raise ValueError(f'no neurons called {missing[0]!r}; there are {", ".join(fired) or "none"}')
+    fired = _recording_of(source, image).spikes
+    shown = [_find(name, fired) for name in (fired if layers is None else layers)]
     if not shown:
         reason = 'no layer is named' if fired else 'no neurons ran in this model'
         raise ValueError(f'there is nothing to show: {reason}')
@@ -52,7 +60,7 @@ def spike_raster(
     with _style():
         figure, grid = _grid(rows, columns, 1.45 * columns, 2.0 * rows)
         for axes, name in zip(grid.flat, shown, strict=False):
-            spikes = fired[name][:, 0].flatten(1).float().cpu()  # [T, neurons]
+            spikes = fired[name][:, sample].detach().flatten(1).float().cpu()  # [T, neurons]
             T, total = spikes.shape
             taken = spikes[:, torch.linspace(0, total - 1, min(num_neurons, total)).long()]
             step, neuron = taken.nonzero(as_tuple=True)
@@ -65,8 +73,7 @@ def spike_raster(
                 linewidths=0.6,
             )
             axes.set(xlim=(0.5, T + 0.5), ylim=(-1, taken.shape[1]), xticks=_ticks(T), yticks=[])
-            rate = f'{100 * spikes.ne(0).float().mean():.1f} %' if spikes.any() else 'silent, all'
-            axes.set_title(f'{_short(name)}\n{rate} of {total:,}', fontsize=7)
+            axes.set_title(f'{_short(name)}\n{100 * spikes.ne(0).float().mean():.1f} % of {total:,}', fontsize=7)
             axes.spines[['left', 'bottom']].set_color('#c6ccd4')
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
@@ -74,72 +81,83 @@ def spike_raster(
     return figure
 
 
-def attention_maps(model: nn.Module, image: Tensor) -> 'Figure':
+def attention_maps(source: nn.Module | Recording, image: Tensor, sample: int = 0) -> 'Figure':
     """Where MSSA attends: per layer, the share of spikes at every token, in each scale of the query and in the gates A.
 
     Columns are the image, Q (kernel 1), P (kernel 3) and A = SN(sum_d Q + sum_d P), which decides whether a token's key
-    passes; values are means over heads, channels and steps. `image` is as in `spike_raster`.
-    Raises: ValueError for a model without MSSA.
+    passes; values are means over heads, channels and steps. `source` is as in `spike_raster`, and `image` is the sample
+    itself, to draw below the maps. Raises: ValueError for a model without MSSA.
     """
-    recorder = _watch(model, image)
-    calls = [site.call for site in recorder.record.sites.values() if isinstance(site.call, AttentionCall)]
-    calls = [call for call in calls if isinstance(call.layer, MultiScaleSpikingAttention)]
-    if not calls:
+    _check_image(image)
+    recording = _recording_of(source, image)
+    spikes = recording.spikes
+    layers: dict[str, Any] = {
+        name: layer
+        for name, layer in recording.modules.items()
+        if isinstance(layer, MultiScaleSpikingAttention) and f'{name}.attn_lif' in spikes
+    }
+    if not layers:
         raise ValueError('this model has no multi-scale spiking attention (MSSA), there are no maps to show')
     first = image if image.ndim == 3 else image.mean(0)
-    most = max(len(call.layer.q) for call in calls)
+    most = max(len(layer.q) for layer in layers.values())
     with _style():
-        figure, grid = _grid(len(calls), most + 2, 2.3 * (most + 2), 2.35 * len(calls))
-        for row, (layer, spikes, size) in zip(grid, calls, strict=True):
-            queries = [spikes[f'q.{i}'] for i in range(len(layer.q))]
-            maps = {
-                f'{"QP"[unit.conv.kernel_size[0] > 1]}, kernel {unit.conv.kernel_size[0]}': query.mean((0, 1, 2))
-                for unit, query in zip(layer.q, queries, strict=True)
-            }
-            maps['A, tokens that pass'] = gates(layer, queries).mean((0, 1, 2, 3))
+        figure, grid = _grid(len(layers), most + 2, 2.3 * (most + 2), 2.35 * len(layers))
+        for row, (name, layer) in zip(grid, layers.items(), strict=True):
+            shown = [
+                (
+                    f'{"QP"[unit.conv.kernel_size[0] > 1]}, kernel {unit.conv.kernel_size[0]}',
+                    spikes[f'{name}.q.{i}.lif'],
+                )
+                for i, unit in enumerate(layer.q)
+            ]
+            shown.append(('A, tokens that pass', spikes[f'{name}.attn_lif']))
+            maps = [(title, x[:, sample].detach().float().flatten(0, -2).mean(0).cpu()) for title, x in shown]
             _show_image(row[0], first)
-            row[0].set_ylabel(_short(recorder.names[layer]), fontsize=8)
-            for axes, (title, values) in zip(row[1:], maps.items(), strict=False):
+            row[0].set_ylabel(_short(name), fontsize=8)
+            for axes, (title, values) in zip(row[1:], maps, strict=False):
                 _show_image(axes, first)
-                shown = axes.imshow(
-                    values.reshape(size).float().cpu().numpy(),
+                drawn = axes.imshow(
+                    values.reshape(_map_size(len(values), first)).numpy(),
                     cmap='inferno',
                     vmin=0,
                     alpha=0.78,
                     extent=(-0.5, first.shape[2] - 0.5, first.shape[1] - 0.5, -0.5),
                 )
                 axes.set_title(f'{title}: {100 * values.mean():.0f} %', fontsize=8.5)
-                figure.colorbar(shown, ax=axes, fraction=0.045, pad=0.02).outline.set_visible(False)
+                figure.colorbar(drawn, ax=axes, fraction=0.045, pad=0.02).outline.set_visible(False)
             for axes in row[1 + len(maps) :]:
                 axes.set_visible(False)
     return figure
 
 
-def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: int = 4) -> 'Figure':
-    """Membrane potential over time of neurons in a `ConvBnLif`, recomputed from its input, with their spikes.
+def membrane_traces(
+    source: nn.Module | Recording,
+    image: Tensor | None = None,
+    layer: str = 'stem.units.0',
+    num_neurons: int = 4,
+    sample: int = 0,
+) -> 'Figure':
+    """Membrane potential over time of neurons of a layer, with their spikes.
 
-    Shown is the potential before the reset; neurons that fire often are first. `layer` is a name from a report, `image`
-    is as in `spike_raster`. Raises: ValueError if there is no such layer or its neurons are not `LIF`.
+    Shown is the potential before the reset; neurons that fire often are first. `source` is as in `spike_raster`, a
+    recording of membranes and spikes; `layer` is a name from it, or from a report.
+    Raises: ValueError if there is no such layer or its neurons are not `LIF`.
     """
-    sites = _watch(model, image).record.sites
-    calls = {name: call for name, site in sites.items() if (call := _call_of_lif_unit(site))}
-    if layer not in calls:
-        raise ValueError(f'expected a unit with LIF neurons, got {layer!r}; there are {", ".join(calls) or "none"}')
-    unit, x, repeats = calls[layer]
-    with evaluating(unit), torch.no_grad():
-        potential, spikes = membrane(unit.lif, unit.current(x).repeat_interleave(repeats, 0))
-    potential, spikes = potential[:, 0].flatten(1).float().cpu(), spikes[:, 0].flatten(1).float().cpu()  # [T, neurons]
+    recording = _recording_of(source, image, membranes=True)
+    name = _find(layer, recording.membranes, 'LIF neurons')
+    potential, spikes = (
+        x[name][:, sample].detach().flatten(1).float().cpu() for x in (recording.membranes, recording.spikes)
+    )  # [T, neurons]
+    neuron_layer: Any = recording.modules.get(name.partition('#')[0])
     order = (spikes.sum(0) + potential.amax(0).clamp(-9, 9) * 1e-3).argsort(descending=True)
     active = order[: max(num_neurons, int((spikes.sum(0) > 0).sum()))]
     taken = active[torch.linspace(0, len(active) - 1, min(num_neurons, len(active))).long()].tolist()
-    T, learned = len(potential), unit.lif.learned_threshold()
-    thresholds = [unit.lif.v_threshold] if learned is None else learned.flatten().tolist()  # of all, or each channel
+    T = len(potential)
     with _style():
         figure, grid = _grid(len(taken), 1, 6.4, 1.25 * len(taken) + 0.5, sharex=True)
         for axes, neuron in zip(grid.flat, taken, strict=True):
             steps = range(1, T + 1)
-            threshold = thresholds[neuron * len(thresholds) // potential.shape[1]]
-            axes.axhline(threshold, color='#9aa3af', linewidth=0.9, linestyle='--')
+            axes.axhline(getattr(neuron_layer, 'v_threshold', 1.0), color='#9aa3af', linewidth=0.9, linestyle='--')
             axes.plot(steps, potential[:, neuron].numpy(), color=COLORS['A'], marker='o', markersize=3.5, linewidth=1.4)
             fired = [t for t in steps if spikes[t - 1, neuron] > 0]
             axes.plot(fired, potential[[t - 1 for t in fired], neuron].numpy(), 'o', color=SPIKE, markersize=7)
@@ -147,24 +165,6 @@ def membrane_traces(model: nn.Module, image: Tensor, layer: str, num_neurons: in
         figure.suptitle(f'{layer}\nmembrane before the reset, spikes in red, threshold dashed', fontsize=9.5)
         grid.flat[-1].set_xlabel('time step')
     return figure
-
-
-@torch.no_grad()
-def membrane(lif: LIF, current: Tensor) -> tuple[Tensor, Tensor]:
-    """The potential before the reset and the spikes, both [T, B, ...], of `lif` driven by `current` [T, B, ...]."""
-    tau, threshold = lif.learned_tau(), lif.learned_threshold()
-    settings: dict[str, Any] = dict(
-        tau=lif.tau if tau is None else tau, v_reset=lif.v_reset, decay_input=lif.decay_input
-    )
-    v_threshold = lif.v_threshold if threshold is None else threshold
-    v = None
-    potentials, spikes = [], []
-    for x in current.split(1):
-        # what the membrane becomes if it cannot fire, then what it does
-        potentials.append(lif_stream(x, v, v_threshold=torch.finfo(torch.float32).max, **settings)[1])
-        fired, v = lif_stream(x, v, v_threshold=v_threshold, **settings)
-        spikes.append(fired)
-    return torch.stack(potentials), torch.cat(spikes)
 
 
 def profile_steps(model: Any, data: Any, steps: Sequence[int], **kwargs: Any) -> list[Report]:
@@ -210,24 +210,43 @@ def accuracy_and_energy(reports: Sequence[Report]) -> 'Figure':
     return figure
 
 
-def _watch(model: nn.Module, image: Tensor) -> Recorder:
-    """The model's run on one image [C, H, W] or on frames [T, C, H, W], with what it computed."""
+def _recording_of(source: nn.Module | Recording, image: Tensor | None, membranes: bool = False) -> Recording:
+    """The recording itself, or that of a model's run on one image [C, H, W] or frames [T, C, H, W]."""
+    if isinstance(source, Recording):
+        return source
+    model, image = eager(source), _check_image(image)
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    state = ModuleState(model, is_neuron)
+    state.rest()
+    try:
+        with evaluating(model), torch.no_grad(), record(model, membranes=membranes) as recording:
+            model(image.unsqueeze(0).to(weight))
+    finally:
+        state.restore()
+    return recording
+
+
+def _check_image(image: Any) -> Tensor:
     if not isinstance(image, Tensor) or image.ndim not in (3, 4):
         found = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(f'expected one image [C, H, W] or frames [T, C, H, W], got {found}')
-    recorder = Recorder(eager(model), keep_tensors=True)
-    weight = next((p for p in recorder.model.parameters() if p.is_floating_point()), torch.empty(0))
-    with recorder:
-        recorder.run(image.unsqueeze(0).to(weight))
-    return recorder
+    return image
 
 
-def _call_of_lif_unit(site: Site) -> UnitCall | None:
-    """The call of a unit with our neurons, whose membranes can be computed again."""
-    call = site.call
-    if isinstance(call, UnitCall) and isinstance(call.unit, ConvBnLif) and isinstance(call.unit.lif, LIF):
-        return call
-    return None
+def _find(name: str, recorded: Mapping[str, Tensor], what: str = 'neurons') -> str:
+    """The name in a record of what a report calls so: a unit there, its neuron here."""
+    for found in (name, f'{name}.lif'):
+        if found in recorded:
+            return found
+    raise ValueError(f'no {what} called {name!r}; there are {", ".join(recorded) or "none"}')
+
+
+def _map_size(num_tokens: int, image: Tensor) -> tuple[int, int]:
+    """H and W of a map of so many tokens, whose shape is next to that of the image."""
+    aspect = image.shape[-2] / image.shape[-1]
+    heights = [h for h in range(1, num_tokens + 1) if num_tokens % h == 0]
+    height = min(heights, key=lambda h: abs(math.log(h * h / num_tokens / aspect)))
+    return height, num_tokens // height
 
 
 def _show_image(axes: Any, image: Tensor) -> None:
@@ -245,7 +264,7 @@ def _ticks(num_steps: int) -> list[int]:
 
 def _short(name: str) -> str:
     """'stages.0.blocks.1.attn.q.0' -> '0.1.attn.q.0'."""
-    return name.replace('stages.', '').replace('blocks.', '').replace('units.', '')
+    return name.removesuffix('.lif').replace('stages.', '').replace('blocks.', '').replace('units.', '')
 
 
 @contextmanager

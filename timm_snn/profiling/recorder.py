@@ -28,7 +28,7 @@ from .counts import (
     steps_and_samples,
 )
 from .rules import rule_of, runs_as
-from .site import AttentionCall, Record, Site, UnitCall
+from .site import Record, Site
 from .state import ModuleState
 from .steps import Steps, WatchedBackend, is_neuron, is_ours
 
@@ -59,10 +59,10 @@ class Recorder:
     `num_steps` is T, which is compared with what the neurons see; None measures it.
     """
 
-    def __init__(self, model: nn.Module, keep_tensors: bool = False, num_steps: int | None = None) -> None:
+    def __init__(self, model: nn.Module, num_steps: int | None = None) -> None:
         self.model = model
         self.num_steps = num_steps
-        self.record = Record(keep_tensors)
+        self.record = Record()
         self.names: dict[nn.Module, str] = {}
         self._batch_size = 1
         self._wholes: dict[nn.Module, list[nn.Module]] = {}  # the modules that a part is counted with, if they run
@@ -276,8 +276,6 @@ class Recorder:
 
     def _connect_unit(self, unit: Any, x: Tensor, repeats: int) -> None:
         site = self.record.site(self.names[unit], 'conv')
-        if self.record.keep_tensors:
-            site.call = UnitCall(unit, x, repeats)
         if not isinstance(unit.conv, CONVOLUTIONS):  # it is made of some, which are sites of their own
             return
         geometry = self._geometry_of(unit.conv)
@@ -301,10 +299,7 @@ class Recorder:
     def _attention_ends(self, layer: nn.Module, x: Tensor, output: Tensor) -> None:
         rule: Any = rule_of(layer)
         site = self.record.site(f'{self.names[layer]}.{rule.neuron}', rule.kind)
-        spikes = self._spikes.pop(layer)
-        rule.count(layer, spikes, site)
-        if self.record.keep_tensors:
-            site.call = AttentionCall(layer, spikes, tuple(x.shape[3:]))
+        rule.count(layer, self._spikes.pop(layer), site)
 
     def _connection_ends(self, layer: Any, x: Tensor, output: Tensor) -> None:
         kind = 'linear' if isinstance(layer, nn.Linear) else 'conv'

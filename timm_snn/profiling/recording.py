@@ -63,6 +63,7 @@ class Recording:
 
     Attributes:
         model: The model, without wrappers.
+        modules: Its modules by name, without the wrappers that torch.compile puts around parts.
         spikes, membranes, currents: By the name of a neuron in `model.named_modules()`, tensors [T, B, ...]. A neuron
             that runs several times in a pass is there as 'NAME', 'NAME#2' and so on; a call of `timm_snn.lif` by
             itself as 'MODULE.lif'. A new pass replaces what the last one left.
@@ -75,6 +76,7 @@ class Recording:
 
     def __init__(self, model: nn.Module, spikes: bool, membranes: bool, currents: bool) -> None:
         self.model = model
+        self.modules = {name_before_compiling(name): module for name, module in model.named_modules()}
         self.spikes = _ByName('spikes', spikes)
         self.membranes = _ByName('membranes', membranes)
         self.currents = _ByName('currents', currents)
@@ -99,8 +101,7 @@ class Recording:
         Our neurons are known by their settings, and a hook would take them out of their kernels. So they have none,
         and neither have the layers around them that have no parts.
         """
-        for name, module in self.model.named_modules():
-            name = name_before_compiling(name)
+        for name, module in self.modules.items():
             if type(module) in FUSED:
                 self._names[id(module.neuron)] = name, module.neuron
             elif is_neuron(module):

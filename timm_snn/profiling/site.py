@@ -4,32 +4,16 @@ A `Site` is a row of the report and adds up the calls of one module: what enters
 A `Record` holds all sites of a run, in the order of execution, and what they share.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 from .counts import Activity, Counts, Measured, Operation
 
-__all__ = ['AttentionCall', 'Record', 'Site', 'UnitCall']
+__all__ = ['Record', 'Site']
 
 Counter = TypeVar('Counter', Activity, Operation)
-
-
-class UnitCall(NamedTuple):
-    """A call of a convolution unit with `x` [steps, B, ...], where each step stands for `repeats` of the model's."""
-
-    unit: Any  # a ConvBn
-    x: Tensor
-    repeats: int
-
-
-class AttentionCall(NamedTuple):
-    """A call of attention on a map of `size` (H, W), with the spikes of its units, as its rule gets them."""
-
-    layer: Any
-    spikes: Mapping[str, Tensor]
-    size: tuple[int, ...]
 
 
 class Site:
@@ -42,9 +26,6 @@ class Site:
         self.operations: dict[int, Operation] = {}
         self.neurons = 0  # per sample
         self.state_bytes = 0  # of their membranes
-        # of the last call, if the record keeps tensors
-        self.spikes: Tensor | None = None  # [T, B, ...]
-        self.call: UnitCall | AttentionCall | None = None
         self._calls = 0  # operations of this batch
         self._updates = 0  # of the neurons for a sample of this batch
         self._membrane_bytes = 4
@@ -73,8 +54,6 @@ class Site:
         if self.output is None:
             self.output = self.record.activity()
         self._see(self.output, spikes)
-        if self.record.keep_tensors:
-            self.spikes = spikes
         self._updates += len(spikes) * spikes[0, 0].numel()
         # the membrane is float32 for half precision and has the dtype of its input otherwise
         self._membrane_bytes = max(4, spikes.element_size())
@@ -108,13 +87,9 @@ class Site:
 
 
 class Record:
-    """The sites of a run over data, and the batches, which end for all of them together.
+    """The sites of a run over data, and the batches, which end for all of them together."""
 
-    With `keep_tensors`, for pictures, sites hold on to the tensors of their last call.
-    """
-
-    def __init__(self, keep_tensors: bool = False) -> None:
-        self.keep_tensors = keep_tensors
+    def __init__(self) -> None:
         self.sites: dict[str, Site] = {}
         self.batch_sizes: list[int] = []
         self.num_steps = 1

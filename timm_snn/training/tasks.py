@@ -159,7 +159,8 @@ class StepDistillationTask(LogitDistillationTask):
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         logits = self.trainable_module(input)
         with torch.no_grad():
-            taught = self.teacher(self.teacher.normalize_input(input, self.student_mean, self.student_std))
+            statistics: Any = (self.student_mean, self.student_std)
+            taught = self.teacher(self.teacher.normalize_input(input, *statistics))
         task_loss = self.loss(logits, target, self.criterion)
         kd_loss = distillation(logits, taught, self.temperature)
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
@@ -174,7 +175,7 @@ class FiringRateTask(TrainingTask):
         self.task, self.weight, self.target = task, weight, target
 
     @property
-    def trainable_module(self) -> nn.Module:
+    def trainable_module(self) -> Any:
         return self.task.get_trainable_module()
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
