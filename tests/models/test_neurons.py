@@ -226,6 +226,21 @@ class TestOwnNeurons:
         assert torch.equal(torch.get_rng_state(), state) and shared.training
         assert all(torch.equal(a, b) for a, b in zip(numbers, shared.state_dict().values(), strict=True))
 
+    def test_a_backend_that_the_look_cannot_have_does_not_matter(self):
+        class Bound(nn.Module):
+            def __init__(self, v_threshold: float = 1.0, backend: str | None = None) -> None:
+                super().__init__()
+                self.settings = dict(v_threshold=v_threshold, backend=backend)
+
+            def forward(self, x):
+                return timm_snn.lif(x, **self.settings)
+
+        assert neuron_layer(Bound, 'triton')().settings['backend'] == 'triton'
+        assert neuron_layer(partial(Bound, backend='triton'), None)().settings['backend'] == 'triton'
+        timm_snn.set_backend('triton')
+        neuron_layer(Bound, None)
+        timm_snn.set_backend(None)
+
     def test_the_meta_device_is_let_pass(self):
         assert neuron_layer(lambda: nn.BatchNorm1d(3, device='meta'), None)().weight.is_meta  # which cannot be called
         with torch.device('meta'):

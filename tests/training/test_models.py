@@ -52,7 +52,7 @@ def test_models_of_others_are_left_as_they_are():
 @pytest.mark.parametrize('how', ['config', 'command line'])
 def test_settings_of_neurons_come_from_configs_and_the_command_line(tmp_path, how):
     (tmp_path / 'config.yaml').write_text(
-        'model: msvit_4_96\nmodel_kwargs:\n  lif_layer: plif\n  lif_kwargs: {tau: 4.0, surrogate: "atan:3", v_reset: null}\n'
+        'model_kwargs: {lif_layer: plif, lif_kwargs: {tau: 4.0, surrogate: "atan:3", v_reset: null}}\n'
     )
     command = ['--model-kwargs', 'lif_layer=plif', "lif_kwargs={'tau': 4.0, 'surrogate': 'atan:3', 'v_reset': None}"]
     options = training_options(['--config', str(tmp_path / 'config.yaml')] if how == 'config' else command)

@@ -1,5 +1,6 @@
 """The neuron of a model: the layer that its caller named, with its settings, after a look at what it does."""
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from itertools import chain
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..files import printable
 from ..layers import LayerFn, ReluNeuron, adapter_of, neurons
 from ..modes import evaluating
+from ..ops.backend import BackendUnavailable, use_backend
 from ..ops.surrogate import Surrogate, name_surrogate
 from .pretrained import first_line
 from .settings import arguments_of
@@ -32,8 +34,6 @@ def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any)
     layer = neurons.get(lif_layer)
     if layer is ReluNeuron:
         return layer
-    if backend is not None:
-        layer = _with_backend(layer, backend)
     taken, given = _taken(layer), getattr(layer, 'keywords', {})
     own = {
         name: value
@@ -41,9 +41,11 @@ def neuron_layer(lif_layer: str | LayerFn, backend: str | None, **settings: Any)
         if value is not None and name not in given and (taken is None or name in taken)
     }
     layer = partial(layer, **own) if own else layer
-    if getattr(_bare(layer), '__module__', '').startswith('timm_snn.layers.'):
-        return layer
-    return _adapted(layer)
+    if backend is not None:
+        _check_takes_backend(layer, backend)
+    if not getattr(_bare(layer), '__module__', '').startswith('timm_snn.layers.'):
+        layer = _adapted(layer)
+    return layer if backend is None else partial(layer, backend=backend)
 
 
 def with_settings(lif_layer: str | LayerFn, settings: Mapping[str, Any]) -> LayerFn:
@@ -86,14 +88,13 @@ def name_neuron(args: Mapping[str, Any]) -> dict[str, Any]:
     return ({'lif_layer': name or layer} if 'lif_layer' in args else {}) | ({'lif_kwargs': named} if named else {})
 
 
-def _with_backend(layer: LayerFn, backend: str) -> LayerFn:
+def _check_takes_backend(layer: LayerFn, backend: str) -> None:
     taken, name = _taken(layer), _name_of(layer)
     if adapter_of(_bare(layer)) or (taken is not None and 'backend' not in taken):
         raise ValueError(
             f'backend={backend!r} is for neurons that timm_snn runs, and {name} has no such argument: leave it out, or '
             'add the argument and hand it to timm_snn.lif'
         )
-    return partial(layer, backend=backend)
 
 
 def _adapted(layer: LayerFn) -> LayerFn:
@@ -112,7 +113,8 @@ def _adapted(layer: LayerFn) -> LayerFn:
         adapter = adapter_of(type(neuron))
         if adapter is not None:
             neuron = adapter(neuron)
-        _check(neuron, name)
+        with contextlib.suppress(BackendUnavailable):  # one that was bound to the layer, and does not run on a CPU
+            _check(neuron, name)
     taken = _taken(layer)
     threshold: str | None = 'v_threshold' if adapter is None else adapter.threshold
     if taken is not None and threshold not in taken:  # nothing to set, as in one that is a factory without arguments
@@ -140,11 +142,10 @@ def _check(neuron: nn.Module, name: str) -> None:
     if like.is_meta:
         return
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    if (
-        hasattr(neuron, 'set_num_steps') and getattr(neuron, 'num_steps', None) is None
-    ):  # this one is for the look alone
-        neuron.set_num_steps(4)
-    shape = (getattr(neuron, 'num_steps', 4), 3, 2, 5, 7)  # [T, B, C, H, W]
+    num_steps = getattr(neuron, 'num_steps', None)
+    if num_steps is None and hasattr(neuron, 'set_num_steps'):
+        neuron.set_num_steps(4)  # type: ignore[operator]
+    shape = (num_steps or 4, 3, 2, 5, 7)  # [T, B, C, H, W]
     generator = torch.Generator().manual_seed(0)
     x, other = (3 * torch.rand(2, *shape, generator=generator) - 0.5).to(like.device, dtype)
 
@@ -152,6 +153,8 @@ def _check(neuron: nn.Module, name: str) -> None:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of all devices
         try:
             spikes: Any = neuron(x)
+        except BackendUnavailable:
+            raise
         except Exception as error:
             raise ValueError(
                 f'lif_layer {name} must map x [T, B, C, H, W] to spikes of the same shape, and failed for '
@@ -169,7 +172,7 @@ def _check(neuron: nn.Module, name: str) -> None:
     def same(a: Tensor, b: Tensor) -> bool:
         return torch.allclose(a.float(), b.float(), equal_nan=True)
 
-    with evaluating(neuron):
+    with evaluating(neuron), use_backend('torch'):  # whatever the process is told to use
         first = answer(x)
         answer(other)
         if not same(answer(x), first):
