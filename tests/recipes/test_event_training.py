@@ -239,3 +239,11 @@ def test_pictures_of_events_are_those_of_a_fixed_number_of_steps(capsys, own, ow
     run('recipes/pictures.py', '--model', f'local-dir:{own_run}/model', *data)
     names = ['membrane_traces.png', 'spike_raster.png']
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_model_of_events_goes_on_with_frames_of_other_channels(train, own, own_run, tmp_path):
+    data = ['--dataset', 'event_folder', '--data-dir', own, '--sensor-size', '20', '30', '--output', tmp_path / 'out']
+    start = ['--model', f'local-dir:{own_run}/model', '--pretrained', '--epochs', '1']
+    train(*FOLDER, *start, *data, '--in-chans', '3')
+    model = timm.create_model(f'local-dir:{tmp_path}/out/model', pretrained=True)
+    assert frame_settings(model) == FrameSettings(3, (20, 30), channels=3, size=(32, 32))

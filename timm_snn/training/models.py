@@ -159,6 +159,9 @@ def open_to_train(
             )
         if checkpoint:
             check_finite(model.state_dict(), checkpoint)
+        frames = (getattr(model, 'pretrained_cfg', None) or {}).get('frames')
+        if frames and frames.get('channels', 2) != channels(model):  # in_chans makes it a model of other frames
+            model.pretrained_cfg['frames'] = None
         if grad_checkpointing:
             model.set_grad_checkpointing()
         modules = dict(model.named_modules())
