@@ -99,8 +99,8 @@ def add(
     table: Table, shape: str, events: int, variant: str, timing: Timing, windows: int, peak: float | None = None
 ) -> None:
     ms = 1e3 * timing.median / windows
-    row: dict[str, Any] = {'frames': shape, 'events': f'{events:,}', 'variant': variant, 'ms': ms, 'spread': timing.spread}
-    table.add(**row, **{'windows/s': 1e3 / ms, 'peak / frames': peak})
+    rest: dict[str, Any] = {'windows/s': 1e3 / ms, 'peak / frames': peak}
+    table.add(frames=shape, events=f'{events:,}', variant=variant, ms=ms, spread=timing.spread, **rest)
 
 
 def peers(events: Events, steps: int) -> dict[str, Callable[[], np.ndarray]]:

@@ -147,6 +147,8 @@ def test_every_neuron_is_timed_beside_lif(run, tmp_path):
     ours = {row['neuron']: row for row in table if row['variant'] == 'timm_snn' and row['pass'] != 'forward'}
     assert float(ours['lif']['of lif']) == 1 and all(float(row['saved bytes']) > 0 for row in ours.values())
     assert [name for name, row in ours.items() if not row['of spikingjelly']] == ['integer', 'alif']
+
+
 def test_frames_are_timed_and_saved(run, tmp_path):
     result = run('frames.py', '--events', 400, '--steps', 2, '--long-steps', 4, '--rounds', 1, '--out', tmp_path)
     assert result.returncode == 0, result.stderr
