@@ -27,7 +27,7 @@ def test_it_has_every_neuron_with_its_class():
         name for name, cls in classes.items() if cls.__module__ == f'timm_snn.layers.{cls.__module__.split(".")[-1]}'
     ]
     assert {name for name in ours if name != 'relu'} == set(named)
-    fixed = {row[0].strip('`') for row in tables()[0] if row[5] == 'fixed'}
+    fixed = {row[0].strip('`') for row in tables()[0] if row[-1] == 'fixed'}
     assert fixed == {name for name, cls in classes.items() if hasattr(cls, 'set_num_steps') and name in ours}
     equations = {row[0].strip('`') for row in tables()[1]}
     assert equations == {name for name in ours if issubclass(classes[name], TorchNeuron)} | {'lif'}
