@@ -36,6 +36,7 @@ KINDS = {
     'cifar100': 'CIFAR',
     'cifar10_dvs': 'events',
     'dvs128_gesture': 'events',
+    'event_digits': 'events',
     'fashion_mnist': 'Fashion-MNIST',
 }
 
