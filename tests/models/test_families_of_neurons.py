@@ -167,7 +167,7 @@ def test_settings_of_a_family_that_a_neuron_does_not_have_do_not_concern_it():
 def test_spikes_of_both_signs_are_whole_numbers_to_the_energy():
     """Their effective operations are additions; convention A, which knows 0 and 1 alone, charges MACs."""
     model = lively(msvit('ternary', num_steps=2)).eval()
-    model.stem.units[-1].bn.bias.data.zero_()  # currents of both signs
+    model.stem.units[-1].bn.bias.data.normal_(0, 3)  # currents of both signs
     report = timm_snn.profile(model, torch.rand(4, 3, 32, 32))
     unit = next(row for row in report.layers if row.name == 'stages.0.embed.shortcut')
     assert (unit.input, unit.input_largest) == ('integer', 1) and unit.effective_acs > 0 == unit.effective_macs
