@@ -2,6 +2,8 @@
 
 import copy
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -286,3 +288,15 @@ def test_what_cannot_be_recorded_is_refused(small):
         pass
     with pytest.raises(ValueError, match='ask for spikes'), timm_snn.record(small, spikes=False):
         pass
+
+
+def test_the_page_on_records_runs(tmp_path, monkeypatch):
+    pytest.importorskip('matplotlib')
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / 'docs' / 'inside.md').read_text()
+    blocks = re.findall(r'(?:(?:    .*)?\n)+', page)
+    names: dict = {}
+    for block in blocks:
+        if 'import ' in block:
+            exec(re.sub('^    ', '', block, flags=re.MULTILINE), names)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['attention.png', 'membranes.png', 'raster.png']
