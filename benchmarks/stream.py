@@ -8,7 +8,7 @@ the frame that is made of its events and the fused model's answer. Beside the st
 alone and carries its membranes, the model is given the last T frames again, as one would without a stream, for every
 tenth bin. Weights are random, and batch norms such that convolutions see --density nonzeros, as in model.py.
 
-The table goes to the terminal and to <out>/stream.csv and .png. Its columns:
+A table for each model goes to the terminal and to <out>/stream-MODEL.csv and .png. Its columns:
 
     frame, median, p95   milliseconds: of making the frame, and of all from events to logits
     in time %            of the bins, answered before the next one is over
@@ -33,7 +33,7 @@ from timm_snn.data import EventDigits, Events, iter_windows, to_frames
 
 BIN = 10_000  # us
 SENSORS = {'msvit_4_96': 34, 'msvit_2_256': 128}
-COLUMNS = ['model', 'size', 'threads', 'variant', 'T', 'events/bin', 'frame', 'median', 'p95', 'in time %', 'bins']
+COLUMNS = ['size', 'threads', 'variant', 'T', 'events/bin', 'frame', 'median', 'p95', 'in time %', 'bins']
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,15 +43,15 @@ def main(argv: list[str] | None = None) -> None:
         'density': f'{args.density} of the inputs of convolutions are not 0',
         'times': 'milliseconds from the events of a bin of 10 ms to the logits, batch of 1',
     }
-    table = Table('stream', head, COLUMNS)
     for name in args.models:
         windows = camera(SENSORS[name], args.bins)
         net = network(name, windows, args.density)
+        table = Table(f'stream-{name}', head, COLUMNS)
         for threads in args.threads:
             torch.set_num_threads(threads)
             for row in measure(net, SENSORS[name], windows):
-                table.add(model=name, size=SENSORS[name], threads=threads, **row)
-    table.save(args.out or Path(__file__).parent / 'results' / 'cpu-defaults', 'model', 'median', 'variant', 'threads')
+                table.add(size=SENSORS[name], threads=threads, **row)
+        table.save(args.out or Path(__file__).parent / 'results' / 'cpu-defaults', 'variant', 'median', 'threads')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -66,7 +66,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def camera(size: int, bins: int) -> list[tuple[int, Events]]:
     """The events of each bin: digits that follow each other."""
-    digits, parts, start = EventDigits(train=False), [], 0
+    digits, start = EventDigits(train=False), 0
+    parts: list[Events] = []
     while start < bins * BIN:
         events = digits.recording(len(parts))
         x, y = (axis.astype(np.int32) * size // 128 for axis in (events.x, events.y))
@@ -82,7 +83,7 @@ def frame_of(start: int, events: Events, size: int) -> Tensor:
 
 def network(name: str, windows: list[tuple[int, Events]], density: float) -> Any:
     torch.manual_seed(0)
-    net = timm.create_model(name, in_chans=2, num_classes=10)
+    net: Any = timm.create_model(name, in_chans=2, num_classes=10)
     T, net.num_steps = net.num_steps, 2  # which are enough to find the density
     set_density(net, torch.stack([frame_of(*window, SENSORS[name]) for window in windows[4:6]], 1), density)
     net.num_steps = T
