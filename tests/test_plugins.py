@@ -21,26 +21,31 @@ FAMILY, NEURON, LOSS, TESTS = re.findall(r'^```python\n(.*?)^```', PAGE, re.MULT
 PUBLIC = ('timm_snn', *(f'timm_snn.{name}' for name in ('layers', 'models', 'ops', 'testing', 'training.tasks')))
 
 
-@pytest.fixture
-def page(monkeypatch):
-    """The module that the blocks are in, which registers a neuron and a model for this test."""
-    monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))
-    module = ModuleType('own_page')
-    monkeypatch.setitem(sys.modules, 'own_page', module)
-    for block in (FAMILY, NEURON, LOSS):
-        exec(compile(block, 'docs/plugins.md', 'exec'), vars(module))
-    return module
+@pytest.fixture(scope='module')
+def page():
+    """The module that the blocks are in; the neuron that they register is forgotten afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neurons, '_layers', dict(neurons._layers))
+        module = ModuleType('own_page')
+        patch.setitem(sys.modules, 'own_page', module)
+        for block in (FAMILY, NEURON, LOSS):
+            exec(compile(block, 'docs/plugins.md', 'exec'), vars(module))
+        yield module
 
 
 def test_its_checks_pass(page):
     exec(compile(TESTS, 'docs/plugins.md', 'exec'), vars(page))
 
 
-def test_its_family_trains_with_its_neuron_and_its_loss(page):
-    model = timm.create_model('tinyformer_3_32', lif_layer='half_lif')
-    task = page.CalmTask(model, torch.nn.CrossEntropyLoss())
-    task(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))['loss'].backward()
+def test_its_family_trains_with_its_loss_and_takes_its_neuron(page):
+    model = timm.create_model('tinyformer_3_32')
+    images, labels, criterion = torch.rand(2, 3, 32, 32), torch.tensor([0, 1]), torch.nn.CrossEntropyLoss()
+    result = page.CalmTask(model, criterion, weight=10.0)(images, labels)
+    result['loss'].backward()
+    assert result['loss'] > criterion(result['output'], labels)
     assert model.stem.units[0].conv.weight.grad.any()
+    other = timm.create_model('tinyformer_3_32', lif_layer='half_lif').eval()
+    assert any(isinstance(module, page.HalfLif) for module in other.modules()) and other(images).isfinite().all()
 
 
 @pytest.mark.parametrize(
