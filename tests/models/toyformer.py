@@ -20,10 +20,16 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from timm_snn.layers import DropPath, LayerFn, SpikingMlp, SpikingPatchEmbed, SpikingStem
-from timm_snn.models.base import KEEP, POOL, SpikingStage, SpikingTransformer, neuron_layer
-from timm_snn.models.builder import build_spiking_model
-from timm_snn.models.cfgs import tagged_cfgs
-from timm_snn.models.untrusted import check_state_dict
+from timm_snn.models import (
+    KEEP,
+    POOL,
+    SpikingStage,
+    SpikingTransformer,
+    build_spiking_model,
+    check_state_dict,
+    neuron_layer,
+    pretrained_cfgs,
+)
 
 __all__ = ['Toyformer']
 
@@ -89,7 +95,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
 
 default_cfgs = generate_default_cfgs(
-    tagged_cfgs({'toyformer_3_16': 'cifar10'}, paper_ids=CITATION, paper_name='Improving Spiking Vision Transformer')
+    pretrained_cfgs(
+        {'toyformer_3_16': 'cifar10'}, paper_ids=CITATION, paper_name='Improving Spiking Vision Transformer'
+    )
 )
 
 

@@ -1,5 +1,6 @@
 """Components by name, so that a model takes them as strings and a user adds one without editing our files."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,6 +29,7 @@ class Registry:
         self.kind = kind
         self.usage = usage
         self._layers: dict[str, LayerFn] = {}
+        self._modules: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[L], L]:
         """Decorator: adds a class, or a function that returns a module, by this name; warns if it replaces one."""
@@ -35,10 +37,13 @@ class Registry:
         if not isinstance(name, str):
             raise TypeError(f'register needs a name: @register("my_{self.kind.split()[0]}"), got {name!r}')
 
+        module = sys._getframe(1).f_globals.get('__name__', '')  # a partial of a class of ours does not say where it is
+
         def add(layer: L) -> L:
             if name in self._layers:
                 warnings.warn(f'{self.kind} {name!r} is registered again and replaced', stacklevel=2)
             self._layers[name] = layer
+            self._modules[name] = module
             return layer
 
         return add
@@ -56,6 +61,10 @@ class Registry:
     def name_of(self, layer: object) -> str | None:
         """The name under which this very layer is registered."""
         return next((name for name, known in self._layers.items() if known is layer), None)
+
+    def module_of(self, name: object) -> str:
+        """The module that registered the layer of this name, '' if none did."""
+        return self._modules.get(name, '') if isinstance(name, str) else ''
 
     def names(self) -> list[str]:
         return sorted(self._layers)

@@ -1,10 +1,16 @@
-"""Model families; importing one registers its models with timm."""
+"""Model families; importing one registers its models with timm.
+
+Beside them are the names that a family in a package of one's own is written with: docs/plugins.md has one.
+"""
 
 from .base import KEEP as KEEP
 from .base import POOL as POOL
 from .base import SpikingStage as SpikingStage
 from .base import SpikingTransformer as SpikingTransformer
+from .base import attention_layer as attention_layer
+from .base import per_stage as per_stage
 from .builder import build_spiking_model as build_spiking_model
+from .cfgs import pretrained_cfgs as pretrained_cfgs
 from .conversion import ConvertedModel as ConvertedModel
 from .conversion import convert as convert
 from .conversion import quantize_activations as quantize_activations
@@ -12,6 +18,8 @@ from .espikeformer import *  # noqa: F403
 from .espikeformer import ESpikeformer as ESpikeformer
 from .features import set_num_steps as set_num_steps
 from .fuse import fuse as fuse
+from .keys import KeyRules as KeyRules
+from .keys import match_pointwise_shapes as match_pointwise_shapes
 from .keys import rename_keys as rename_keys
 from .max_resnet import *  # noqa: F403
 from .max_resnet import MaxResNet as MaxResNet

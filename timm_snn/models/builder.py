@@ -24,7 +24,7 @@ from .neurons import with_settings
 from .pretrained import SpikingCfg, is_from_hub, naming_modules, refuse_untrained, resolve_source
 from .settings import argument_names as argument_names
 from .settings import arguments_of, check_config, make_from_config
-from .untrusted import ReadingWeights, adopt_sizes, check_hash, place_of
+from .untrusted import ReadingWeights, adopt_sizes, check_hash, own_keys, place_of
 from .untrusted import WeightsMismatch as WeightsMismatch
 from .untrusted import check_state_dict as check_state_dict
 from .weights import check_finite, unpack
@@ -38,7 +38,7 @@ def build_spiking_model(
     model_cls: type[ModelT],
     variant: str,
     pretrained: bool,
-    filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
+    filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] = own_keys,
     *,
     num_levels: int,
     pretrained_cfg: Any = None,
@@ -94,10 +94,7 @@ def build_spiking_model(
         state_dict = unpack(state_dict)
         reading.end()
         check_finite(state_dict, place_of(cfg))
-        if filter_fn is None:
-            check_state_dict(state_dict, model, 'the keys of its own layers')
-        else:
-            state_dict = filter_fn(state_dict, model)
+        state_dict = filter_fn(state_dict, model)
         adopt_sizes(state_dict, model, _sizes_asked_for(kwargs, saved_args))
         return state_dict
 

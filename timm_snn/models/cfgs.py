@@ -6,9 +6,9 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..labels import CIFAR10, CIFAR100, DIGITS, DVS128_GESTURE, FASHION_MNIST
-from .pretrained import hub_cfgs
+from .pretrained import FILENAME, SpikingCfg, hub_cfgs
 
-__all__ = ['tagged_cfgs']
+__all__ = ['pretrained_cfgs', 'tagged_cfgs']
 
 Cfg = dict[str, Any]
 
@@ -88,7 +88,35 @@ def tagged_cfgs(models: Mapping[str, str], recipes: Mapping[str, str] | None = N
         recipes: By name.tag, the config below recipes/configs that trains it; default: that of the data set.
         family: Further keys of timm's pretrained configs, the same for all entries.
     """
-    cfgs = {f'{name}.{tag}': _MAKERS[tag](**family) for name, tags in models.items() for tag in tags.split()}
+    cfgs = _by_tag(models, family)
     for name, cfg in cfgs.items():
         cfg['recipe'] = (recipes or {}).get(name) or _RECIPES[name.rpartition('.')[2]]
     return hub_cfgs(cfgs)
+
+
+def pretrained_cfgs(models: Mapping[str, str], hub_org: str | None = None, **family: Any) -> dict[str, Any]:
+    """The same for the models of another package: `{'name': 'cifar10'}` -> `{'name.cifar10': config}`.
+
+    Args:
+        models: By name, tags of data sets separated by spaces: how input is prepared, and what the classes are.
+        hub_org: The user or organisation on the Hugging Face Hub that has the weights, each in its repository NAME.TAG;
+            None as long as nobody has: `pretrained=True` then says so.
+        family: Further keys of timm's pretrained configs, the same for all entries; `first_conv` and `classifier` are
+            those of a `SpikingStem` and a `SpikingTransformer` by default.
+
+    Raises: ValueError for the tag of another data set, whose config is written by hand, as in timm.
+    """
+    return {
+        name: SpikingCfg(**cfg, **(dict(hf_hub_id=f'{hub_org}/{name}', hf_hub_filename=FILENAME) if hub_org else {}))
+        for name, cfg in _by_tag(models, family).items()
+    }
+
+
+def _by_tag(models: Mapping[str, str], family: Mapping[str, Any]) -> dict[str, Cfg]:
+    tagged = [(name, tag) for name, tags in models.items() for tag in tags.split()]
+    if unknown := [tag for _, tag in tagged if tag not in _MAKERS]:
+        raise ValueError(
+            f'expected tags among {", ".join(_MAKERS)}, got {unknown[0]!r}: the config of another data set is a dict '
+            "with timm's keys, handed to timm.models.generate_default_cfgs"
+        )
+    return {f'{name}.{tag}': _MAKERS[tag](**family) for name, tag in tagged}

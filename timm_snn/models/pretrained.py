@@ -26,6 +26,7 @@ from timm.models import save_for_hf as timm_save_for_hf
 from torch import nn
 
 from ..files import flush, printable
+from ..layers import attentions, neurons, patch_embeds
 from ..wrappers import unwrapped
 
 __all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
@@ -112,7 +113,7 @@ def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Ite
 def is_ours(name: str) -> bool:
     """True if NAME.TAG is a model of this package."""
     cfg = timm.get_pretrained_cfg(name)
-    return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}')
+    return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}') and module_of(cfg.architecture).startswith('timm_snn.')
 
 
 def save_for_hf(
@@ -154,8 +155,14 @@ def save_for_hf(
 
 
 def modules_of(model: nn.Module) -> list[str]:
-    """The modules outside of PyTorch, timm and this package that define its layers."""
-    found = {type(module).__module__ for module in unwrapped(model).modules()}
+    """The modules outside of PyTorch, timm and this package that define its layers, or register them or the model."""
+    model = unwrapped(model)
+    registries = {'lif_layer': neurons, 'attn': attentions, 'mixers': attentions, 'patch_embed': patch_embeds}
+    found = {type(module).__module__ for module in model.modules()}
+    found |= {module_of(model.pretrained_cfg['architecture'])} - {''}
+    for key, value in get_model_args(model).items():
+        names = value if isinstance(value, list) else [value]
+        found |= {registries[key].module_of(name) for name in names if key in registries} - {''}
     return sorted(name for name in found if name.partition('.')[0] not in ('torch', 'timm', 'timm_snn'))
 
 
@@ -165,10 +172,13 @@ def missing_modules(cfg: Mapping[str, Any]) -> str:
     They are named and never imported from here: a file that came from anywhere would choose which code runs.
     """
     names = cfg.get('modules')
-    missing = [name for name in names if name not in sys.modules] if isinstance(names, (list, tuple)) else []
+    if not isinstance(names, (list, tuple)):
+        return ''
+    missing = [name for name in names if name == '__main__' or name not in sys.modules]
     if not missing:
         return ''
-    what = printable(', '.join(map(str, missing)), 200)
+    scripts = {'__main__': 'the script or notebook that saved it'}
+    what = printable(', '.join(str(scripts.get(name, name)) for name in missing), 200)
     return f'it was saved with layers of {what}: install that and import it first, in the scripts with --import'
 
 
@@ -210,10 +220,14 @@ def is_from_hub(cfg: Mapping[str, Any]) -> bool:
 
 
 def refuse_untrained(cfg: Mapping[str, Any]) -> None:
-    """Raises RuntimeError, with what to do, if these weights would come from our organisation, which has none."""
-    name = f'{cfg["architecture"]}.{cfg.get("tag")}'
+    """Raises RuntimeError, with what to do, if nobody has these weights.
+
+    Those of another package's models are not sought in our organisation, whatever their config says.
+    """
+    name = f'{cfg["architecture"]}.{cfg["tag"]}' if cfg.get('tag') else cfg['architecture']
     by_tag = is_from_hub(cfg) and not cfg.get('source') and name in _recipes
-    if by_tag and cfg['hf_hub_id'] == f'{_OUR_ORG}/{name}' and name not in PUBLISHED:
+    module = module_of(cfg['architecture'])
+    if module.startswith('timm_snn.') and by_tag and cfg['hf_hub_id'] == f'{_OUR_ORG}/{name}' and name not in PUBLISHED:
         how = f'--config recipes/configs/{_recipes[name]}.yaml --model {name}'
         raise RuntimeError(
             f'No pretrained weights exist for {name}: it has not been trained yet, or not been published, and would be '
@@ -221,12 +235,18 @@ def refuse_untrained(cfg: Mapping[str, Any]) -> None:
             f"load a file of yours with pretrained_cfg_overlay=dict(file='model.safetensors'), or set TIMM_SNN_HUB_ORG "
             'to an organisation that has it; timm_snn.list_pretrained() lists what can be loaded'
         )
-    if not any(cfg.get(key) for key in ('state_dict', 'file', 'hf_hub_id', 'url')):
+    is_ours_alone = not module.startswith('timm_snn.') and by_tag and cfg['hf_hub_id'] == f'{HUB_ORG}/{name}'
+    if is_ours_alone or not any(cfg.get(key) for key in ('state_dict', 'file', 'hf_hub_id', 'url')):
         raise RuntimeError(
-            f'No pretrained weights exist for {name.removesuffix(".None").removesuffix(".")}: its pretrained config '
-            "names no source. Give its entry in default_cfgs an hf_hub_id='USER/NAME', a url or a file, or load a file "
-            "with pretrained_cfg_overlay=dict(file='model.safetensors')"
+            f'No pretrained weights exist for {name}: its pretrained config names no source. Give its entry in '
+            f"default_cfgs an hf_hub_id='USER/NAME', a url or a file, in {module or 'its module'}, or load a file with "
+            "pretrained_cfg_overlay=dict(file='model.safetensors')"
         )
+
+
+def module_of(architecture: str) -> str:
+    """The module that registered it with timm, '' if none did."""
+    return timm.model_entrypoint(architecture).__module__ if timm.is_model(architecture) else ''
 
 
 @contextmanager

@@ -28,6 +28,7 @@ __all__ = [
     'adopt_sizes',
     'check_hash',
     'check_state_dict',
+    'own_keys',
     'place_of',
     'unpickling_needs',
 ]
@@ -151,6 +152,12 @@ def check_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, layouts
             'and create_model with the arguments that the weights were trained with',
             found,
         )
+
+
+def own_keys(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The key map of a family whose weights have its own keys alone. Raises: WeightsMismatch for others."""
+    check_state_dict(state_dict, model, f'its own keys ({next(iter(model.state_dict()))})')
+    return state_dict
 
 
 def adopt_sizes(state_dict: Mapping[str, Tensor], model: nn.Module, asked: Container[str]) -> None:

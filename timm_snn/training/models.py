@@ -4,7 +4,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from ..data import FrameSettings
+from ..files import printable
 from ..layers import ConvBn
 from ..layers.conv import skip_zeros
-from ..models import fuse, save_for_hf
+from ..models import SpikingTransformer, fuse, save_for_hf
 from ..models.pretrained import bounded_hub, missing_modules
+from ..models.untrusted import own_keys
 from ..models.weights import check_finite
 from ..ops import keep_freed_memory, lif, sparse_spikes
 from ..ops.backend import asked_for
@@ -81,14 +84,8 @@ def open_model(
             )
         if file and not file.is_file():
             raise FileNotFoundError(f'there is no file {file}')
-        with bounded_hub():
-            try:
-                model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
-            except RuntimeError as error:
-                saved = saved_config(name).get('pretrained_cfg') or {}
-                if str(error).startswith('Unknown model') and (advice := missing_modules(saved)):
-                    raise ValueError(f'{error}: {advice}') from error
-                raise
+        with bounded_hub(), naming_imports(name, run):
+            model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
         if run:
             images = ('img_size', 'mean', 'std', 'crop_pct', 'interpolation')
             given = {key: run[key] for key in images if run.get(key) is not None}
@@ -147,7 +144,7 @@ def open_to_train(
     channels, with `sparse_spikes` all, and none if it is False.
     """
     with one_line_errors(f'create model {name!r}'):
-        with bounded_hub():
+        with bounded_hub(), naming_imports(name):
             model: Any = timm.create_model(
                 name,
                 pretrained=pretrained,
@@ -258,6 +255,23 @@ def saved_config(name: str) -> dict[str, Any]:
         return json.loads(Path(file).read_text(encoding='utf-8'))
 
 
+@contextmanager
+def naming_imports(name: str, run: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """In it, an error about an unknown model or layer says what a saved folder, or a run by its options, needs.
+
+    What they name is not imported: a file that came from anywhere would choose which code runs.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        advice = missing_modules(saved_config(name).get('pretrained_cfg') or {})
+        if (imported := (run or {}).get('import')) and not advice:
+            advice = f'its run had --import {printable(" ".join(map(str, imported)))}: pass that too'
+        if not advice or advice in str(error) or not str(error).lower().startswith('unknown'):
+            raise
+        raise ValueError(f'{error}: {advice}') from error
+
+
 def run_options(checkpoint: Path, name: str) -> dict[str, Any]:
     """The options of the training run that left OUTPUT/checkpoints/epoch_N, none for a folder without its config.
 
@@ -291,8 +305,13 @@ def run_frames(checkpoint: Path) -> Any:
 
 
 def key_map(model: Any) -> Any:
-    """The function that makes the authors' key layouts ours, of the families of this package; None for others."""
+    """The function that makes published key layouts those of the model; None for models of other libraries.
+
+    A family in a package of a user's own has it under the name that timm has, or knows its own keys alone.
+    """
     module = type(model).__module__
+    if isinstance(model, SpikingTransformer):
+        return getattr(sys.modules[module], 'checkpoint_filter_fn', own_keys)
     return getattr(sys.modules[module], 'checkpoint_filter_fn', None) if module.startswith('timm_snn.') else None
 
 
