@@ -75,6 +75,7 @@ class TestSpike:
         torch.testing.assert_close(found, expected)
         assert found.any()
 
+    @pytest.mark.filterwarnings('ignore:There is a performance drop')  # of clamp_ under vmap
     def test_a_neuron_of_it_runs_under_vmap_and_compile(self):
         x, upstream = torch.randn(3, 4), torch.randn(3, 4)
         expected = torch.func.vmap(lambda x: torch.func.vjp(timm_snn.ops.spike, x)[0])(x)

@@ -194,7 +194,8 @@ def get_surrogate(surrogate: str | Surrogate) -> Surrogate:
 def name_surrogate(surrogate: Surrogate) -> str | Surrogate:
     """The inverse of `get_surrogate`; one that has no name there is returned as it is."""
     shape: Any = SURROGATES.get(surrogate.name) or _OWN.get(surrogate.name)
-    if type(surrogate) is not shape:
+    has_name = type(surrogate) is shape
+    if not has_name:
         return surrogate
     return surrogate.name if surrogate == shape() else f'{surrogate.name}:{surrogate.alpha}'
 
