@@ -13,7 +13,7 @@ from torch import nn
 import timm_snn
 from tests.conftest import lively
 from tests.support.families import SMALLEST, shallow
-from timm_snn.layers import LIF, ConvBnLif, ParametricLIF
+from timm_snn.layers import LIF, ConvBnLif, ParametricLIF, neurons
 from timm_snn.ops.native.build import why_not_here
 from timm_snn.profiling.steps import is_neuron
 
@@ -300,3 +300,13 @@ def test_the_page_on_records_runs(tmp_path, monkeypatch):
         if 'import ' in block:
             exec(re.sub('^    ', '', block, flags=re.MULTILINE), names)
     assert sorted(file.name for file in tmp_path.iterdir()) == ['attention.png', 'membranes.png', 'raster.png']
+
+
+@pytest.mark.parametrize('name', [name for name in neurons.names() if name != 'relu'])
+def test_every_registered_neuron_is_recorded(name):
+    model = shallow(timm.create_model('msvit_4_96', lif_layer=name, num_steps=4)).eval()
+    x = torch.rand(1, 1, 28, 28)
+    with torch.no_grad(), timm_snn.record(model, currents=True) as r:
+        logits = model(x)
+    torch.testing.assert_close(logits, model(x))
+    assert set(r.spikes) == set(r.currents) == set(neurons_of(model))
