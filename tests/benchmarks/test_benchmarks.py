@@ -166,3 +166,12 @@ def test_frames_are_timed_and_saved(run, tmp_path):
     assert all(float(row['windows/s']) > 0 for row in table)
     assert all(float(row['peak / frames']) < 1.2 for row in table if row['variant'] == 'timm_snn')
     assert (tmp_path / 'frames.png').stat().st_size > 0
+
+
+def test_answers_to_a_live_camera_are_timed_and_saved(run, tmp_path):
+    result = run('stream.py', '--models', 'msvit_4_96', '--threads', 1, '--bins', 11, '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    stream, again = rows(tmp_path / 'stream-msvit_4_96.csv')
+    assert (stream['variant'], stream['bins']) == ('stream', '11')
+    assert (again['variant'], again['bins']) == ('the last T frames again', '2')
+    assert float(stream['frame']) < float(stream['median']) <= float(stream['p95'])
