@@ -15,7 +15,8 @@
     def test_neuron(check):
         check(MyNeuron)
 
-A check raises AssertionError, with what it found; any test runner will do.
+A check raises AssertionError, with what it found; any test runner will do. `record_golden` writes a few outputs into a
+small file, and `check_golden` compares with them, so that a change of what a model computes is seen.
 """
 
 from .families import *  # noqa: F403

@@ -22,6 +22,7 @@ __all__ = [
     'FAMILY_CHECKS',
     'check_causality',
     'check_checkpointing',
+    'check_compiling',
     'check_contract',
     'check_features',
     'check_frames',
@@ -210,6 +211,16 @@ def check_fusing(model: Any) -> None:
     assert_close(fuse(model)(x), model(x), rtol=0, atol=1e-9)
 
 
+@torch.no_grad()
+def check_compiling(model: Any) -> None:
+    """torch.compile traces it as one graph, here at one step; tracing more takes long and shows nothing else."""
+    torch.compiler.reset()
+    twin = copy.deepcopy(model)
+    twin.num_steps = 1
+    x = images(twin)
+    assert_close(torch.compile(twin, fullgraph=True, backend='eager')(x), twin(x), rtol=0, atol=1e-9)
+
+
 FAMILY_CHECKS = (
     check_neighbours,
     check_memory,
@@ -223,6 +234,7 @@ FAMILY_CHECKS = (
     check_contract,
     check_saving,
     check_fusing,
+    check_compiling,
 )
 
 
