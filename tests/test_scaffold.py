@@ -47,6 +47,12 @@ def test_bad_names_are_refused(name, tmp_path):
     assert not (tmp_path / 'own').exists()
 
 
+def test_names_of_something_else_are_refused(tmp_path):
+    for kind, name in (('neuron', 'plif'), ('family', 'numpy')):
+        with pytest.raises(ValueError, match=f"'{name}' is (registered already|the name of a library)"):
+            write_package(kind, name, tmp_path / name)
+
+
 def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
     (tmp_path / 'notes.txt').write_text('mine')
     with pytest.raises(SystemExit, match='is there already'):

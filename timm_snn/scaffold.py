@@ -4,8 +4,12 @@ import keyword
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
+
+import timm
 
 from .version import __version__
 
@@ -40,14 +44,18 @@ def main(argv: Sequence[str]) -> None:
 def write_package(kind: str, name: str, root: Path) -> list[Path]:
     """Write the package `name` with a 'family' or a 'neuron' into a new folder; returns its files.
 
-    Raises: ValueError for what is no name of a package, FileExistsError for a folder with anything in it.
+    Raises: ValueError for what is no name of a package, or is one of something else; FileExistsError for a folder with
+    anything in it.
     """
     if not re.fullmatch('[a-z][a-z0-9_]*', name) or keyword.iskeyword(name) or name in sys.stdlib_module_names:
         raise ValueError(f'expected a name of lower-case letters, digits and _, as my_{kind}, got {name!r}')
-    if name in ('timm', 'timm_snn', 'torch'):
-        raise ValueError(f'{name!r} is the name of a library: give your package one of its own')
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f'{root} is there already: name an empty folder, or one that is not there yet')
+    if find_spec(name) is not None:
+        raise ValueError(f'{name!r} is the name of a library that is installed: give your package one of its own')
+    neurons = import_module('timm_snn.layers').neurons  # whose names are looked up when the command runs, as in cli.py
+    if name in neurons.names() or timm.is_model(f'{name}_3_32'):
+        raise ValueError(f'{name!r} is registered already: give your {kind} a name of its own')
     words = {
         'name': name,
         'dashed': name.replace('_', '-'),
