@@ -1,5 +1,7 @@
 """The conventions A, B and C on operations counted by hand, and on published figures."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -33,6 +35,21 @@ def test_event_frames_cost_what_is_not_dark():
     assert first.energy_mj['A'] == pytest.approx(4.6e-9 * dense)
     assert first.energy_mj['B'] == first.energy_mj['C'] == pytest.approx(4.6e-9 * dense / 4)
     assert report.energy['C'].mj_first_once == report.energy['C'].mj  # frames differ, there is no once
+
+
+def test_binary_event_frames_are_accumulates_for_a_alone():
+    net = Net(ConvBnLif(2, 3), num_steps=3).double().eval()
+    frames = torch.zeros(2, 3, 1, 4, 6).double()
+    frames[:, :, :, :2, :3] = 1
+    first = layer(profile(net, frames), 'stem.units.0')
+    dense = 3 * 24 * 9 * 2
+    assert first.input == 'binary'
+    assert first.energy_mj['A'] == pytest.approx(0.9e-9 * dense / 4)
+    assert first.energy_mj['B'] == first.energy_mj['C'] == pytest.approx(4.6e-9 * dense / 4)
+    page = (Path(__file__).parents[2] / 'docs' / 'energy.md').read_text(encoding='utf-8')
+    assert '| A | T F MACs; for frames of 0 and 1 T F mean(input) ACs |' in page
+    assert '| B | T F MACs; for event frames T F rate MACs |' in page
+    assert '| C | F MACs; for event frames T F rate MACs |' in page
 
 
 def constant(name: str, **kwargs) -> nn.Module:
