@@ -70,7 +70,9 @@ class Operator:
         for arg in args:
             if isinstance(arg, Tensor) and (type(arg) not in _PLAIN or (refuses_grad and arg.requires_grad)):
                 return self.op(*self._encoded(args))
-        return (self._function if torch.is_grad_enabled() else self._plain)(*args)  # autograd takes a while to do nothing
+        return (self._function if torch.is_grad_enabled() else self._plain)(
+            *args
+        )  # autograd takes a while to do nothing
 
     def _encoded(self, args: Sequence[Any]) -> list[Any]:
         """Arguments as the schema has them."""
