@@ -75,7 +75,9 @@ class _Lines:
                     self.start, f'expected lines of at most {LINE_LIMIT} bytes, got a longer one'
                 )
         self.number += self.block.count(b'\n')
-        block = re.sub(rb'(?m)^[ \t]*[#%].*$', b'', self.block) if b'#' in self.block or b'%' in self.block else self.block
+        block = (
+            re.sub(rb'(?m)^[ \t]*[#%].*$', b'', self.block) if b'#' in self.block or b'%' in self.block else self.block
+        )
         if not block.strip():
             return np.empty((0, self.width), np.int64)
         if b'e' in block:
