@@ -95,8 +95,8 @@ class Converter:
         return self._mixed_polarity(columns[3])
 
     def _mixed_polarity(self, p: np.ndarray) -> tuple[int, int, str] | None:
-        if p.dtype.kind in 'bu' and not self.minus:
-            self.zero = True
+        if (lowest := int(p.min())) >= 0 and not self.minus:
+            self.zero = self.zero or lowest == 0
             return None
         zero, minus = p == 0, p == -1
         has_zero, has_minus = bool(zero.any()), bool(minus.any())

@@ -2,7 +2,6 @@
 
 import os
 import re
-from pathlib import Path
 
 from .binary import version
 from .prophesee import TO_CSV, header
@@ -45,6 +44,7 @@ OTHERS = {
     rb'....ftyp|RIFF....AVI |\x1aE\xdf\xa3': ('a video, which has frames', *V2E),
     rb'\x89PNG|\xff\xd8\xff|GIF8': ('a picture', *V2E),
 }
+ANY_OTHER = re.compile(b'|'.join(OTHERS), re.DOTALL)  # one look at each of many small files
 
 
 def detect(recording: Recording) -> str:
@@ -53,15 +53,15 @@ def detect(recording: Recording) -> str:
     for magic, kind in MAGIC.items():
         if head.startswith(magic):
             return kind
-    for pattern, (what, *commands) in OTHERS.items():
-        if re.match(pattern, head, re.DOTALL):
-            raise recording.other(what, *commands)
+    if ANY_OTHER.match(head):
+        found = next(other for pattern, other in OTHERS.items() if re.match(pattern, head, re.DOTALL))
+        raise recording.other(*found)
     suffix = suffix_of(recording.path)
     if head.startswith(b'#!AER-DAT') or suffix == '.aedat':
-        found = version(recording)
-        if found not in AEDAT:
-            raise recording.error(0, f'expected #!AER-DAT with {", ".join(AEDAT)} in the first line, got {found}')
-        return AEDAT[found]
+        number = version(recording)
+        if number not in AEDAT:
+            raise recording.error(0, f'expected #!AER-DAT with {", ".join(AEDAT)} in the first line, got {number}')
+        return AEDAT[number]
     if head.startswith(b'% ') and (by_header := _by_header(recording)):
         return by_header
     if suffix in SUFFIXES:
@@ -72,8 +72,8 @@ def detect(recording: Recording) -> str:
 
 def suffix_of(file: str | os.PathLike[str]) -> str:
     """In lower case, of what a file of gzip unpacks to."""
-    path = Path(os.fsdecode(file))
-    return Path(path.stem if path.suffix.lower() == '.gz' else path.name).suffix.lower()
+    stem, suffix = os.path.splitext(os.fsdecode(file).lower())
+    return os.path.splitext(stem)[1] if suffix == '.gz' else suffix
 
 
 def _by_header(recording: Recording) -> str | None:
@@ -82,7 +82,7 @@ def _by_header(recording: Recording) -> str | None:
     recording.seek(0)
     if fields.get('data', '').startswith('file containing'):
         return 'dat'
-    found = fields.get('format') or ''.join(['EVT', *fields.get('evt', '').split('.')]).removesuffix('0')
+    found = fields.get('format') or 'EVT' + fields.get('evt', '').replace('.', '').removesuffix('0')
     if found == 'EVT':
         return None
     if found.upper() not in EVT:

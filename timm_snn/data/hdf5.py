@@ -1,6 +1,7 @@
 """Events in HDF5, read by h5py: Metavision's files, DSEC's, and others whose columns have names.
 
-h5py is given the file itself, and what it says of a damaged one becomes an EventFileError.
+h5py is given the file itself, and what it says of a damaged one becomes an EventFileError. It does not say it of all:
+the HDF5 library may crash, as it did at one of some thousand damaged files.
 """
 
 import re

@@ -242,7 +242,7 @@ class Recording:
     def peek(self, count: int) -> bytes:
         """Up to that many of the next bytes; does not move."""
         data = self.file.read(count)
-        self.file.seek(self.position)
+        self.file.seek(self.position)  # within the buffer, which costs no call of the system
         return data
 
     def read(self, count: int, what: str) -> bytes:
