@@ -106,10 +106,12 @@ def pretrained_cfgs(models: Mapping[str, str], hub_org: str | None = None, **fam
 
     Raises: ValueError for the tag of another data set, whose config is written by hand, as in timm.
     """
-    return {
-        name: SpikingCfg(**cfg, **(dict(hf_hub_id=f'{hub_org}/{name}', hf_hub_filename=FILENAME) if hub_org else {}))
-        for name, cfg in _by_tag(models, family).items()
-    }
+    cfgs = _by_tag(models, family)
+    if hub_org:
+        cfgs = {
+            name: {**cfg, 'hf_hub_id': f'{hub_org}/{name}', 'hf_hub_filename': FILENAME} for name, cfg in cfgs.items()
+        }
+    return {name: SpikingCfg(**cfg) for name, cfg in cfgs.items()}
 
 
 def _by_tag(models: Mapping[str, str], family: Mapping[str, Any]) -> dict[str, Cfg]:

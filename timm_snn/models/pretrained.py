@@ -113,7 +113,9 @@ def list_pretrained(filter: str | Iterable[str] = '', exclude_filters: str | Ite
 def is_ours(name: str) -> bool:
     """True if NAME.TAG is a model of this package."""
     cfg = timm.get_pretrained_cfg(name)
-    return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}') and module_of(cfg.architecture).startswith('timm_snn.')
+    return bool(cfg and cfg.hf_hub_id == f'{HUB_ORG}/{name}') and module_of(name.partition('.')[0]).startswith(
+        'timm_snn.'
+    )
 
 
 def save_for_hf(
@@ -157,9 +159,10 @@ def save_for_hf(
 def modules_of(model: nn.Module) -> list[str]:
     """The modules outside of PyTorch, timm and this package that define its layers, or register them or the model."""
     model = unwrapped(model)
+    cfg: Any = model.pretrained_cfg
     registries = {'lif_layer': neurons, 'attn': attentions, 'mixers': attentions, 'patch_embed': patch_embeds}
     found = {type(module).__module__ for module in model.modules()}
-    found |= {module_of(model.pretrained_cfg['architecture'])} - {''}
+    found |= {module_of(cfg['architecture'])} - {''}
     for key, value in get_model_args(model).items():
         names = value if isinstance(value, list) else [value]
         found |= {registries[key].module_of(name) for name in names if key in registries} - {''}
