@@ -50,7 +50,8 @@ def _events(label_names: tuple[str, ...], size: int = 128, split_by: str = 'numb
     """Frames of a sensor of 128 x 128 pixels, by number as in all papers; how many is the model's `num_steps`."""
 
     def make(**cfg: Any) -> Cfg:
-        made = _small(label_names, cfg, input_size=(2, size, size), mean=(0, 0), std=(1, 1))
+        pool_size = (size // 16, size // 16)
+        made = _small(label_names, cfg, input_size=(2, size, size), pool_size=pool_size, mean=(0, 0), std=(1, 1))
         channels, *frame = made['input_size']
         frames = dict(split_by=split_by, sensor_size=(128, 128), channels=channels, size=tuple(frame))
         return {**made, 'frames': {**frames, 'mean': made['mean'], 'std': made['std']}}

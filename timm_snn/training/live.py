@@ -15,7 +15,6 @@ outputs that forgets within --tau bins.
 import math
 import sys
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +33,11 @@ from .models import fused, open_model, steps_of
 from .options import (
     ArgumentParser,
     add_camera_options,
+    at_least_one,
     image_options,
     model_options,
     model_parser,
+    not_negative,
     positive,
     positive_int,
     recordings,
@@ -143,27 +144,13 @@ def make_parser() -> ArgumentParser:
     parser = model_parser('timm-snn live', __doc__, batches=False)
     add = parser.add_argument_group('camera').add_argument
     add('--source', type=Path, required=True, metavar='FILE', help='a recording, which plays as a camera')
-    add('--speed', type=_speed, default=1.0, help='times as fast as it was; 0 is as fast as possible')
+    add('--speed', type=not_negative, default=1.0, help='times as fast as it was; 0 is as fast as possible')
     add_camera_options(add)
     add('--bin-ms', type=positive, metavar='MS', help="default: the model's bins if they last as long, else 10")
-    add('--tau', type=_tau, help="bins within which the answer forgets, inf for never; default: the model's T")
+    add('--tau', type=at_least_one, help="bins within which the answer forgets, inf for never; default: the model's T")
     add('--every', type=positive_int, default=10, metavar='N', help='a line for every Nth bin')
     add('--labels', type=Path, help='names of the classes, one in each line; default: those saved with the model')
     return parser
-
-
-def _speed(text: str) -> float:
-    speed = float(text)
-    if not 0 <= speed < float('inf'):
-        raise ArgumentTypeError(f'{text} is not 0 or more')
-    return speed
-
-
-def _tau(text: str) -> float:
-    tau = float(text)
-    if not tau >= 1:
-        raise ArgumentTypeError(f'{text} is less than 1')
-    return tau
 
 
 @script

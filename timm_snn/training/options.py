@@ -21,6 +21,7 @@ __all__ = [
     'add_camera_options',
     'add_recording_options',
     'as_config',
+    'at_least_one',
     'batch_options',
     'data_source',
     'evaluation_parser',
@@ -29,6 +30,7 @@ __all__ = [
     'model_options',
     'model_parser',
     'natural_int',
+    'not_negative',
     'optimizer_options',
     'positive',
     'positive_int',
@@ -485,6 +487,18 @@ def positive_int(text: str) -> int:
 def positive(text: str) -> float:
     if not 0 < (number := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f'{text} is not a finite number above 0')
+    return number
+
+
+def not_negative(text: str) -> float:
+    if not 0 <= (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f'{text} is not 0 or more')
+    return number
+
+
+def at_least_one(text: str) -> float:
+    if not (number := float(text)) >= 1:
+        raise argparse.ArgumentTypeError(f'{text} is less than 1')
     return number
 
 
