@@ -1,5 +1,9 @@
 """Recordings made from scikit-learn's digits: a seed gives the same events, which are those of what moved."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import timm
 import torch
@@ -7,6 +11,7 @@ import torch
 from timm_snn.data import EventDigits, frame_settings, to_frames
 from timm_snn.data.event_digits import HOT_PIXELS, record_digit, split_digits
 
+ROOT = Path(__file__).parents[2]
 RING = np.zeros((8, 8))
 RING[2:6, 2:6] = 16
 RING[3:5, 3:5] = 0
@@ -67,3 +72,10 @@ def test_the_shipped_weights_know_as_many_digits_as_when_they_were_trained():
     with torch.no_grad():
         answers = model(frames.double()).argmax(1)
     assert int((answers == torch.tensor(data.targets[:60])).sum()) == 59
+
+
+def test_the_lines_in_the_documentation_run():
+    section = (ROOT / 'docs' / 'events.md').read_text().split('\n## Moving digits, without a download\n')[1]
+    names: dict[str, Any] = {}
+    exec(re.search(r'```python\n(.*?)```', section, re.DOTALL)[1], names)
+    assert names['digit'].tolist() == [EventDigits(False, num_steps=1).targets[0]]
