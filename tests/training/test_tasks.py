@@ -71,7 +71,7 @@ def test_losses_that_cannot_be_are_refused(train, tmp_path):
         (['--rate-weight', '1', '--rate-target', '2'], "expected a rate from 0 to 1, or NAME=RATE ..., got '2'"),
         (['--rate-weight', '1', '--rate-target', 'nobody=0.1'], "no layer is left for the target of 'nobody'; there"),
         (['--task', 'mine'], '--task mine: expected PACKAGE:NAME'),
-        (['--task', 'nobodys_package.sub:Task'], "there is no module 'nobodys_package': install it, or set PYTHONPATH"),
+        (['--task', 'nobodys_package.sub:Task'], "there is no module 'nobodys_package': install it, run where"),
         (['--task', 'timm_snn.ops:Task'], "__init__.py has no class 'Task'"),
         (['--task', 'torch.nn:Softmax'], "cannot make the task 'torch.nn:Softmax': Softmax"),
         (['--task', 'functools:partial'], 'expected a timm.task.TrainingTask, got partial'),

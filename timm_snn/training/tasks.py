@@ -29,7 +29,6 @@ The model is called once in an update, since DistributedDataParallel wants it so
 the run, for targets [B] or, where samples are mixed, [B, classes].
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
@@ -44,6 +43,7 @@ from torch import Tensor, nn
 from ..ops.neuron import membrane_dtype
 from ..profiling import record
 from .errors import UserError, one_line_errors
+from .imports import import_own
 
 __all__ = [
     'LOSSES',
@@ -187,20 +187,16 @@ class FiringRateTask(TrainingTask):
 
 
 def find_task(path: str) -> Callable[..., Any]:
-    """What 'my_package:MyTask' names. Raises: UserError if it is not there; what its module raises passes as it is."""
-    module, _, name = path.partition(':')
-    if not module or not name:
+    """What 'my_package:MyTask', or 'my_file.py:MyTask', names.
+
+    Raises: UserError if it is not there; what its module raises passes as it is.
+    """
+    name, _, attribute = path.rpartition(':')
+    if not name or not attribute:
         raise UserError(f'--task {path}: expected PACKAGE:NAME, such as my_package:MyTask')
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module and not module.startswith(f'{error.name}.'):
-            raise  # what that module itself imports
-        raise UserError(
-            f'--task {path}: there is no module {error.name!r}: install it, or set PYTHONPATH to the folder it is in'
-        ) from error
-    if not callable(task := getattr(found, name, None)):
-        raise UserError(f'--task {path}: {found.__file__} has no class {name!r}')
+    found = import_own(name, '--task')
+    if not callable(task := getattr(found, attribute, None)):
+        raise UserError(f'--task {path}: {found.__file__} has no class {attribute!r}')
     return task
 
 
