@@ -10,7 +10,7 @@ import timm_snn
 from timm_snn.layers.conv import MapConv
 from timm_snn.ops import ATan, sparse_conv
 from timm_snn.training.errors import UserError
-from timm_snn.training.models import check_sparse_spikes, fused, open_to_train
+from timm_snn.training.models import check_sparse_spikes, fused, open_model, open_to_train
 from timm_snn.training.options import trainable_options, training_options
 
 
@@ -83,3 +83,11 @@ def test_sparse_spikes_that_are_asked_for_are_checked(monkeypatch):
     monkeypatch.setattr(sparse_conv, 'why_not_built', lambda *_: 'no compiler')
     with pytest.raises(UserError, match='cannot skip zeros: sparse_spikes cannot run here: no compiler'):
         check_sparse_spikes(torch.device('cpu'))
+
+
+def test_random_weights_are_said_and_how_to_load_those_that_there_are(caplog):
+    open_model('msvit_4_96.event_digits')
+    open_model('msvit_4_384.cifar10', device='meta')
+    shipped, untrained = caplog.messages
+    assert shipped.endswith('; --pretrained loads those that were trained')
+    assert untrained.endswith('its spikes and all that follows say nothing')

@@ -22,7 +22,7 @@ from ..files import printable
 from ..layers import ConvBn
 from ..layers.conv import skip_zeros
 from ..models import SpikingTransformer, fuse, save_for_hf
-from ..models.pretrained import bounded_hub, missing_modules
+from ..models.pretrained import bounded_hub, missing_modules, weights_status
 from ..models.untrusted import own_keys
 from ..models.weights import check_finite
 from ..ops import keep_freed_memory, lif, sparse_spikes
@@ -104,7 +104,8 @@ def open_model(
                 raise ValueError('it has no time steps: leave out --num-steps')
             model.num_steps = num_steps
         if not is_trained(name, checkpoint, pretrained):
-            _logger.warning('note: %s has random weights: its spikes and all that follows say nothing', name)
+            advice = '' if weights_status(name) == 'not yet trained' else '; --pretrained loads those that were trained'
+            _logger.warning('note: %s has random weights: its spikes and all that follows say nothing%s', name, advice)
         return model.eval().to(device)
 
 
