@@ -127,7 +127,7 @@ from safetensors.torch import load_file, save_file
 from pathlib import Path
 file = Path(timm_snn.__file__).parent / 'weights' / '{SHIPPED}.safetensors'
 weights = load_file(file)
-assert timm_snn.list_pretrained() == ['{SHIPPED}'], timm_snn.list_pretrained()
+assert '{SHIPPED}' in timm_snn.list_pretrained(), timm_snn.list_pretrained()
 for name in ('msvit_4_96', '{SHIPPED}'):
     model = timm.create_model(name, pretrained=True)
     assert all(torch.equal(weights[key], tensor) for key, tensor in model.state_dict().items())
@@ -178,7 +178,7 @@ else:
 
 def test_what_ships_is_small_and_has_a_tag():
     files = {file.stem: file.stat().st_size for file in pretrained.WEIGHTS.glob('*.safetensors')}
-    assert list(files) == [SHIPPED] and SHIPPED in TAGS and max(files.values()) <= 4e6
+    assert SHIPPED in files and set(files) <= set(TAGS) and max(files.values()) <= 4e6
 
 
 def test_the_weights_in_the_package_give_the_logits_that_they_were_measured_with():

@@ -12,7 +12,7 @@ BACKEND = '''
 
 import torch
 
-from timm_snn.ops.neuron import membrane_dtype
+from timm_snn.ops.neuron import by_channel, membrane_dtype
 from timm_snn.ops.surrogate import spike
 
 
@@ -23,7 +23,7 @@ def why_not(x=None):
 def lif(x, v, tau, neuron, needs_v):
     current = x.to(membrane_dtype(x.dtype))
     v = torch.full_like(current[0], neuron.v_rest) if v is None else v
-    tau = neuron.tau if tau is None else tau.reshape(()).to(current)
+    tau = neuron.tau if tau is None else by_channel(tau.to(current), x.ndim - 1)
     spikes = []
     for i in current:
         leak = v - neuron.v_rest

@@ -83,7 +83,8 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
     2501.15925). Shape: logits [B, classes] or [B, T, classes], teacher_logits [B, classes] -> [].
     """
     if logits.ndim == 3:
-        logits, teacher_logits = logits.flatten(0, 1), teacher_logits.repeat_interleave(logits.shape[1], 0)
+        teacher_logits = teacher_logits.repeat_interleave(logits.shape[1], 0)
+        logits = logits.reshape(-1, logits.shape[-1])
     ours, taught = (F.log_softmax(x / temperature, -1) for x in (logits, teacher_logits))
     return F.kl_div(ours, taught, reduction='batchmean', log_target=True) * temperature**2
 

@@ -38,8 +38,8 @@ def test_a_kernel_runs_in_the_type_of_its_input_under_autocast_too(cupy, dtype, 
     spikes.sum().backward()
     width = 16 // x.element_size()
     (forward, *sizes, _), (backward, *_) = cupy.launches
-    assert forward == f'lif_forward<{stored}, 4, {width}, false, true, true>'
-    assert backward == f'lif_backward<{stored}, 4, {width}, false, true, true, true, SIGMOID, false>'
+    assert forward == f'lif_forward<{stored}, 4, {width}, false, true, true, false>'
+    assert backward == f'lif_backward<{stored}, 4, {width}, false, true, true, false, true, SIGMOID, false>'
     assert sizes == [1, 128]  # blocks, threads
 
 
@@ -47,7 +47,7 @@ def test_a_launch_passes_raw_pointers_of_torchs_memory(cupy):
     x = torch.zeros(3, 2, 700)
     spikes, v = cupy.backend.lif(x, None, torch.tensor(3.0), Neuron(tau=None), True)
     ((name, blocks, threads, args),) = cupy.launches
-    assert name == 'lif_forward<float, 3, 4, false, true, false>' and (blocks, threads) == (3, 128)
+    assert name == 'lif_forward<float, 3, 4, false, true, false, false>' and (blocks, threads) == (3, 128)
     *pointers, tau, threshold, rest, num_neurons, num_steps, stride = args
     assert pointers[:4] == [spikes.data_ptr(), v.data_ptr(), x.data_ptr(), 0] and pointers[4] != 0
     assert (tau, threshold, rest, num_neurons, num_steps, stride) == (0.0, 1.0, 0.0, 1400, 3, 1400)

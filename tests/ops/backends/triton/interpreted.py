@@ -114,7 +114,7 @@ def test_activation_checkpointing_changes_nothing():
 def test_torch_finds_no_fault_with_the_operators_of_the_neuron(learned):
     x = currents(4, 2, 3)
     v = torch.randn(2, 3) if learned else None
-    tau = torch.tensor([2.5]) if learned else None
+    tau = torch.tensor(2.5) if learned else None
     key = (LEARNED if learned else Neuron(tau=2.5, surrogate=Sigmoid(2.0))).key
     leaves = [None if t is None else t.clone().requires_grad_() for t in (x, v, tau)]
     torch.library.opcheck(lif_file.lif.op, (*leaves, key, learned))
