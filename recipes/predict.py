@@ -32,6 +32,7 @@ from timm_snn.data.detect import KNOWN
 from timm_snn.files import printable, write_whole_text
 from timm_snn.training.data import DataSource, make_transform
 from timm_snn.training.errors import UserError, one_line_errors, script
+from timm_snn.training.evaluation import running_logits
 from timm_snn.training.labels import descriptions_of, open_labels
 from timm_snn.training.models import channels, early_exits, fused, input_config, open_model
 from timm_snn.training.options import (
@@ -105,8 +106,7 @@ def logits_of(model: Any, batch: Tensor, steps: list[int] | None) -> Tensor:
     """[B, steps, classes]: one for pictures, for frames [B, T, C, H, W] the mean of the outputs until each step."""
     if steps is None:
         return model(batch).float().unsqueeze(1)
-    sums = model.forward_steps(batch).float().cumsum(1)
-    return torch.stack([sums[:, step - 1] / step for step in steps], 1)
+    return running_logits(model, batch)[:, [step - 1 for step in steps]]
 
 
 @torch.inference_mode()

@@ -41,6 +41,7 @@ from timm_snn.data.bins import bin_events
 from timm_snn.files import write_whole
 from timm_snn.profiling import pictures, profile
 from timm_snn.training.errors import one_line_errors, script
+from timm_snn.training.evaluation import running_logits
 from timm_snn.training.labels import descriptions_of, open_labels
 from timm_snn.training.models import open_model
 from timm_snn.training.options import ArgumentParser, positive_int
@@ -246,11 +247,7 @@ def windows_of(events: Events, settings: FrameSettings, milliseconds: float | No
 @torch.inference_mode()
 def probabilities_after_steps(model: Any, frames: Tensor) -> Tensor:
     """[T, classes]: after t steps, those of the mean of the logits so far; of a model without steps all alike."""
-    x = frames.unsqueeze(0)
-    if not hasattr(model, 'forward_steps'):
-        return model(x).float().softmax(-1).expand(len(frames), -1)
-    logits = model.forward_steps(x)[0].float()
-    return (logits.cumsum(0) / torch.arange(1, len(logits) + 1)[:, None]).softmax(-1)
+    return running_logits(model, frames.unsqueeze(0))[0].softmax(-1).expand(len(frames), -1)
 
 
 def likeliest(probabilities: Tensor, names: list[str]) -> str:
