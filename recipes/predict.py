@@ -29,7 +29,9 @@ from tqdm import tqdm
 
 from timm_snn.data import has_frame_settings
 from timm_snn.data.detect import KNOWN
+from timm_snn.data.event_folder import find_recordings
 from timm_snn.files import printable, write_whole_text
+from timm_snn.folders import Found
 from timm_snn.training.data import DataSource, make_transform
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import running_logits
@@ -44,9 +46,9 @@ from timm_snn.training.options import (
     positive_int,
     recordings,
 )
-from timm_snn.training.pictures import Found, open_picture
 from timm_snn.training.pictures import find_pictures as pictures_below
-from timm_snn.training.recordings import find_recordings, open_frames, settings_for
+from timm_snn.training.pictures import open_picture
+from timm_snn.training.recordings import open_frames, settings_for
 from timm_snn.training.tables import make_table, wide_console, write_csv
 
 MOST_ROWS = 50  # of the table on the terminal
@@ -260,7 +262,8 @@ def recordings_for(model: Any, args: Namespace, source: DataSource) -> tuple[Inp
     if note:
         print(note, file=sys.stderr)
     named = ', '.join(KNOWN)
-    files = find_files(args.files, partial(find_recordings, source=source), 'recordings', named)
+    reading = source.reading or {}
+    files = find_files(args.files, lambda folder: find_recordings([folder], reading), 'recordings', named)
     return Inputs(files, partial(open_frames, settings=settings, source=source)), early_exits(model)
 
 

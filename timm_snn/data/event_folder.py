@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from timm.utils.misc import natural_key
 
 from ..files import printable
-from ..folders import as_text, folder_of_split, is_hidden, walk
+from ..folders import Found, as_text, find_below, folder_of_split, in_words, is_hidden
 from .datasets import EventDataset
 from .detect import KNOWN, suffix_of
 from .events import Events, read_events, recording_info
 from .settings import height_and_width
 
-__all__ = ['EventFolder', 'SensorSizeError']
+__all__ = ['EventFolder', 'SensorSizeError', 'find_recordings']
 
 
 class SensorSizeError(ValueError):
@@ -84,37 +84,24 @@ class EventFolder(EventDataset):
                 f'{printable(", ".join(self.classes))}'
             )
         left_out: Counter[str] = Counter()
-        samples = [
-            (path.relative_to(self.root).as_posix(), self.classes.index(name))
-            for name in names
-            for path in self.recordings_of(by_class[name], left_out)
-        ]
-        self.left_out = as_list(left_out)
+        samples = []
+        for name in names:  # which may be spelled in several ways
+            found = find_recordings(by_class[name], self.reading)
+            if not found.files:
+                raise FileNotFoundError(
+                    f'class folder {by_class[name][0]} has no recordings, which are files named {", ".join(KNOWN)}; it '
+                    f'holds {found.note() or "nothing"}: add recordings or remove the folder, or say what they are by '
+                    'reading'
+                )
+            samples += [(file.relative_to(self.root).as_posix(), self.classes.index(name)) for file in found.files]
+            left_out += found.left_out
+        self.left_out = in_words(left_out)
         if not hasattr(self, 'sensor_size'):
             first = self.root / samples[0][0]
-            if (found := recording_info(first, **self.reading).sensor_size) is None:
+            if (said := recording_info(first, **self.reading).sensor_size) is None:
                 raise SensorSizeError(f'{first} does not say of which sensor it is: pass sensor_size=(height, width)')
-            self.sensor_size = found
+            self.sensor_size = said
         return samples
-
-    def recordings_of(self, folders: list[Path], left_out: Counter[str]) -> list[Path]:
-        """Those of one class, whose name may be spelled in several ways."""
-        found, others = [], Counter[str]()
-        for folder in folders:
-            for file in (Path(entry.path) for entry in walk(folder, others)):
-                if not file.is_file():
-                    others['no files'] += 1
-                elif 'kind' in self.reading or suffix_of(file) in KNOWN:
-                    found.append(file)
-                else:
-                    others[file.suffix.lower() or 'without a suffix'] += 1
-        if not found:
-            raise FileNotFoundError(
-                f'class folder {folders[0]} has no recordings, which are files named {", ".join(KNOWN)}; it holds '
-                f'{as_list(others) or "nothing"}: add recordings or remove the folder, or say what they are by reading'
-            )
-        left_out += others
-        return sorted(found, key=lambda path: natural_key(str(path)))
 
     def read(self, file: Path) -> Events:
         events = read_events(file, **self.reading)
@@ -129,6 +116,6 @@ class EventFolder(EventDataset):
         return events
 
 
-def as_list(counts: Counter[str]) -> str:
-    """As in '2 hidden, 1 .txt'."""
-    return ', '.join(f'{count} {printable(kind, 40)}' for kind, count in sorted(counts.items()))
+def find_recordings(folders: Iterable[Path], reading: Mapping[str, Any]) -> Found:
+    """Files named like recordings, see `folders.find_below`; all if the arguments of `read_events` give their kind."""
+    return find_below(folders, lambda file: 'kind' in reading or suffix_of(file) in KNOWN)

@@ -1,20 +1,19 @@
 """Pictures as people have them, read the same way by every script: one file, and folders of files."""
 
 import os
-from collections import Counter
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 from timm.data.readers.reader import Reader
 from timm.utils.misc import natural_key
 
-from ..files import check_regular_file, printable
-from ..folders import as_text, walk
+from ..files import check_regular_file
+from ..folders import Found, as_text, find_below
 
-__all__ = ['FolderReader', 'Found', 'find_pictures', 'open_picture']
+__all__ = ['FolderReader', 'find_pictures', 'open_picture']
 
 # Formats that Pillow hands to other programs or cannot decode by itself, and pages for a printer.
 NOT_PICTURES = {'BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'IPTC', 'MPEG', 'WMF'}
@@ -39,37 +38,10 @@ def open_picture(source: str | Path | BinaryIO, mode: str) -> Image.Image:
         return upright.convert(mode)
 
 
-class Found(NamedTuple):
-    """Pictures below a folder, in the order of their names, and how many of what else."""
-
-    files: list[Path]
-    left_out: Counter[str]
-
-    def note(self) -> str | None:
-        """What was left out, as in '2 hidden, 1 .txt'; None if nothing was."""
-        return ', '.join(f'{count} {printable(kind, 40)}' for kind, count in sorted(self.left_out.items())) or None
-
-
 def find_pictures(folder: Path) -> Found:
-    """Files named like pictures, at any depth and in linked folders too.
-
-    Left out are hidden files and folders, such as .ipynb_checkpoints and macOS's ._ files, __MACOSX, other suffixes,
-    links to nothing and what is no regular file.
-    """
-    found = Found([], Counter())
+    """Files named like pictures, see `folders.find_below`."""
     suffixes = picture_suffixes()
-    for entry in walk(folder, found.left_out):
-        file = Path(entry.path)
-        if (
-            not entry.is_file()
-        ):  # which the listing of the folder says, but for links: a million files cost no look each
-            found.left_out['links to nothing' if entry.is_symlink() and not file.exists() else 'no files'] += 1
-        elif file.suffix.lower() in suffixes:
-            found.files.append(file)
-        else:
-            found.left_out[file.suffix.lower() or 'without a suffix'] += 1
-    found.files.sort(key=lambda file: natural_key(str(file)))
-    return found
+    return find_below([folder], lambda file: file.suffix.lower() in suffixes)
 
 
 def picture_suffixes() -> set[str]:

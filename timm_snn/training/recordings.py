@@ -1,36 +1,16 @@
-"""Recordings of event cameras for a trained model: which files they are, and how their frames are made."""
+"""Recordings of event cameras for a trained model: how their frames are made."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from timm.utils.misc import natural_key
 from torch import Tensor
 
 from ..data import FrameSettings, frame_settings, has_frame_settings, read_events, recording_info
-from ..data.detect import KNOWN, suffix_of
-from ..folders import walk
 from .data import DataSource, config_to_evaluate, note_on_frames
 from .errors import UserError, one_line_errors
 from .models import channels
-from .pictures import Found
 
-__all__ = ['find_recordings', 'open_frames', 'settings_for']
-
-
-def find_recordings(folder: Path, source: DataSource) -> Found:
-    """Files named like recordings, at any depth; all files if the source says what they are."""
-    found = Found([], Counter())
-    for entry in walk(folder, found.left_out):
-        file = Path(entry.path)
-        if not file.is_file():
-            found.left_out['no files'] += 1
-        elif suffix_of(file) in KNOWN or 'kind' in (source.reading or {}):
-            found.files.append(file)
-        else:
-            found.left_out[file.suffix.lower() or 'without a suffix'] += 1
-    found.files.sort(key=lambda file: natural_key(str(file)))
-    return found
+__all__ = ['open_frames', 'settings_for']
 
 
 def settings_for(model: Any, source: DataSource, **image: Any) -> tuple[FrameSettings, str | None]:
