@@ -105,7 +105,7 @@ class EventDataset(Dataset):
         name, stamp = self.samples[index][0], self.cache.stamp(self.sources(index))
         counts = self.cache.load(name, stamp)
         if counts is None:
-            counts = self.count(self.recording(index))
+            counts = self.count(self.events(index))
             self.cache.store(name, stamp, counts)
         return counts
 

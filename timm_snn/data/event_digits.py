@@ -60,8 +60,7 @@ class EventDigits(EventDataset):
             kept = self._recordings[index] = np.empty(len(events.t), KEPT)
             for name, column in zip('txyp', events, strict=True):
                 kept[name] = column
-        kept = self._recordings[index]
-        return Events(*(kept[name].astype(dtype) for name, dtype in zip('txyp', ('i8', 'i2', 'i2', 'u1'), strict=True)))
+        return Events.from_structured(self._recordings[index])
 
 
 def split_digits(train: bool) -> tuple[np.ndarray, np.ndarray]:
