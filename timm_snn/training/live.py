@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import torch
 
 import timm_snn
 
-from ..data import Events, FrameSettings, iter_events, iter_windows, recording_info, to_frames
+from ..data import Events, FrameSettings, iter_events, iter_windows, recording_info
 from ..data.windows import NO_EVENTS
 from ..files import printable
 from .errors import UserError, one_line_errors, script
@@ -92,20 +93,12 @@ class Classifier:
         self, model: Any, settings: FrameSettings, window: int, sensor_size: tuple[int, int], tau: float
     ) -> None:
         self.stream = timm_snn.stream(model, tau=tau)
-        self.settings, self.window, self.sensor_size = settings, window, settings.check_sensor(sensor_size)
+        self.settings = replace(settings, num_steps=1, split_by='time', bin_us=window, events_per_bin=None)
+        self.window, self.sensor_size = window, settings.check_sensor(sensor_size)
         self.device = next(model.parameters()).device
 
     def __call__(self, start: int, events: Events) -> tuple[int, float]:
-        counts = to_frames(
-            events,
-            1,
-            sensor_size=self.sensor_size,
-            start=start,
-            end=start + self.window,
-            channels=self.settings.channels,
-            size=self.settings.size,
-        )
-        frame = self.settings.normalize(torch.from_numpy(counts)).to(self.device)
+        frame = self.settings.frames(events, self.sensor_size, start=start, end=start + self.window).to(self.device)
         probability, number = self.stream(frame)[0].float().softmax(0).max(0)
         if not math.isfinite(probability):
             raise ValueError(f'the model answers the bin at {start} us with numbers that are not finite')
