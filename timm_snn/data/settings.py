@@ -135,9 +135,9 @@ def frame_settings(model: Any, **given: Any) -> FrameSettings:
 
     Raises: ValueError for a model without settings, and for settings that are wrong or do not fit the model.
     """
+    found = saved_frames(model)
     model = unwrapped(model)
     cfg = getattr(model, 'pretrained_cfg', None) or {}
-    found = cfg.get(KEY)
     if found is None:
         if 'sensor_size' not in given:
             raise ValueError(
@@ -169,7 +169,7 @@ def difference(model: Any, frames: FrameSettings) -> str:
     """
     own = frame_settings(model)
     own.check_sensor(frames.sensor_size)
-    if saved := unwrapped(model).pretrained_cfg[KEY].get('num_steps'):
+    if saved := saved_frames(model).get('num_steps'):
         own = dataclasses.replace(own, num_steps=saved)
     mine, theirs = dataclasses.asdict(own), dataclasses.asdict(frames)
     return ', '.join(f'{name} {theirs[name]} instead of {mine[name]}' for name in theirs if theirs[name] != mine[name])
@@ -177,12 +177,17 @@ def difference(model: Any, frames: FrameSettings) -> str:
 
 def has_frame_settings(model: Any) -> bool:
     """Whether a model says how its frames are made, as those for event cameras do; a model for images does not."""
-    return (getattr(unwrapped(model), 'pretrained_cfg', None) or {}).get(KEY) is not None
+    return saved_frames(model) is not None
 
 
-def set_frame_settings(model: Any, settings: FrameSettings) -> None:
-    """Let a model carry these settings, into its config.json too."""
-    unwrapped(model).pretrained_cfg[KEY] = settings.to_dict()
+def saved_frames(model: Any) -> Any:
+    """What a model says of its frames, as its config.json has it, unchecked; None if it says nothing."""
+    return (getattr(unwrapped(model), 'pretrained_cfg', None) or {}).get(KEY)
+
+
+def set_frame_settings(model: Any, settings: FrameSettings | None) -> None:
+    """Let a model carry these settings, into its config.json too; with None it says nothing of frames."""
+    unwrapped(model).pretrained_cfg[KEY] = settings and settings.to_dict()
 
 
 def height_and_width(name: str, size: Any) -> tuple[int, int]:

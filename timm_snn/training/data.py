@@ -29,6 +29,7 @@ from ..data import (
     SensorSizeError,
     frame_settings,
     has_frame_settings,
+    set_frame_settings,
 )
 from ..data.cache import CacheFolderError
 from ..data.event_digits import split_digits
@@ -364,7 +365,7 @@ def show_images(source: DataSource, model: Any) -> None:
     """Let a model of events take images: it refuses a batch of as many as it has steps, which may be a recording."""
     if has_frame_settings(model) and not source.is_events:
         _logger.warning('note: the model was trained on frames of events, and is shown images')
-        model.pretrained_cfg['frames'] = None
+        set_frame_settings(model, None)
 
 
 def check_fit(dataset: Any, num_classes: int, in_chans: int, num_steps: int | None) -> None:

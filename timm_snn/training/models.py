@@ -17,7 +17,8 @@ from timm.data import resolve_input_data_config
 from timm.models import load_checkpoint
 from torch import nn
 
-from ..data import FrameSettings
+from ..data import FrameSettings, set_frame_settings
+from ..data.settings import saved_frames
 from ..files import printable
 from ..layers import ConvBn
 from ..layers.conv import skip_zeros
@@ -157,9 +158,9 @@ def open_to_train(
             )
         if checkpoint:
             check_finite(model.state_dict(), checkpoint)
-        frames = (getattr(model, 'pretrained_cfg', None) or {}).get('frames')
+        frames = saved_frames(model)
         if frames and frames.get('channels', 2) != channels(model):  # in_chans makes it a model of other frames
-            model.pretrained_cfg['frames'] = None
+            set_frame_settings(model, None)
         if grad_checkpointing:
             model.set_grad_checkpointing()
         modules = dict(model.named_modules())
@@ -203,7 +204,7 @@ def input_config(model: Any, is_events: bool = False, **given: Any) -> dict[str,
     """
     with one_line_errors('set up the transform of the images'):
         if is_events:
-            frames = (getattr(model, 'pretrained_cfg', None) or {}).get('frames') or {}
+            frames = saved_frames(model) or {}
             given = {'mean': frames.get('mean') or (0.0,), 'std': frames.get('std') or (1.0,), **given}
         return resolve_input_data_config(model, args=given)
 
