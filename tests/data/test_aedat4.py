@@ -1,26 +1,19 @@
 """AEDAT 4.0 of DV, from a writer that builds its FlatBuffers by hand."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support import writers
-from timm_snn.data import EventFileError, Events, iter_events, read_events, recording_info
+from tests.support.readings import gives, refused
+from timm_snn.data import read_events, recording_info
 
 EVENTS = writers.random_events(2500)
+same = partial(gives, EVENTS)
 LIBRARIES = {'lz4': 'lz4.frame', 'zstd': 'zstandard'}
-
-
-def same(path: Path, **options: str) -> bool:
-    parts = Events.concatenate(list(iter_events(path, chunk_events=700, **options)))
-    return all(np.array_equal(a, b) for a, b in zip(parts, EVENTS, strict=True))
-
-
-def refused(path: Path, text: str, **options: str) -> None:
-    with pytest.raises(EventFileError, match=text):
-        read_events(path, **options)
 
 
 def replaced(path: Path, old: bytes, new: bytes) -> Path:

@@ -1,27 +1,18 @@
 """Columns of arrays: their order, names, unit of time and polarity."""
 
 import re
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 
 from tests.support import writers
-from timm_snn.data import EventFileError, Events, iter_events, read_events, recording_info
+from tests.support.readings import gives, refused
+from timm_snn.data import EventFileError, iter_events, read_events, recording_info
 
 EVENTS = writers.random_events(5000)
+same = partial(gives, EVENTS)
 ORDERS = ('txyp', 'xytp', 'xypt', 'ptyx')
-
-
-def same(path: Path, **options: str) -> bool:
-    parts = Events.concatenate(list(iter_events(path, chunk_events=777, **options)))
-    whole = read_events(path, **options)
-    return all(np.array_equal(a, b) and np.array_equal(a, c) for a, b, c in zip(EVENTS, whole, parts, strict=True))
-
-
-def refused(path: Path, text: str, **options: str) -> None:
-    with pytest.raises(EventFileError, match=text):
-        read_events(path, **options)
 
 
 def columns(order: str, dtype: type = np.int64) -> np.ndarray:

@@ -2,19 +2,17 @@
 
 import gzip
 import os
+from functools import partial
 
-import numpy as np
 import pytest
 
 from tests.support import writers
+from tests.support.readings import gives
 from timm_snn.data import EventFileError, iter_events, read_events, recording_info
 
 EVENTS = writers.random_events(1500, 34)
+same = partial(gives, EVENTS)
 KINDS = ('aedat2', 'aedat3', 'aedat4', 'npy', 'npz', 'evt2', 'evt21', 'evt3', 'dat')
-
-
-def same(path) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(read_events(path), EVENTS, strict=True))
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 
 from tests.support import writers
+from tests.support.readings import same
 from timm_snn.data import Events, crop_events, drop_pixels, drop_refractory, find_hot_pixels, iter_events
-
-
-def same(one: Events, other: Events) -> bool:
-    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
 
 
 def test_a_crop_by_time_has_the_events_from_start_until_before_end():

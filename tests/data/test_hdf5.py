@@ -1,26 +1,19 @@
 """HDF5 of Metavision, of DSEC, and of others."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support import writers
-from timm_snn.data import EventFileError, Events, iter_events, read_events, recording_info
+from tests.support.readings import gives, refused
+from timm_snn.data import EventFileError, read_events, recording_info
 
 h5py = pytest.importorskip('h5py')
 EVENTS = writers.random_events(3000)
-
-
-def same(path: Path, **options: str) -> bool:
-    parts = Events.concatenate(list(iter_events(path, chunk_events=700, **options)))
-    return all(np.array_equal(a, b) for a, b in zip(parts, EVENTS, strict=True))
-
-
-def refused(path: Path, text: str, **options: str) -> None:
-    with pytest.raises(EventFileError, match=text):
-        read_events(path, **options)
+same = partial(gives, EVENTS)
 
 
 @pytest.mark.parametrize(

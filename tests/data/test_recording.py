@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 
 from tests.support import writers
+from tests.support.readings import same
 from timm_snn.data import Events
 
 EVENTS = writers.random_events(100)
-
-
-def same(one: Events, other: Events) -> bool:
-    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
 
 
 def test_they_unpack_to_four_columns():

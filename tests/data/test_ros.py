@@ -1,16 +1,19 @@
 """Bags of ROS 1 and MCAP files, with messages that rosbags serialises."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support import writers
-from timm_snn.data import EventFileError, Events, iter_events, read_events, recording_info
+from tests.support.readings import gives, refused
+from timm_snn.data import Events, read_events, recording_info
 
 pytest.importorskip('rosbags')
 EVENTS = writers.random_events(2100, last=20_000_000)
+same = partial(gives, EVENTS)
 BAGS = ['bag', 'mcap of ROS 1', 'mcap of ROS 2']
 
 
@@ -19,16 +22,6 @@ def write(folder: Path, bag: str, topics: dict[str, Events], kind: str = 'EventA
         return writers.rosbag(folder / 'a.bag', topics, kind)
     pytest.importorskip('mcap')
     return writers.mcap(folder / 'a.mcap', topics, kind, ros2=bag.endswith('2'))
-
-
-def same(path: Path, **options: str) -> bool:
-    parts = Events.concatenate(list(iter_events(path, chunk_events=700, **options)))
-    return all(np.array_equal(a, b) for a, b in zip(parts, EVENTS, strict=True))
-
-
-def refused(path: Path, text: str, **options: str) -> None:
-    with pytest.raises(EventFileError, match=text):
-        read_events(path, **options)
 
 
 @pytest.mark.parametrize('bag', BAGS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support import writers
+from tests.support.readings import refused
 from timm_snn.data import EventFileError, Events, iter_events, read_events, recording_info
 
 EVENTS = writers.random_events(300)
@@ -19,11 +20,6 @@ def write(path: Path, head: str, *columns: object, end: str = '\n', sep: str = '
 
 def same(events: Events, expected: Events = EVENTS) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(events, expected, strict=True))
-
-
-def refused(path: Path, text: str, **options: str) -> None:
-    with pytest.raises(EventFileError, match=text):
-        read_events(path, **options)
 
 
 @pytest.mark.parametrize(
