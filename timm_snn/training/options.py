@@ -46,9 +46,10 @@ __all__ = [
 
 # Options that would be ignored without others, and are refused rather.
 FOR_IMAGES = (
-    *('scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'crop_pct', 'interpolation'),
-    'data_on_device',
+    *('scale', 'ratio', 'pad_crop', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'cutout', 'crop_pct'),
+    *('interpolation', 'data_on_device'),
 )
+FOR_RESIZED_CROPS = ('scale', 'ratio')
 FOR_EVENTS = ('event_aug', 'split_by', 'bin_ms', 'events_per_bin')
 FOR_AN_EVENT_FOLDER = ('sensor_size', 'read_events')
 FOR_COLUMNS = ('input_key', 'target_key')
@@ -173,7 +174,7 @@ def sample_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def transform_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `data.make_transform` for training."""
-    same = ('scale', 'ratio', 'hflip', 'color_jitter')
+    same = ('scale', 'ratio', 'pad_crop', 'hflip', 'color_jitter', 'cutout')
     return _chosen(args, *same, auto_augment='aa', re_prob='reprob', re_mode='remode')
 
 
@@ -381,11 +382,19 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add = parser.add_argument_group('augmentation and regularisation').add_argument
     add('--scale', type=float, nargs=2, default=(0.08, 1.0), help='area of random resized crops')
     add('--ratio', type=float, nargs=2, default=(3 / 4, 4 / 3), help='and their aspect ratio')
+    add(
+        '--pad-crop',
+        type=natural_int,
+        default=0,
+        metavar='PX',
+        help='in place of those, crops of the whole size from images padded by so many reflected pixels; 0 is off',
+    )
     add('--hflip', type=between(0, 1), default=0.5)
     add('--color-jitter', type=between(0), default=0.4)
     add('--aa', help="auto-augment policy, e.g. 'rand-m9-mstd0.5-inc1'")
     add('--reprob', type=between(0, 1), default=0.0, help='random erasing')
     add('--remode', choices=('const', 'rand', 'pixel'), default='pixel', help='what is put there')
+    add('--cutout', type=natural_int, default=0, metavar='PX', help='side of a square of mean colour in every image')
     add('--mixup', type=between(0), default=0.0)
     add('--cutmix', type=between(0), default=0.0)
     add('--mixup-prob', type=between(0, 1), default=1.0, help='share of the batches that are mixed')
@@ -557,6 +566,7 @@ def training_options(
         parser.error('arguments --pretrained and --checkpoint: start from one of them')
     for names, works, needed in (
         (FOR_IMAGES, args.dataset not in EVENT_DATASETS, 'a data set of images; --event-aug augments event frames'),
+        (FOR_RESIZED_CROPS, not args.pad_crop, 'random resized crops, which --pad-crop replaces'),
         (FOR_EVENTS, args.dataset in EVENT_DATASETS, f'event recordings, --dataset {", ".join(EVENT_DATASETS)}'),
         (FOR_AN_EVENT_FOLDER, args.dataset == 'event_folder', '--dataset event_folder'),
         (FOR_COLUMNS, args.dataset.startswith('hfds/'), 'a data set of Hugging Face, --dataset hfds/...'),
