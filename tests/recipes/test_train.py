@@ -217,6 +217,8 @@ def test_every_config_has_known_keys_and_says_what_was_measured(train):
         (['--val-split', 'tset'], "data set 'digits' has no split 'tset': use train, or validation, also called test"),
         (['--dataset', 'nmnist', '--hflip', '0.1'], '--hflip: it needs a data set of images; --event-aug augments'),
         (['--dataset', 'event_rows', '--scale', '0.5', '1'], 'argument --scale: it needs a data set of images'),
+        (['--decay-epochs', '2'], 'argument --decay-epochs: it needs --sched wsd, rsqrt or step'),
+        (['--opt-kwargs', 'nesterov=1'], 'cannot set up the optimizer'),
         (['--pad-crop', '4', '--scale', '0.5', '1'], 'it needs random resized crops, which --pad-crop replaces'),
         (['--event-aug'], 'argument --event-aug: it needs event recordings, --dataset nmnist, cifar10_dvs, '),
         (['--split-by', 'time'], 'argument --split-by: it needs event recordings'),
