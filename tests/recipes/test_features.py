@@ -105,6 +105,19 @@ class TestOptimisation:
         assert all(torch.equal(average[key], saved[key]) for key in average)
         assert not torch.equal(trained['head.fc.weight'], saved['head.fc.weight'])
 
+    def test_muon_takes_matrices_and_goes_on_as_if_never_stopped(self, train, tmp_path):
+        muon = ['--opt', 'muon', '--opt-kwargs', "fallback_list=['head.*']", '--model-ema', '--epochs', '2']
+        train(*SMALL, *muon, '--max-steps', '4', '--output', tmp_path / 'whole')
+        train(*SMALL, *muon, '--max-steps', '2', '--output', tmp_path / 'parts')
+        train(*SMALL, *muon, '--max-steps', '4', '--output', tmp_path / 'parts', '--resume', 'auto')
+        assert_same_weights(tmp_path / 'whole', tmp_path / 'parts')
+        saved = torch.load(tmp_path / 'whole' / 'checkpoints' / 'epoch_0001_step_000001' / 'optimizer.bin')
+        groups, states = saved['param_groups'], saved['state']
+        kinds = [(bool(group['weight_decay']), states[i]['use_muon']) for group in groups for i in group['params']]
+        matrices = [name for name, weight in weights(tmp_path / 'whole').items() if weight.ndim > 1]
+        assert kinds.count((True, True)) == len(matrices) - 2  # the classifier, and a stem of one channel
+        assert kinds.count((True, False)) == 2 and (False, True) not in kinds
+
     def test_mixing_stops_at_its_epoch(self, train, tmp_path, monkeypatch):
         mixed = []
         call = timm.data.Mixup.__call__

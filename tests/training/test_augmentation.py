@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 
 from tests.support.scripts import ROOT
-from timm_snn.training.augmentation import mend_posterize, posterize
+from timm_snn.training.augmentation import Cutout, PaddedCrop, mend_posterize, posterize
 from timm_snn.training.data import make_transform
 from timm_snn.training.options import data_source, training_options, transform_options
 
@@ -46,6 +46,23 @@ def test_no_bits_are_a_black_picture_and_others_are_timms():
     assert np.asarray(posterize(PICTURE, 0)).max() == 0
     for bits in range(1, 9):
         assert np.array_equal(posterize(PICTURE, bits), auto_augment.posterize(PICTURE, bits))
+
+
+def test_padded_crops_are_shifted_pictures_with_reflected_borders():
+    crop, pixels = PaddedCrop((40, 40), 1, 'bicubic'), np.asarray(PICTURE)
+    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode='reflect')
+    shifts = {padded[i : i + 40, j : j + 40].tobytes() for i in range(3) for j in range(3)}
+    random.seed(0)
+    assert {np.asarray(crop(PICTURE)).tobytes() for _ in range(100)} == shifts
+    assert PaddedCrop((24, 32), 4, 'random')(PICTURE).size == (32, 24)
+
+
+def test_the_transform_crops_the_padded_picture_and_cuts_out():
+    look = dict(input_size=(3, 40, 40), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bicubic', crop_pct=1.0)
+    transform = make_transform(look, False, pad_crop=4, cutout=12, color_jitter=0.0)
+    assert isinstance(transform.transforms[0], PaddedCrop) and isinstance(transform.transforms[-1], Cutout)
+    random.seed(0)
+    assert max(int((transform(PICTURE) == 0).sum()) for _ in range(20)) == 3 * 12 * 12  # others reach the border
 
 
 @pytest.mark.parametrize('config', CONFIGS, ids=lambda path: f'{path.parent.name}/{path.stem}')

@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from timm_snn.training import on_device
+from timm_snn.training.augmentation import Cutout
 from timm_snn.training.data import Digits, Samples, TrainingSamples, make_transform
 from timm_snn.training.errors import UserError
 from timm_snn.training.loading import make_loader
@@ -141,6 +142,35 @@ def test_erasing_has_timms_distribution(mode):
         assert (varied > 0.1).float().mean() > 0.95 if mode == 'pixel' else (varied < 1e-6).all()
 
 
+def test_padded_crops_have_the_pixels_of_torchvision():
+    image, corner = picture(), (3, 8)
+    padded = TF.pad(image, [4], padding_mode='reflect')
+    expected = as_tensor(TF.hflip(TF.crop(padded, *corner, 20, 24)))
+    augment = Augmentation(CONFIG | {'input_size': (3, 20, 24)}, hflip=1.0, color_jitter=0.0, pad_crop=4)
+    drawn = [torch.tensor([corner]).double() / 9 + 1e-9, torch.zeros(1, 1).double()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_device, '_Draws', lambda *_: Draws(*drawn))
+        found = augment(as_tensor(image).byte(), (0, 0), torch.tensor([0]))
+    mean, std = (torch.tensor(CONFIG[name]).view(1, 3, 1, 1) for name in ('mean', 'std'))
+    torch.testing.assert_close(found, (expected / 255 - mean) / std)
+
+
+def test_padded_crops_are_anywhere():
+    boxes = on_device.draw_shifts(on_device._Draws((0, 0), torch.arange(500)), 8, 12, 1)
+    assert {tuple(box) for box in boxes.tolist()} == {(i, j, 8, 12) for i in range(3) for j in range(3)}
+
+
+def test_an_image_cut_out_on_the_device_is_that_of_the_loader(monkeypatch):
+    x, places = torch.rand(5, 3, 9, 7) + 1, [(0, 0), (4, 3), (8, 6), (8, 0), (1, 5)]
+    uniform = (torch.tensor(places) + 0.5) / torch.tensor([9, 7])
+    found = on_device.cut_out(Draws(uniform.double()), x, 4)
+    drawn = iter(sum(places, ()))
+    monkeypatch.setattr(random, 'randrange', lambda _: next(drawn))
+    expected = torch.stack([Cutout(4)(image.clone()) for image in x])
+    assert torch.equal(found, expected)
+    assert (expected == 0).flatten(1).sum(1).tolist() == [3 * n for n in (4, 16, 9, 6, 12)]
+
+
 def test_without_randomness_it_is_timms_transform():
     image = picture(32, 32)
     fixed = dict(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0, color_jitter=0.0, re_prob=0.0)
@@ -150,9 +180,10 @@ def test_without_randomness_it_is_timms_transform():
 
 
 @pytest.mark.parametrize('config', [CONFIG, GREY, CONFIG | {'interpolation': 'random'}])
-def test_a_sample_is_augmented_alike_in_every_batch(config):
+@pytest.mark.parametrize('options', [{}, {'pad_crop': 4, 'cutout': 9}])
+def test_a_sample_is_augmented_alike_in_every_batch(config, options):
     images = torch.randint(256, (6, config['input_size'][0], 32, 32), dtype=torch.uint8)
-    augment = Augmentation(config, re_prob=0.5, color_jitter=0.4)
+    augment = Augmentation(config, re_prob=0.5, color_jitter=0.4, **options)
     indices = torch.tensor([3, 8, 1, 0, 12, 5])
     whole = augment(images, (42, 3), indices)
     assert torch.equal(augment(images[2:4], (42, 3), indices[2:4]), whole[2:4])
@@ -229,5 +260,7 @@ def test_too_many_are_refused(monkeypatch):
 def test_what_is_not_done_here_is_refused():
     with pytest.raises(UserError, match='no policy such as --aa rand-m9'):
         Augmentation(CONFIG, auto_augment='rand-m9')
+    with pytest.raises(UserError, match='--pad-crop 8 reflects more pixels than images of 9 x 8 have'):
+        Augmentation(CONFIG, pad_crop=8)(torch.zeros(1, 3, 8, 9, dtype=torch.uint8), (0, 0), torch.tensor([0]))
     with pytest.raises(UserError, match="not by 'lanczos'"):
         Augmentation(CONFIG | {'interpolation': 'lanczos'})

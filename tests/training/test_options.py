@@ -1,9 +1,12 @@
 """Command lines and configs: what they say, and what they refuse."""
 
 import pytest
+import torch
 import yaml
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
 
-from timm_snn.training.options import as_config, training_options
+from timm_snn.training.options import as_config, optimizer_options, schedule_options, training_options
 
 
 def test_the_options_of_a_run_are_a_config_that_says_the_same(finished, tmp_path):
@@ -63,6 +66,40 @@ def test_wrong_configs_end_in_one_line(train, tmp_path, text, message):
         train('--config', path)
     assert message.format(path=path) in str(stop.value) and '\n' not in str(stop.value)
     assert str(stop.value).endswith(f'(in {path})')
+
+
+def rates(*arguments):
+    """The learning rate of every update, of 10 an epoch."""
+    args = training_options(['--lr', '1', '--warmup-lr', '0', '--min-lr', '0', *arguments])
+    optimizer = create_optimizer_v2(torch.nn.Linear(2, 2), lr=args.lr, **optimizer_options(args))
+    schedule = dict(step_on_epochs=False, updates_per_epoch=10)
+    scheduler, epochs = create_scheduler_v2(optimizer, **schedule, **schedule_options(args))
+    found = []
+    for number in range(10 * epochs):
+        scheduler.step_update(number)
+        found.append(optimizer.param_groups[0]['lr'])
+    return found
+
+
+def test_schedules_that_hold_the_rate_or_go_up_and_down():
+    stable = rates('--sched', 'wsd', '--epochs', '5', '--warmup-epochs', '1', '--decay-epochs', '0.5')
+    assert len(stable) == 50 and stable[5] == pytest.approx(0.5) and stable[10:31] == [1.0] * 21
+    assert stable[35] == pytest.approx(1 - (5 / 20) ** 0.5)
+    triangle = ('--sched', 'wsd', '--epochs', '5', '--warmup-epochs', '2', '--decay-epochs', '3')
+    up_and_down = rates(*triangle, '--lr-decay-fn', 'linear')
+    assert up_and_down == pytest.approx([i / 20 for i in range(20)] + [1 - i / 30 for i in range(30)])
+    line = rates('--sched', 'poly', '--decay-rate', '1', '--epochs', '5', '--warmup-epochs', '0')
+    assert line == pytest.approx([1 - i / 50 for i in range(50)])
+
+
+def test_arguments_of_the_optimizer(tmp_path):
+    path = tmp_path / 'config.yaml'
+    path.write_text('opt: muon\nmomentum: 0.95\nopt_kwargs: {fallback_list: [bias], betas: [0.9, 0.99], ns_steps: 3}')
+    args = training_options(['--config', str(path)])
+    optimizer = create_optimizer_v2(torch.nn.Linear(4, 4), lr=1.0, **optimizer_options(args))
+    (main, fallback) = optimizer.param_groups
+    assert fallback['use_fallback'] and main['ns_steps'] == 3 and main['momentum'] == 0.95
+    assert main['betas'] == [0.9, 0.99]
 
 
 def test_the_command_line_wins_over_the_config(train, tmp_path):

@@ -38,7 +38,7 @@ from ..data.settings import difference
 from ..files import printable
 from ..folders import folder_of_split
 from ..labels import DIGITS
-from .augmentation import mend_posterize
+from .augmentation import Cutout, PaddedCrop, mend_posterize
 from .columns import check_column_names, leave_out_unusable
 from .errors import UserError, came_through_user_code, one_line_errors
 from .models import channels, input_config, steps_of
@@ -312,10 +312,13 @@ def labels_of(dataset: Any) -> np.ndarray:
     return np.asarray([label for _, label in dataset])
 
 
-def make_transform(data_config: dict[str, Any], is_events: bool, **training: Any) -> Callable:
+def make_transform(
+    data_config: dict[str, Any], is_events: bool, *, pad_crop: int = 0, cutout: int = 0, **training: Any
+) -> Callable:
     """The transform of one sample: for evaluation, or with the arguments of timm's training transform for that.
 
-    Event frames are only normalised, because their augmentation acts on batches.
+    In training, `pad_crop` is the padding in pixels of crops that replace the resized ones, and `cutout` the side of a
+    square that is erased; 0 is off. Event frames are only normalised, because their augmentation acts on batches.
     """
     if is_events:
         return Normalize(data_config['mean'], data_config['std'])
@@ -324,6 +327,11 @@ def make_transform(data_config: dict[str, Any], is_events: bool, **training: Any
         with one_line_errors('set up the augmentation'):
             transform = create_transform(is_training=True, **training, **shared)
             mend_posterize(transform)
+            if pad_crop:
+                size, interpolation = data_config['input_size'][1:], data_config['interpolation']
+                transform.transforms[0] = PaddedCrop(size, pad_crop, interpolation)
+            if cutout:
+                transform.transforms.append(Cutout(cutout))
             return transform
     return create_transform(crop_pct=data_config['crop_pct'], **shared)
 

@@ -2,7 +2,7 @@
 
 A small picture takes longer to decode and augment than to train on. Here all are decoded once, and a batch is a few
 operations on tensors. What is drawn, and in which order it is applied, is what timm's training transform does: random
-resized crop, horizontal flip, colour jitter, normalisation, random erasing.
+resized or padded crop, horizontal flip, colour jitter, normalisation, random erasing, cutout.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose
@@ -120,7 +121,8 @@ class Augmentation:
     """timm's training transform for batches, with the arguments of `data.make_transform`.
 
     Images are resized as Pillow does, and rounded to whole levels where it rounds. Raises: UserError for what is not
-    done here: policies (`auto_augment`) and interpolations other than bilinear, bicubic and random.
+    done here: policies (`auto_augment`), interpolations other than bilinear, bicubic and random, and padding by more
+    than an image has to reflect.
     """
 
     def __init__(
@@ -134,6 +136,8 @@ class Augmentation:
         auto_augment: str | None = None,
         re_prob: float = 0.0,
         re_mode: str = 'pixel',
+        pad_crop: int = 0,
+        cutout: int = 0,
     ) -> None:
         if auto_augment:
             raise UserError(f'--data-on-device has no policy such as --aa {auto_augment}: leave one of them out')
@@ -147,22 +151,33 @@ class Augmentation:
         self.mean, self.std = (torch.tensor(data_config[name]).view(1, -1, 1, 1) for name in ('mean', 'std'))
         self.interpolation = interpolation
         self.scale, self.ratio, self.hflip, self.color_jitter = scale, ratio, hflip, color_jitter
-        self.re_prob, self.re_mode = re_prob, re_mode
+        self.re_prob, self.re_mode, self.pad_crop, self.cutout = re_prob, re_mode, pad_crop, cutout
 
     def __call__(self, images: Tensor, key: tuple[int, int], indices: Tensor) -> Tensor:
         """uint8 [B, C, H, W] of these samples, for a seed and an epoch -> normalised [B, C, *size]."""
         height, width = images.shape[2:]
         draw = _Draws(key, indices)
-        boxes = draw_crops(draw, height, width, self.scale, self.ratio)
+        x = images.float()
+        if self.pad_crop:
+            if self.pad_crop >= min(height, width):
+                raise UserError(
+                    f'--pad-crop {self.pad_crop} reflects more pixels than images of {_size(images)} have: pass less'
+                )
+            x = F.pad(x, [self.pad_crop] * 4, mode='reflect')
+            boxes = draw_shifts(draw, height, width, self.pad_crop)
+        else:
+            boxes = draw_crops(draw, height, width, self.scale, self.ratio)
         flips = draw(1)[:, 0] < self.hflip
         cubic = torch.full_like(flips, self.interpolation == 'bicubic')
         if self.interpolation == 'random':
             cubic = draw(1)[:, 0] < 0.5
-        x = resized_crops(images.float(), boxes, self.size, flips, cubic)
+        x = resized_crops(x, boxes, self.size, flips, cubic)
         if self.color_jitter:
             x = jittered(draw, x, self.color_jitter)
         x = (x / 255 - self.mean.to(x.device)) / self.std.to(x.device)
-        return erased(draw, x, self.re_prob, self.re_mode) if self.re_prob else x
+        if self.re_prob:
+            x = erased(draw, x, self.re_prob, self.re_mode)
+        return cut_out(draw, x, self.cutout) if self.cutout else x
 
 
 class _Draws:
@@ -218,6 +233,12 @@ def draw_crops(draw: Any, height: int, width: int, scale: Sequence[float], ratio
         for i, (size, n) in enumerate(((height, h), (width, w)))
     )
     return torch.stack([top, left, h, w], 1)
+
+
+def draw_shifts(draw: Any, height: int, width: int, padding: int) -> Tensor:
+    """Boxes [B, 4] of an image's own size in the image padded on all sides."""
+    corners = (draw(2) * (2 * padding + 1)).floor()
+    return torch.cat([corners, corners.new_tensor([[height, width]]).expand(len(corners), 2)], 1)
 
 
 def _central_crop(height: int, width: int, ratio: Sequence[float]) -> tuple[int, int]:
@@ -311,13 +332,28 @@ def erased(draw: Any, x: Tensor, probability: float, mode: str) -> Tensor:
     fits = (w < width) & (h < height)
     where = draw(3)
     chosen = fits.any(1) & (where[:, 2] < probability)
-    inside = chosen[:, None, None]
-    for axis, (size, n) in enumerate(((height, _first(h, fits)), (width, _first(w, fits)))):
-        start = (where[:, axis] * (size - n + 1)).floor()[:, None]
-        places = torch.arange(size, device=x.device)
-        line = (places >= start) & (places < start + n[:, None])
-        inside = inside & line.unsqueeze(1 + (axis == 0))
-    return torch.where(inside[:, None], _filling(draw, x, mode), x)
+    h, w = _first(h, fits), _first(w, fits)
+    top, left = ((where[:, i] * (size - n + 1)).floor() for i, (size, n) in enumerate(((height, h), (width, w))))
+    return torch.where(_inside(x, top, left, h, w) & chosen.view(-1, 1, 1, 1), _filling(draw, x, mode), x)
+
+
+def cut_out(draw: Any, x: Tensor, side: int) -> Tensor:
+    """Normalised x [B, C, H, W] with a square of zeros around a random pixel of each, as `augmentation.Cutout`."""
+    top, left = ((draw(2) * torch.tensor(x.shape[2:], device=x.device)).floor() - side // 2).unbind(1)
+    length = torch.full_like(top, side)
+    return x.masked_fill(_inside(x, top, left, length, length), 0.0)
+
+
+def _inside(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """True within the box of each image of x [B, C, H, W]: [B, 1, H, W]. The numbers of the boxes are [B]."""
+    rows, columns = (
+        (places >= start[:, None]) & (places < (start + length)[:, None])
+        for places, start, length in (
+            (torch.arange(x.shape[2], device=x.device), top, height),
+            (torch.arange(x.shape[3], device=x.device), left, width),
+        )
+    )
+    return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 def _filling(draw: Any, x: Tensor, mode: str) -> Tensor:

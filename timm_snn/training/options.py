@@ -46,10 +46,14 @@ __all__ = [
 
 # Options that would be ignored without others, and are refused rather.
 FOR_IMAGES = (
-    *('scale', 'ratio', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'crop_pct', 'interpolation'),
-    'data_on_device',
+    *('scale', 'ratio', 'pad_crop', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'cutout', 'crop_pct'),
+    *('interpolation', 'data_on_device'),
 )
+FOR_RESIZED_CROPS = ('scale', 'ratio')
 FOR_EVENTS = ('event_aug', 'split_by', 'bin_ms', 'events_per_bin')
+FOR_STEPWISE_SCHEDULES = ('decay_rate',)
+FOR_SCHEDULES_THAT_DECAY = ('decay_epochs',)
+FOR_STABLE_SCHEDULES = ('lr_decay_fn',)
 FOR_AN_EVENT_FOLDER = ('sensor_size', 'read_events')
 FOR_COLUMNS = ('input_key', 'target_key')
 FOR_A_TEACHER = ('kd_checkpoint', 'kd_temperature', 'kd_task_weight')
@@ -173,7 +177,7 @@ def sample_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def transform_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `data.make_transform` for training."""
-    same = ('scale', 'ratio', 'hflip', 'color_jitter')
+    same = ('scale', 'ratio', 'pad_crop', 'hflip', 'color_jitter', 'cutout')
     return _chosen(args, *same, auto_augment='aa', re_prob='reprob', re_mode='remode')
 
 
@@ -193,7 +197,7 @@ def task_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def optimizer_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of timm's `create_optimizer_v2` beside the model and the learning rate."""
-    return _chosen(args, 'opt', 'weight_decay', 'layer_decay')
+    return _chosen(args, 'opt', 'momentum', 'weight_decay', 'layer_decay') | args.opt_kwargs
 
 
 def graph_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -203,8 +207,8 @@ def graph_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def schedule_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of timm's `create_scheduler_v2` beside the optimizer and its steps."""
-    same = ('sched', 'cooldown_epochs', 'warmup_epochs', 'warmup_lr', 'min_lr')
-    return _chosen(args, *same, num_epochs='epochs')
+    same = ('sched', 'cooldown_epochs', 'warmup_epochs', 'warmup_lr', 'min_lr', 'decay_epochs', 'decay_rate')
+    return _chosen(args, *same, num_epochs='epochs', decay_fn='lr_decay_fn')
 
 
 def _chosen(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any]:
@@ -381,11 +385,19 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add = parser.add_argument_group('augmentation and regularisation').add_argument
     add('--scale', type=float, nargs=2, default=(0.08, 1.0), help='area of random resized crops')
     add('--ratio', type=float, nargs=2, default=(3 / 4, 4 / 3), help='and their aspect ratio')
+    add(
+        '--pad-crop',
+        type=natural_int,
+        default=0,
+        metavar='PX',
+        help='in place of those, crops of the whole size from images padded by so many reflected pixels; 0 is off',
+    )
     add('--hflip', type=between(0, 1), default=0.5)
     add('--color-jitter', type=between(0), default=0.4)
     add('--aa', help="auto-augment policy, e.g. 'rand-m9-mstd0.5-inc1'")
     add('--reprob', type=between(0, 1), default=0.0, help='random erasing')
     add('--remode', choices=('const', 'rand', 'pixel'), default='pixel', help='what is put there')
+    add('--cutout', type=natural_int, default=0, metavar='PX', help='side of a square of mean colour in every image')
     add('--mixup', type=between(0), default=0.0)
     add('--cutmix', type=between(0), default=0.0)
     add('--mixup-prob', type=between(0, 1), default=1.0, help='share of the batches that are mixed')
@@ -435,6 +447,15 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add('--epochs', type=positive_int, default=100)
     add('--cooldown-epochs', type=natural_int, default=0, help='after those, at the lowest learning rate')
     add('--opt', default='adamw')
+    add('--momentum', type=between(0, 1), default=0.9, help='of sgd, muon and others that have it')
+    add(
+        '--opt-kwargs',
+        nargs='*',
+        default={},
+        action=ParseKwargs,
+        metavar='NAME=VALUE',
+        help="arguments of timm's create_optimizer_v2, e.g. betas=0.9,0.95",
+    )
     add('--lr', type=between(0), default=1e-3)
     add(
         '--lr-base',
@@ -446,6 +467,14 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add('--layer-decay', type=between(0, 1), help='factor of the learning rate from each layer to the one before')
     add('--clip-grad', type=positive, help='largest norm of the gradient')
     add('--sched', default='cosine', help='stepped every update')
+    add(
+        '--decay-epochs',
+        type=positive,
+        help='of wsd, the epochs in which the learning rate falls, or below 1 their share after the warm-up, by '
+        'default 0.2; of step, from step to step',
+    )
+    add('--decay-rate', type=positive, default=0.1, help='of step and multistep; the power of poly')
+    add('--lr-decay-fn', choices=('1-sqrt', 'linear', 'cosine', 'exp'), help='how it falls, of wsd')
     add('--warmup-epochs', type=natural_int, default=5)
     add('--warmup-lr', type=between(0), default=1e-6)
     add('--min-lr', type=between(0), default=1e-6)
@@ -557,7 +586,11 @@ def training_options(
         parser.error('arguments --pretrained and --checkpoint: start from one of them')
     for names, works, needed in (
         (FOR_IMAGES, args.dataset not in EVENT_DATASETS, 'a data set of images; --event-aug augments event frames'),
+        (FOR_RESIZED_CROPS, not args.pad_crop, 'random resized crops, which --pad-crop replaces'),
         (FOR_EVENTS, args.dataset in EVENT_DATASETS, f'event recordings, --dataset {", ".join(EVENT_DATASETS)}'),
+        (FOR_STEPWISE_SCHEDULES, args.sched in ('step', 'multistep', 'poly'), '--sched step, multistep or poly'),
+        (FOR_SCHEDULES_THAT_DECAY, args.sched in ('wsd', 'rsqrt', 'step'), '--sched wsd, rsqrt or step'),
+        (FOR_STABLE_SCHEDULES, args.sched in ('wsd', 'rsqrt'), '--sched wsd or rsqrt'),
         (FOR_AN_EVENT_FOLDER, args.dataset == 'event_folder', '--dataset event_folder'),
         (FOR_COLUMNS, args.dataset.startswith('hfds/'), 'a data set of Hugging Face, --dataset hfds/...'),
         (FOR_A_TEACHER, args.kd_model_name, '--kd-model-name'),
