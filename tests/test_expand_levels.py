@@ -9,7 +9,6 @@ import timm_snn
 from tests.conftest import lively
 from tests.support.families import SMALLEST, shallow
 from timm_snn.layers import attentions
-from timm_snn.layers.expanded import ExpandedNeuron
 from timm_snn.models import SpikingTransformer
 
 
