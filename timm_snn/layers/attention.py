@@ -53,7 +53,7 @@ class MultiScaleSpikingAttention(nn.Module):
         super().__init__()
         self.head_dim = head_dim_of(dim, num_heads)
         self.lif = neuron_for(dim, lif_layer).to(**dd) if pre_activation else nn.Identity()
-        self.q = _SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
+        self.q = SumOfScales(dim, query_kernels, lif_layer=lif_layer, **dd)
         self.k = ConvBnLif(dim, dim, dims=1, lif_layer=lif_layer, **dd)
         self.attn_lif = neuron_for(num_heads, lif_layer, v_threshold=attn_v_threshold).to(**dd)
         if pre_activation:
@@ -147,7 +147,7 @@ class SpikingSelfAttention(nn.Module):
         self.on_maps = conv_layer is not None
         conv: dict[str, Any] = dict(dims=1) if conv_layer is None else dict(dims=2, conv_layer=conv_layer)
         self.lif = neuron_for(dim, lif_layer).to(**dd) if pre_activation else nn.Identity()
-        self.q = _SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
+        self.q = SumOfScales(dim, query_kernels, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
         self.k = ConvBnLif(dim, dim, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
         self.v = ConvBnLif(dim, dim, bias=qkv_bias, lif_layer=lif_layer, **conv, **dd)
         self.attn_lif = neuron_for(num_heads, lif_layer, v_threshold=attn_v_threshold).to(**dd)
@@ -207,7 +207,7 @@ def head_dim_of(dim: int, num_heads: int) -> int:
     return dim // num_heads
 
 
-class _SumOfScales(nn.ModuleList):
+class SumOfScales(nn.ModuleList):
     """The query: the sum of one convolution unit per kernel size. Shape: [T, B, dim, N] -> the same."""
 
     def __init__(self, dim: int, kernels: Sequence[int], **kwargs) -> None:

@@ -65,9 +65,11 @@ class ConvBn(nn.Module):
         self.pool = pool_layer(3, 2, 1) if pool else nn.Identity()
 
     def current(self, x: Tensor) -> Tensor:
-        y = self.conv(merge_time(x))
-        y = self.bn(y) if self.dims == 2 else self.bn(y.unsqueeze(2)).squeeze(2)
-        return split_time(self.pool(y), x.shape[0])
+        return split_time(self.pool(self._normalised(merge_time(x))), x.shape[0])
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) if self.dims == 2 else self.bn(y.unsqueeze(2)).squeeze(2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.current(x)

@@ -60,7 +60,9 @@ class DualSpikeSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         H, W = x.shape[3], x.shape[4]
         s = self.lif(x)
-        y = self.patches(s).flatten(3).unflatten(2, [self.num_heads, 2, self.head_dim])  # [T, B, heads, 2, D, N / p^2]
+        y = (
+            self.patches_of(s).flatten(3).unflatten(2, [self.num_heads, 2, self.head_dim])
+        )  # [T, B, heads, 2, D, N / p^2]
         s = s.flatten(3).unflatten(2, [self.num_heads, self.head_dim])  # [T, B, heads, D, N]
         # The scales on Y are those on the products, which are larger.
         y1 = y[:, :, :, 0] * self.lif_rate(s, self.head_dim)
@@ -69,6 +71,10 @@ class DualSpikeSelfAttention(nn.Module):
         y2 = y[:, :, :, 1] * self.attn_rate(attn, num_patches)
         out = self.out_lif(y2 @ attn)
         return self.proj(out.flatten(2, 3).unflatten(3, [H, W]))
+
+    def patches_of(self, s: Tensor) -> Tensor:
+        """Y1 and Y2 of spikes: [T, B, dim, H, W] -> [T, B, 2 dim, H / p, W / p]."""
+        return self.patches(s)
 
 
 @register_notrace_module  # a leaf for torch.fx, whose graph would hold the rate of today

@@ -49,8 +49,12 @@ class EfficientSpikeDrivenSelfAttention(nn.Module):
         H, W = x.shape[3], x.shape[4]
         x = self.lif(x).flatten(3)  # [T, B, C, N]
         q, k, v = self.heads(self.q(x)), self.heads(self.k(x)), self.heads(self.v(x))
-        x = self.attn_lif((v @ k.transpose(-2, -1)) @ (q * self.scale))  # [T, B, heads, D of V, N]
+        x = self.attn_lif(self.values_of_keys(k, v) @ (q * self.scale))  # [T, B, heads, D of V, N]
         return self.proj(x.flatten(2, 3)).unflatten(3, [H, W])
+
+    def values_of_keys(self, k: Tensor, v: Tensor) -> Tensor:
+        """V K^T of every step, [T, B, heads, D of V, D]."""
+        return v @ k.transpose(-2, -1)
 
     def heads(self, x: Tensor) -> Tensor:
         """[T, B, C, N] -> [T, B, heads, C / heads, N]."""

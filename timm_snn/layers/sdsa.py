@@ -55,7 +55,7 @@ class SpikeDrivenSelfAttention(nn.Module):
         H, W = x.shape[3], x.shape[4]
         x = self.lif(x)
         k, v = self.k(x), self.v(x)
-        x = self.q(x).flatten(3) * self.attn_lif(self.agreement(k, v).sum(3, keepdim=True))  # [T, B, C, N]
+        x = self.q(x).flatten(3) * self.gates(self.agreement(k, v))  # [T, B, C, N]
         if self.erode:
             x = self._dilate_tokens(x)
         return self.proj(x.unflatten(3, [H, W]))
@@ -65,6 +65,10 @@ class SpikeDrivenSelfAttention(nn.Module):
         if self.erode:
             return self._dilate_tokens((_dilate(k) * _dilate(v)).flatten(3))
         return (k * v).flatten(3)
+
+    def gates(self, agreement: Tensor) -> Tensor:
+        """Which channels pass, [T, B, C, 1]."""
+        return self.attn_lif(agreement.sum(3, keepdim=True))
 
     def _dilate_tokens(self, x: Tensor) -> Tensor:
         heads = x.unflatten(2, [-1, self.head_dim]).transpose(-2, -1)  # [T, B, heads, N, D]

@@ -16,6 +16,7 @@ from .conversion import convert as convert
 from .conversion import quantize_activations as quantize_activations
 from .espikeformer import *  # noqa: F403
 from .espikeformer import ESpikeformer as ESpikeformer
+from .expand import expand_levels as expand_levels
 from .features import set_num_steps as set_num_steps
 from .fuse import fuse as fuse
 from .keys import KeyRules as KeyRules

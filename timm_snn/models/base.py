@@ -153,6 +153,8 @@ class SpikingTransformer(nn.Module):
         head_lif: A neuron between pooling and classifier; None for none.
         num_classes, in_chans, global_pool, num_steps, drop_rate: As documented by every family.
 
+    `levels` is above 1 in a network that `timm_snn.expand_levels` made: every step is so many inside.
+
     `num_steps` may be assigned later, to this model and to `features_only` ones; `timm_snn.models.set_num_steps` does
     it through wrappers of other libraries.
 
@@ -194,6 +196,7 @@ class SpikingTransformer(nn.Module):
         self.head_hidden_size = self.head.num_features  # twice num_features with the pooling 'catavgmax'
         self._init_head()
         self.act = 'relu' if any(isinstance(module, ReluNeuron) for module in self.modules()) else None
+        self.levels = 1
         self.num_steps = num_steps
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -333,7 +336,10 @@ class SpikingTransformer(nn.Module):
         """Images [B, C, H, W] or frames [B, T, C, H, W] -> [T, B, C', H', W']."""
         if not torch.jit.is_scripting():
             self._check_batch(x)
-        return self.stem(to_time_first(x, self.num_steps, self.in_chans), self.num_steps)
+        x = to_time_first(x, self.num_steps, self.in_chans)
+        if self.levels > 1 and x.shape[0] > 1:
+            x = x.repeat_interleave(self.levels, 0)
+        return self.stem(x, self.num_steps * self.levels)
 
     @torch.jit.unused
     def _check_batch(self, x: Tensor) -> None:
@@ -359,7 +365,9 @@ class SpikingTransformer(nn.Module):
         step, so the logits of the two differ.
         """
         if self.head_lif is not None:
-            return self._head_steps(x.unsqueeze(0).expand(self.num_steps, -1, -1, -1, -1), pre_logits).mean(0)
+            return self._head_steps(
+                x.unsqueeze(0).expand(self.num_steps * self.levels, -1, -1, -1, -1), pre_logits
+            ).mean(0)
         return self.head(x, pre_logits=pre_logits)
 
     def forward_steps(self, x: Tensor) -> Tensor:

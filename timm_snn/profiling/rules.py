@@ -28,6 +28,7 @@ from ..layers import (
     SpikeDrivenSelfAttention,
     SpikingSelfAttention,
 )
+from ..layers.expanded import mean_over_levels
 from ..layers.statten import sum_over_chunks
 from .counts import count_elements, count_matmul
 from .site import Site
@@ -101,8 +102,7 @@ def self_attention(layer: SpikingSelfAttention, spikes: Mapping[str, Tensor], si
     # [T, B, heads, d, N], of tokens or maps; float32 holds the products of spikes exactly, float16 would not
     heads = {name: x.float().flatten(3).unflatten(2, [-1, layer.head_dim]) for name, x in spikes.items()}
     queries = [f'q.{i}' for i in range(len(layer.q))]
-    kv = heads['v'] @ heads['k'].transpose(-2, -1)
-    site.operate('matmul', ['k', 'v'], count_matmul(heads['v'], heads['k'].transpose(-2, -1)))
+    kv = _keys_and_values(layer, heads['k'], heads['v'], site)
     if isinstance(layer, SpatialTemporalAttention):
         site.operate('sum', [kv], count_elements(kv))
         kv = sum_over_chunks(kv, layer.chunk_steps)
@@ -129,6 +129,17 @@ def spike_driven(layer: SpikeDrivenSelfAttention, spikes: Mapping[str, Tensor], 
 def efficient_spike_driven(layer: EfficientSpikeDrivenSelfAttention, spikes: Mapping[str, Tensor], site: Site) -> None:
     """Q (K^T V), as SSA, of values that are wider than queries and keys."""
     q, k, v = (layer.heads(spikes[name].float()) for name in ('q', 'k', 'v'))
-    site.operate('matmul', ['k', 'v'], count_matmul(v, k.transpose(-2, -1)))
-    site.operate('matmul', ['q'], count_matmul(v @ k.transpose(-2, -1), q))
+    site.operate('matmul', ['q'], count_matmul(_keys_and_values(layer, k, v, site), q))
     site.fire(spikes['proj'])
+
+
+def _keys_and_values(layer: nn.Module, k: Tensor, v: Tensor, site: Site) -> Tensor:
+    """Count V K^T of every step, of k [..., d, N] and v [..., d', N], and return it, [..., d', d].
+
+    In a network of `timm_snn.expand_levels` the spikes of a key meet the mean of the values.
+    """
+    levels = getattr(layer, 'levels', 1)
+    if levels > 1:
+        v = mean_over_levels(v, levels)
+    site.operate('matmul', ['k', 'v' if levels == 1 else v], count_matmul(v, k.transpose(-2, -1)))
+    return mean_over_levels(v @ k.transpose(-2, -1), levels)
