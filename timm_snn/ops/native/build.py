@@ -49,6 +49,7 @@ LIBRARIES = {
         ('-ffp-contract=fast',),
         'TIMM_SNN_BACKEND=torch, or timm_snn.ops.sparse_spikes(enabled=False) around what runs, does without',
     ),
+    'fixed.cpp': Library((), "TIMM_SNN_BACKEND=torch, or timm_snn.set_backend('torch'), does without"),
 }
 
 _OPTIONS = ('-O3', '-std=c++17', '-march=native', '-fopenmp', '-shared', '-fPIC')
