@@ -8,6 +8,8 @@ from .layers import LIF, ParametricLIF
 from .models import MSViT, fuse
 from .models import convert as convert
 from .models import expand_levels as expand_levels
+from .models import load_quantized as load_quantized
+from .models import quantize as quantize
 from .models import stream as stream
 from .models.pretrained import list_pretrained
 from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend

@@ -215,7 +215,7 @@ def _why_not(model: Any) -> str | None:
             return f'the batch norm {name} has no running statistics and sees all steps of a batch at once'
         if isinstance(module, RunningFiringRate) and not module.running.any():
             return f'{name} has not learned its firing rates and would take those of each frame: train the model first'
-        if _is_neuron(name, module) and not (_streams(module) or getattr(module, 'memoryless', False)):
+        if is_neuron(name, module) and not (_streams(module) or getattr(module, 'memoryless', False)):
             return (
                 f'{name}, a {type(module).__name__}, does not say what it remembers from step to step: give the class '
                 'a method stream(x, state), or memoryless = True (help(timm_snn.stream))'
@@ -223,7 +223,7 @@ def _why_not(model: Any) -> str | None:
     return None
 
 
-def _is_neuron(name: str, module: nn.Module) -> bool:
+def is_neuron(name: str, module: nn.Module) -> bool:
     """Whether models call it as a neuron: by its place, or because it is registered as one."""
     place = name.rpartition('.')[2]
     at_place = (place == 'lif' or place.endswith('_lif')) and not isinstance(module, nn.Identity)
