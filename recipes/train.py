@@ -57,9 +57,17 @@ from timm_snn.training.graph import Replayed, check_graph
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
 from timm_snn.training.loading import loading_errors, make_loader
-from timm_snn.training.models import check_neurons, check_sparse_spikes, input_config, open_to_train, save_model
+from timm_snn.training.models import (
+    check_neurons,
+    check_sparse_spikes,
+    input_config,
+    open_to_train,
+    save_model,
+    steps_of,
+)
 from timm_snn.training.on_device import Augmentation, DeviceImages, DeviceSamples
 from timm_snn.training.progress import Progress, StopSignal, write_summary
+from timm_snn.training.schedules import Phase, Phases
 from timm_snn.training.tasks import answers_by_step, make_learner, make_task
 from timm_snn.training.watch import Watch
 
@@ -103,7 +111,8 @@ class Run:
             self.accelerator, self.model, self.prepared, bare, self.checkpoints, self.stop, self.effective_batch
         )
         self.saving: Any = timm_snn.ops.packed_spikes if args.packed_spikes else nullcontext
-        self.update: Any = Replayed(partial(update, self), bare) if args.cuda_graph else partial(update, self)
+        self.graph = Replayed(partial(update, self), bare) if args.cuda_graph else None
+        self.update: Any = self.graph or partial(update, self)
         self._introduce(args, batch_size, lr)
 
     def _open_model_and_data(self, args: Namespace) -> None:
@@ -123,6 +132,9 @@ class Run:
                 check_sparse_spikes(self.accelerator.device)
             size = self.data_config['input_size'][1:]
             train_set, val_set = open_datasets(source, args.train_split, args.val_split, self.model, size)
+        steps = [steps_of(self.model)] if source.is_events else []
+        shape = [*steps, *self.data_config['input_size']]
+        self.phases = Phases(self.model, shape, self.accelerator.device, **options.phase_options(args))
         self.class_names, self.is_events = class_names(train_set), source.is_events
         self.notes = [note_on_pictures(train_set, self.data_config)]
         self.frames = frames_of(train_set, source, self.data_config) if source.is_events else None
@@ -183,9 +195,8 @@ class Run:
         self.learner = make_learner(self.model, self.by_step)
         if args.sync_bn and accelerator.device.type == 'cuda' and accelerator.num_processes > 1:
             self.learner = nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
-        self.first = (
-            CompiledBlocks(self.model, accelerator.device, accelerator.print).first if args.compile else nullcontext
-        )
+        self.compiled = CompiledBlocks(self.model, accelerator.device, accelerator.print) if args.compile else None
+        self.first: Any = self.compiled.first if self.compiled else nullcontext
         self.prepared, self.optimizer = accelerator.prepare(self.learner, optimizer)
         self.ema = None
         if args.model_ema:
@@ -244,8 +255,24 @@ class Run:
         if args.warmup_epochs >= args.epochs:
             warmup = f'{args.warmup_epochs} of {args.epochs} epochs'
             self.notes.append(f'note: the learning rate warms up for {warmup} and is never {lr:g}')
-        for note in filter(None, self.notes):
+        for note in filter(None, [*self.notes, str(self.phases)]):
             say(note)
+
+    def enter(self, phase: Phase) -> None:
+        """Run the model with this T from now on, and train it with images of this size."""
+        if phase.num_steps != steps_of(self.model):
+            self.model.num_steps = phase.num_steps
+        self.transform.size = phase.size
+
+    def begin(self, epoch: int) -> None:
+        """Enter the phase of an epoch. What was recorded or compiled for another one is of no use any more."""
+        phase = self.phases.of(epoch)
+        self.enter(phase)
+        if phase != self.phases.of(max(0, epoch - 1)):
+            if self.graph:
+                self.graph.forget()
+            if self.compiled:
+                self.compiled.forget()
 
     @property
     def updates(self) -> int:
@@ -320,6 +347,7 @@ def train_epoch(run: Run, epoch: int) -> float:
     run.train_set.epoch = epoch
     run.train_loader.set_epoch(epoch)
     run.transform.set_epoch(epoch)
+    run.begin(epoch)
     loader = run.train_loader
     if progress.updates:
         loader = accelerator.skip_first_batches(loader, progress.updates * run.accumulation)
@@ -359,6 +387,7 @@ def train_epoch(run: Run, epoch: int) -> float:
 
 def validate(run: Run) -> dict[str, float]:
     """The columns of summary.csv that begin with eval_ and, of the averaged weights, ema_."""
+    run.enter(run.phases.full)
     watched = run.model if run.accelerator.is_main_process and not run.is_sharded else None
     evaluate = partial(mean_metrics, run.prepared, run.val_loader, run.accelerator, run.stop, first=run.first)
     metrics = {'eval': evaluate(None if run.ema else watched)}

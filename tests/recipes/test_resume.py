@@ -10,6 +10,7 @@ from pathlib import Path
 import accelerate
 import pytest
 import safetensors.torch
+import timm
 import torch
 import yaml
 
@@ -286,6 +287,28 @@ def test_images_on_the_device_are_augmented_alike_after_a_stop(train, tmp_path):
     train(*arguments, '--output', tmp_path / 'parts', '--max-steps', '3')
     train(*arguments, '--output', tmp_path / 'parts', '--max-steps', '6', '--resume', 'auto')
     assert_same_weights(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_a_run_of_several_phases_goes_on_as_if_never_stopped(train, tmp_path, monkeypatch):
+    seen, forward = [], timm_snn.MSViT.forward
+
+    def spy(self, x):
+        seen.append((self.training, self.num_steps, *x.shape[2:]))
+        return forward(self, x)
+
+    arguments = [*QUICK, '--data-on-device', '--max-train-samples', '192', '--max-val-samples', '37']
+    arguments += ['--epochs', '3', '--num-steps-schedule', '0=1', '2=2', '--model-kwargs', 'num_steps=2']
+    arguments += ['--img-size-schedule', '0=8', '0.34=16', '--pad-crop', '2', '--cutout', '3', '--max-steps', '8']
+    arguments += ['--scale', '0.08', '1', '--ratio', 0.75, 4 / 3]  # the defaults: --pad-crop refuses others
+    monkeypatch.setattr(timm_snn.MSViT, 'forward', spy)
+    printed = train(*arguments, '--output', tmp_path / 'whole')
+    assert [steps for training, *steps in seen if training] == [[1, 8, 8]] * 3 + [[1, 16, 16]] * 3 + [[2, 16, 16]] * 2
+    assert {(steps, height) for training, steps, height, _ in seen if not training} == {(2, 16), (1, 8), (1, 16)}
+    assert 'from epoch 3 with T=2, 16 x 16 px; validated and saved with T=2, 16 x 16 px' in printed
+    for steps in ('4', '8'):
+        train(*arguments, '--max-steps', steps, '--output', tmp_path / 'parts', '--resume', 'auto')
+    assert_same_weights(tmp_path / 'whole', tmp_path / 'parts')
+    assert timm.create_model(f'local-dir:{tmp_path / "whole" / "model"}', pretrained=True).num_steps == 2
 
 
 def test_what_cannot_be_done_on_the_device_is_refused_before_training(train, tmp_path):

@@ -57,6 +57,19 @@ def test_blocks_that_are_alike_share_a_graph_and_no_batch_compiles_anew(counter)
     assert counter.frame_count == 2 * kinds
 
 
+def test_what_is_compiled_for_updates_is_compiled_anew_for_other_shapes(counter, monkeypatch):
+    monkeypatch.setattr(inductor, 'why_not', lambda _: None)
+    model, said = tiny(), []
+    blocks = compiling.CompiledBlocks(model, torch.device('cpu'), said.append)
+    for num_steps in (1, 2):
+        model.num_steps = num_steps
+        blocks.forget()
+        for _ in range(2):
+            with blocks.first('update'):
+                model(images(4)).sum().backward()
+    assert counter.frame_count == 2 * 3 and len(said) == 4  # kinds of blocks; what it waits for, and how long
+
+
 def test_stochastic_depth_draws_the_same_and_its_rates_are_not_compiled(counter):
     model = tiny(drop_path_rate=0.5)
     compiled = compile_blocks(copy.deepcopy(model))

@@ -58,6 +58,20 @@ def test_a_replayed_run_is_the_same_run(tmp_path, monkeypatch):
         update([(torch.rand(5, 3), torch.zeros(5, dtype=torch.long))] * 2)
 
 
+@pytest.mark.usefixtures('deferring')
+def test_a_graph_is_recorded_anew_for_other_shapes(tmp_path, monkeypatch):
+    recorded = []
+    run, update = trained(tmp_path, monkeypatch, True)
+    monkeypatch.setattr(graph, 'CudaGraph', lambda function: recorded.append(function) or FakeGraph(function))
+    update.forget()
+    for number in range(2 * graph.WARM_UP):
+        update([(torch.rand(6, 3), torch.arange(6) % 2)] * 2)
+        run.watch.end()
+        assert len(recorded) == (number >= graph.WARM_UP)
+    run.watch.look()
+    assert run.progress.updates == 7 + 2 * graph.WARM_UP
+
+
 FINE = dict(compile=False, grad_checkpointing=False, packed_spikes=False, opt='adamw')
 
 

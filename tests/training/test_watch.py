@@ -79,6 +79,17 @@ def test_a_failure_that_is_seen_later_leaves_the_state_before_it(deferring, tmp_
     assert all(step == 3 for step in steps)
 
 
+def test_a_failure_in_batches_of_another_shape_than_the_first_is_kept(deferring, tmp_path):
+    run = Small(tmp_path)
+    for batch in (8, 8, 4):
+        run.watch.tell()
+        run.update([((math.nan if batch == 4 else 1.0) * torch.rand(batch, 3), torch.arange(batch) % 2)])
+        run.watch.end()
+    with pytest.raises(UserError, match='in update 3 of epoch 1'):
+        run.watch.look()
+    assert load_file(tmp_path / 'failed' / 'batch_0.safetensors')['images'].shape == (4, 3)
+
+
 def test_updates_do_not_wait_for_the_device(deferring, tmp_path):
     run = Small(tmp_path)
     run.step()  # makes the optimizer's state

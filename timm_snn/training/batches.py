@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
@@ -14,12 +15,13 @@ __all__ = ['BatchTransform']
 
 
 class BatchTransform:
-    """Memory format, augmentation of event frames, and mixing of pairs of samples.
+    """Size of images, memory format, augmentation of event frames, and mixing of pairs of samples.
 
     Returns images and targets: labels [B], or [B, num_classes] where samples are mixed. `images_of` gives the images of
     a batch of numbers, where that is what is loaded (`on_device.DeviceImages`). `event_aug` holds arguments of
     `EventAugment`, or is None for none. Samples are mixed if `mixup` or `cutmix` is positive, up to `off_epoch` if that
-    is not 0. Raises: UserError for arguments out of range.
+    is not 0. `size` may be assigned: height and width that images are resized to, None for none. Raises: UserError for
+    arguments out of range.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class BatchTransform:
         self.images_of = images_of
         self.channels_last = channels_last
         self.off_epoch = off_epoch
+        self.size: tuple[int, int] | None = None
         self.mix: Any = None
         with one_line_errors('set up the augmentation'):
             self.augment = None if event_aug is None else EventAugment(**event_aug)
@@ -60,6 +63,8 @@ class BatchTransform:
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.images_of:
             images = self.images_of(images)
+        if self.size and images.ndim == 4 and images.shape[2:] != self.size:
+            images = F.interpolate(images, self.size, mode='bilinear', antialias=True)
         if self.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.augment:

@@ -45,10 +45,7 @@ class CompiledBlocks:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
         self._say = say
         self._passed: set[str] = set()
-        self._count = 0
-        for region in regions_of(model):
-            compile_in_place(region)
-            self._count += 1
+        self._shapes = [compile_in_place(region) for region in regions_of(model)]
 
     @contextmanager
     def first(self, what: str) -> Iterator[None]:
@@ -56,11 +53,17 @@ class CompiledBlocks:
         if what in self._passed:
             yield
             return
-        self._say(f'compiling {self._count} regions of the model in the first {what}, for a minute or so ...')
+        self._say(f'compiling {len(self._shapes)} regions of the model in the first {what}, for a minute or so ...')
         start = time.perf_counter()
         yield
         self._passed.add(what)
         self._say(f'the first {what} took {time.perf_counter() - start:.1f} s; the others are not compiled again')
+
+    def forget(self) -> None:
+        """Compile the regions for the shapes of the next update, which differ from those up to now."""
+        self._passed.discard('update')
+        for shapes in self._shapes:
+            shapes.pop(True, None)
 
 
 def backend_to_compile(device: torch.device) -> str | None:
@@ -91,8 +94,11 @@ def _without_drop_path(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def compile_in_place(region: nn.Module) -> None:
-    """As `region.compile()`, for the shape of its first input in training and in evaluation; others run eagerly."""
+def compile_in_place(region: nn.Module) -> dict[bool, torch.Size]:
+    """As `region.compile()`, for the shape of its first input in training and in evaluation; others run eagerly.
+
+    Returns these shapes by `region.training`, where taking one out lets another be the first.
+    """
     compiled: Any = torch.compile(region._call_impl, dynamic=False)
     shapes: dict[bool, torch.Size] = {}
 
@@ -101,3 +107,4 @@ def compile_in_place(region: nn.Module) -> None:
         return run(x, *args, **kwargs)
 
     region._compiled_call_impl = call  # torch's own place for it, which copies and pickles of a module leave out
+    return shapes

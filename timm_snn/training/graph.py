@@ -54,7 +54,8 @@ class Replayed:
     """A function that makes an update by some batches, recorded after a few calls and replayed from then on.
 
     The calls before run on a stream of their own, as recording wants; they are updates like all others. The learning
-    rates are read from the optimizer at every call. Raises: UserError if the shape of the batches changes.
+    rates are read from the optimizer at every call. Raises: UserError if the shape of the batches changes without
+    `forget`.
     """
 
     def __init__(self, function: Callable[[Iterable[Batch]], None], optimizer: torch.optim.Optimizer) -> None:
@@ -65,6 +66,10 @@ class Replayed:
         device = optimizer.param_groups[0]['params'][0].device
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._stream = torch.cuda.Stream(device) if device.type == 'cuda' else None
+
+    def forget(self) -> None:
+        """Record anew, after some calls, for other shapes or another T."""
+        self._calls, self._graph, self._batches = 0, None, []
 
     def __call__(self, batches: Iterable[Batch]) -> None:
         self._calls += 1

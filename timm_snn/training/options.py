@@ -14,6 +14,7 @@ from timm.utils import ParseKwargs
 from .data import EVENT_DATASETS, DataSource
 from .errors import UserError, one_line_errors
 from .imports import import_own
+from .schedules import EpochNumbers
 
 __all__ = [
     'ArgumentParser',
@@ -32,6 +33,7 @@ __all__ = [
     'natural_int',
     'not_negative',
     'optimizer_options',
+    'phase_options',
     'positive',
     'positive_int',
     'recordings',
@@ -47,7 +49,7 @@ __all__ = [
 # Options that would be ignored without others, and are refused rather.
 FOR_IMAGES = (
     *('scale', 'ratio', 'pad_crop', 'hflip', 'color_jitter', 'aa', 'reprob', 'remode', 'cutout', 'crop_pct'),
-    *('interpolation', 'data_on_device'),
+    *('interpolation', 'data_on_device', 'num_steps_schedule', 'img_size_schedule'),
 )
 FOR_RESIZED_CROPS = ('scale', 'ratio')
 FOR_EVENTS = ('event_aug', 'split_by', 'bin_ms', 'events_per_bin')
@@ -209,6 +211,12 @@ def schedule_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of timm's `create_scheduler_v2` beside the optimizer and its steps."""
     same = ('sched', 'cooldown_epochs', 'warmup_epochs', 'warmup_lr', 'min_lr', 'decay_epochs', 'decay_rate')
     return _chosen(args, *same, num_epochs='epochs', decay_fn='lr_decay_fn')
+
+
+def phase_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `schedules.Phases` that an option gives."""
+    epochs = args.epochs + args.cooldown_epochs
+    return dict(epochs=epochs, num_steps=args.num_steps_schedule, heights=args.img_size_schedule)
 
 
 def _chosen(args: argparse.Namespace, *same: str, **renamed: str) -> dict[str, Any]:
@@ -445,6 +453,23 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     )
     add = parser.add_argument_group('optimisation').add_argument
     add('--epochs', type=positive_int, default=100)
+    add(
+        '--num-steps-schedule',
+        nargs='+',
+        default={},
+        action=EpochNumbers,
+        metavar='EPOCH=T',
+        help='T in training from that epoch on, counted from 0, or from that share of all epochs, e.g. 0=1 0.8=4; the '
+        "model's own T, the largest, before the first and in validation",
+    )
+    add(
+        '--img-size-schedule',
+        nargs='+',
+        default={},
+        action=EpochNumbers,
+        metavar='EPOCH=PX',
+        help='the same for the height of the images, to which they are resized after their augmentation',
+    )
     add('--cooldown-epochs', type=natural_int, default=0, help='after those, at the lowest learning rate')
     add('--opt', default='adamw')
     add('--momentum', type=between(0, 1), default=0.9, help='of sgd, muon and others that have it')

@@ -105,7 +105,9 @@ class Watch:
         if self.defers:
             had_failed = self.failed > 0
             for name, tensor in batch.items():
-                kept = self._kept.setdefault(name, torch.zeros_like(tensor))
+                kept = self._kept.get(name)
+                if kept is None or kept.shape != tensor.shape:  # the size of the images may change between epochs
+                    kept = self._kept[name] = torch.zeros_like(tensor)
                 kept.copy_(torch.where(had_failed, kept, tensor.detach()))
             self.failed.copy_(had_failed | ~(self.numbers[LOSS] + self.numbers[NORM]).isfinite())
         else:

@@ -1,0 +1,128 @@
+"""What changes between the epochs of a run: the time steps of the model, and the size of its images.
+
+A spiking network shares its weights over time, and none of them depends on the size of an image. So most epochs can be
+trained with few steps and small images, for a fraction of the cost, and the last ones as the model will be used.
+"""
+
+import copy
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.utils import ParseKwargs
+
+from ..profiling import profile
+from .errors import UserError, one_line_errors
+from .models import steps_of
+
+__all__ = ['EpochNumbers', 'Phase', 'Phases']
+
+
+class EpochNumbers(ParseKwargs):
+    """Numbers by the epoch from which on they hold, EPOCH=NUMBER ...; in a config a mapping.
+
+    Epochs count from 0, and a key between 0 and 1 is a share of all epochs.
+    """
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        numbers = {}
+        for value in values:
+            start, _, number = value.partition('=')
+            try:
+                epoch = float(start)
+                numbers[int(epoch) if epoch == int(epoch) else epoch] = int(number)
+                is_right = 0 <= epoch < 1 or epoch == int(epoch) > 0
+            except (ValueError, OverflowError):
+                is_right = False
+            if not is_right or int(number) < 1:
+                raise ArgumentError(
+                    self, f'expected EPOCH=NUMBER ..., with epochs from 0 or shares of all below 1, got {value!r}'
+                )
+        setattr(namespace, self.dest, dict(sorted(numbers.items())))
+
+
+class Phase(NamedTuple):
+    """How a model is run: T, and height and width of its images."""
+
+    num_steps: int
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f'T={self.num_steps}, {self.size[1]} x {self.size[0]} px'
+
+
+class Phases:
+    """The phase of every epoch. What is validated and saved is the model as it was made, in the phase `full`.
+
+    Args:
+        model: Its T is the largest.
+        shape: Of its input without the batch, [C, H, W] or [T, C, H, W]; H and W are the largest.
+        device: That it will run on.
+        epochs: Of the run, which shares refer to.
+        num_steps, heights: By the first epoch that they hold for, see `EpochNumbers`.
+
+    Raises: UserError for what the model cannot run.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        shape: Sequence[int],
+        device: torch.device,
+        epochs: int,
+        num_steps: Mapping[float, int],
+        heights: Mapping[float, int],
+    ) -> None:
+        self.epochs = epochs
+        self.full = Phase(steps_of(model), (shape[-2], shape[-1]))
+        if num_steps and not hasattr(model, 'num_steps'):
+            raise UserError('--num-steps-schedule: the model has no time steps: leave it out')
+        for option, numbers, largest, name in (
+            ('--num-steps-schedule', num_steps, self.full.num_steps, 'T of the model, --model-kwargs num_steps='),
+            ('--img-size-schedule', heights, self.full.size[0], 'the size that is validated, --img-size '),
+        ):
+            if numbers and max(numbers.values()) > largest:
+                raise UserError(
+                    f'{option}: {max(numbers.values())} is more than {name}{largest}: raise that, or lower it'
+                )
+        self._num_steps, self._heights = (
+            {self._first(key): n for key, n in kept.items()} for kept in (num_steps, heights)
+        )
+        twin = copy.deepcopy(model).to(device)  # which leaves nothing on the device that FSDP would have to shard
+        self._flop = {phase: _flop(twin, phase, shape, device) for phase in {self.full, *map(self.of, range(epochs))}}
+
+    def _first(self, key: float) -> int:
+        return round(key * self.epochs) if key < 1 else int(key)
+
+    def of(self, epoch: int) -> Phase:
+        num_steps, (height, width) = self.full
+        wanted = _held(self._heights, epoch, height)
+        return Phase(_held(self._num_steps, epoch, num_steps), (wanted, round(wanted * width / height)))
+
+    def flop(self, phase: Phase) -> float:
+        """Floating-point operations of one sample in training, two per multiply-accumulate."""
+        return self._flop[phase]
+
+    def __str__(self) -> str:
+        """In words, or empty if all epochs are trained as the model is validated."""
+        phases = [self.of(epoch) for epoch in range(self.epochs)]
+        begins = [i for i in range(self.epochs) if i == 0 or phases[i] != phases[i - 1]]
+        if phases == [self.full] * self.epochs:
+            return ''
+        parts = [f'from epoch {i + 1} with {phases[i]}' for i in begins]
+        return f'trained {", ".join(parts)}; validated and saved with {self.full}'
+
+
+def _held(numbers: Mapping[int, int], epoch: int, before: int) -> int:
+    begun = [first for first in numbers if first <= epoch]
+    return numbers[max(begun)] if begun else before
+
+
+def _flop(model: Any, phase: Phase, shape: Sequence[int], device: torch.device) -> float:
+    """Three times a forward pass: the backward pass has the gradients of the input and of the weights."""
+    with one_line_errors(f'run the model with {phase}'):
+        if hasattr(model, 'num_steps'):
+            model.num_steps = phase.num_steps
+        image = torch.zeros(1, *shape[:-2], *phase.size, device=device)
+        return 3 * 2 * profile(model, image, progress=False).total.dense_macs
