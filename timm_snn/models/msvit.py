@@ -226,6 +226,9 @@ default_cfgs = generate_default_cfgs(
         ),
         # ours
         **tagged_cfgs({'msvit_4_96': 'fashion_mnist event_digits'}, **_PAPER),
+        **tagged_cfgs(
+            {'msvit_3_192': 'cifar10'}, {'msvit_3_192.cifar10': 'speedrun/cifar10_cpu'}, pool_size=(4, 4), **_PAPER
+        ),
     }
 )
 
@@ -295,3 +298,22 @@ def msvit_4_96(pretrained: bool = False, **kwargs: Any) -> MSViT:
     """Our small member, for quick starts and tests on images of 28 to 32 pixels; not in the paper."""
     model_args = dict(embed_dims=(48, 48, 96), depths=(1, 1, 2), num_heads=3)
     return _create_msvit('msvit_4_96', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msvit_3_192(pretrained: bool = False, **kwargs: Any) -> MSViT:
+    """Our member for CIFAR on a CPU, of 1,956,650 parameters with 10 classes; not in the paper.
+
+    One step of the integer neuron with four levels, which is four binary steps (arXiv 2411.16061). Its convolutions are
+    at 32, 16 and 8 pixels and its attention at 8 and 4: the first stage is the stem.
+    """
+    model_args = dict(
+        embed_dims=(64, 128, 192),
+        depths=(0, 1, 2),
+        num_heads=4,
+        num_steps=1,
+        stem_pools=(POOL, KEEP),
+        embed_pools=((), (POOL, KEEP), (POOL, KEEP)),
+        lif_layer='integer',
+    )
+    return _create_msvit('msvit_3_192', pretrained=pretrained, **dict(model_args, **kwargs))
