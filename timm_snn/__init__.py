@@ -9,6 +9,9 @@ from .models import MSViT, fuse
 from .models import convert as convert
 from .models import expand_levels as expand_levels
 from .models import stream as stream
+from .models import to_nir as to_nir
+from .models import why_not_nir as why_not_nir
+from .models import write_nir as write_nir
 from .models.pretrained import list_pretrained
 from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend
 from .profiling import profile
