@@ -11,6 +11,9 @@ from .models import expand_levels as expand_levels
 from .models import load_quantized as load_quantized
 from .models import quantize as quantize
 from .models import stream as stream
+from .models import to_nir as to_nir
+from .models import why_not_nir as why_not_nir
+from .models import write_nir as write_nir
 from .models.pretrained import list_pretrained
 from .ops import BackendUnavailable, backend_report, lif, lif_stream, set_backend, use_backend
 from .profiling import profile

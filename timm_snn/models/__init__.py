@@ -38,6 +38,9 @@ from .mst import QuantizedSwin as QuantizedSwin
 from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all__
 from .msvit import MSViT as MSViT
 from .neurons import neuron_layer as neuron_layer
+from .nir import to_nir as to_nir
+from .nir import why_not_nir as why_not_nir
+from .nir import write_nir as write_nir
 from .pretrained import save_for_hf as save_for_hf
 from .quantize import QuantizedModel as QuantizedModel
 from .quantize import load_quantized as load_quantized
