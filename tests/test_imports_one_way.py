@@ -20,6 +20,7 @@ BELOW = {
     'profiling': {'ops', 'layers'},
     'data': set(),
     'testing': {'ops', 'layers', 'models'},
+    'export': {'ops', 'layers', 'models'},
     'training': {'ops', 'layers', 'models', 'profiling', 'data', 'timm_snn'},
 }
 

@@ -4,6 +4,7 @@ Importing this package registers the models: `import timm, timm_snn; timm.create
 """
 
 from . import layers, models, ops
+from .export import export as export
 from .layers import LIF, ParametricLIF
 from .models import MSViT, fuse
 from .models import convert as convert

@@ -1,0 +1,210 @@
+"""ONNX files, for ONNX Runtime and all that reads them: every neuron unrolled, metadata in `metadata_props`."""
+
+import ast
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files import check_regular_file
+from ..layers.neuron import FUSED
+from ..ops.backends import reference
+from ..ops.lif import scaled
+from ..ops.neuron import Neuron, membrane_dtype
+from .capture import capture
+from .metadata import decode, encode
+
+__all__ = ['NEEDS', 'load', 'read_metadata', 'write']
+
+NEEDS = {'onnx': 'onnx', 'onnxscript': 'onnxscript', 'onnxruntime': 'onnxruntime'}
+
+INPUT = 'images'
+
+
+# While a model is traced, a neuron is one operator: T times a dozen of torch's take the exporter minutes, and come out
+# as twice as many nodes. Its translation is the equations of `reference.lif`, step by step.
+@torch.library.custom_op('timm_snn::unrolled_lif', mutates_args=())
+def _unrolled_lif(x: Tensor, tau: Tensor | None, neuron: str) -> Tensor:
+    return reference.lif(x, None, tau, Neuron.from_key(neuron), False)[0]
+
+
+@_unrolled_lif.register_fake
+def _(x, tau, neuron):
+    return torch.empty_like(x)
+
+
+class _UnrolledLif(nn.Module):
+    """Stands for a neuron while the model is traced."""
+
+    def __init__(self, neuron: Any) -> None:
+        super().__init__()
+        self.lif = neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        learned = self.lif.learned().of(x)
+        return _unrolled_lif(scaled(x, learned), learned.tau, self.lif.neuron.key)
+
+
+def write(model: nn.Module, example: Tensor, names: list[str], metadata: dict[str, Any], file: Path) -> None:
+    """Write the ONNX file of a prepared model, which is changed."""
+    for name, module in list(model.named_modules()):
+        if type(module) in FUSED and name:
+            model.set_submodule(name, _UnrolledLif(module))
+    op = torch.ops.timm_snn.unrolled_lif.default
+    program = capture(model, example, known=lambda target: target is op)
+    translations: dict[Any, Callable[..., Any]] = {op: _translate_lif}
+    if example.dtype == torch.float64:
+        translations[torch.ops.aten.conv2d.default] = _translate_conv_of_doubles
+    try:
+        exported: Any = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=names,
+            custom_translation_table=translations,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        missing = re.search(r'No ONNX function found for .*?>', str(error.__cause__ or error))
+        raise ValueError(
+            f"torch's ONNX exporter cannot translate this model: {missing[0] if missing else error}"
+        ) from error
+    _tidy(exported.model, names, metadata)
+    exported.save(file, external_data=False)
+
+
+def load(file: Path) -> Callable[[Tensor], list[Tensor]]:
+    """The file in ONNX Runtime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    return lambda x: [torch.from_numpy(y) for y in session.run(None, {INPUT: x.numpy()})]
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    import onnx
+
+    check_regular_file(file)
+    return decode({prop.key: prop.value for prop in onnx.load(file, load_external_data=False).metadata_props}, file)
+
+
+def _tidy(model: Any, outputs: list[str], metadata: dict[str, Any]) -> None:
+    """Name nodes, the spikes of neurons and the batch; drop what only says how the file came to be.
+
+    That would double a small file, and has the folders of the machine that wrote it.
+    """
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        scope = _scope(node.metadata_props.get('pkg.torch.onnx.name_scopes', ''))
+        node.name = _unique(f'{scope or "model"}/{node.op_type}', seen)
+        for value in node.outputs:
+            if value.name.startswith('unrolled_lif') and value.name not in outputs:
+                value.name = _unique(scope, seen)
+            value.metadata_props.clear()
+        node.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    batch = model.graph.inputs[0].shape[0].value
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if getattr(size, 'value', size) == batch:
+                value.shape[axis] = 'batch'
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props.update(encode(metadata))
+
+
+def _scope(text: str) -> str:
+    """The module of a node, by name: the last scope is the node itself."""
+    scopes = ast.literal_eval(text) if text else []
+    return scopes[-2] if len(scopes) > 1 else ''
+
+
+def _unique(name: str, seen: Counter[str]) -> str:
+    seen[name] += 1
+    return name if seen[name] == 1 else f'{name}_{seen[name]}'
+
+
+def _translate_lif(x: Any, tau: Any, neuron: str) -> Any:
+    """`reference.lif` in ONNX; x [T, B, ...], tau () or [C] or None."""
+    import onnx_ir
+    from onnxscript import opset20 as op
+
+    settings = Neuron.from_key(neuron)
+    dtype = x.dtype
+    is_half = dtype in (onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
+    membrane = onnx_ir.DataType.FLOAT if is_half else dtype
+
+    def constant(number: float) -> Any:
+        return op.Constant(value=onnx_ir.tensor(number, dtype=membrane))
+
+    current = op.Cast(x, to=membrane) if is_half else x
+    rest, threshold = constant(settings.v_rest), constant(settings.v_threshold)
+    if tau is not None:
+        tau = op.Cast(tau, to=membrane)
+        if len(tau.shape or ()):
+            tau = op.Unsqueeze(tau, op.Constant(value_ints=list(range(1, len(x.shape) - 2))))
+
+    def over_tau(y: Any) -> Any:
+        if tau is not None:
+            return op.Div(y, tau)
+        number: Any = settings.tau
+        return op.Mul(y, constant(1 / number)) if settings.inverse_is_exact else op.Div(y, constant(number))
+
+    def charge(v: Any, x_t: Any) -> Any:
+        """h; at rest, v is None."""
+        if v is None:
+            h = over_tau(x_t) if settings.decay_input else x_t
+            return op.Add(rest, h) if settings.v_rest else h
+        leak = op.Sub(v, rest) if settings.v_rest else v
+        if settings.decay_input:
+            return op.Add(v, over_tau(op.Sub(x_t, leak)))
+        return op.Add(v if settings.tau == math.inf else op.Sub(v, over_tau(leak)), x_t)
+
+    num_steps, v, spikes = x.shape[0], None, []
+    steps = op.Split(current, num_outputs=num_steps, axis=0) if num_steps > 1 else [current]
+    for t, x_t in enumerate(steps, 1):
+        h = charge(v, x_t)
+        fires = op.GreaterOrEqual(h, threshold)
+        s = op.Where(op.IsNaN(h), h, op.Cast(fires, to=membrane))
+        spikes.append(op.Cast(s, to=dtype) if is_half else s)
+        if t < num_steps:
+            v = op.Sub(h, op.Mul(s, threshold)) if settings.v_reset is None else op.Where(fires, rest, h)
+    return op.Concat(*spikes, axis=0) if num_steps > 1 else op.Identity(spikes[0])
+
+
+def _translate_conv_of_doubles(
+    x: Any, weight: Any, bias: Any = None, stride: Any = (1, 1), padding: Any = (0, 0), dilation: Any = (1, 1), groups=1
+) -> Any:
+    """A convolution as one matrix product: ONNX Runtime has none of float64."""
+    from onnxscript import opset20 as op
+
+    def ints(*numbers: int) -> Any:
+        return op.Constant(value_ints=list(numbers))
+
+    outs, ins, *kernel = weight.shape
+    geometry = zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in geometry]
+    if any(padding):
+        x = op.Pad(x, ints(0, 0, *padding, 0, 0, *padding))
+    taps = []
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            starts = [i * dilation[0], j * dilation[1]]
+            ends = [start + (n - 1) * s + 1 for start, n, s in zip(starts, size, stride, strict=True)]
+            tap = op.Slice(x, ints(*starts), ints(*ends), ints(2, 3), ints(*stride))
+            taps.append(op.Reshape(tap, ints(0, groups, ins, 1, size[0] * size[1])))
+    columns = op.Concat(*taps, axis=3) if len(taps) > 1 else taps[0]
+    columns = op.Reshape(columns, ints(0, groups, ins * len(taps), size[0] * size[1]))
+    y = op.MatMul(op.Reshape(weight, ints(groups, outs // groups, ins * len(taps))), columns)
+    y = op.Reshape(y, ints(0, outs, *size))
+    return y if bias is None else op.Add(y, op.Reshape(bias, ints(1, outs, 1, 1)))
