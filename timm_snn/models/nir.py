@@ -254,11 +254,11 @@ def _neuron(graph: _Graph, name: str, layer: LIF, x: _Stream) -> _Stream:
     def everywhere(number: Any) -> np.ndarray:
         """A number, or one for each channel, for all neurons."""
         number = number.detach().cpu().double().numpy() if isinstance(number, Tensor) else np.float64(number)
-        return np.broadcast_to(number.reshape(channels).astype(dtype), x.shape)
+        return np.array(np.broadcast_to(number.reshape(channels).astype(dtype), x.shape))
 
     threshold = layer.learned_threshold()
     threshold = everywhere((settings.v_threshold if threshold is None else threshold) - settings.v_rest)
-    zero, below = np.broadcast_to(dtype(0), x.shape), np.nextafter(threshold, dtype(-np.inf))
+    zero, below = np.zeros(x.shape, dtype), np.nextafter(threshold, dtype(-np.inf))
     tau = layer.learned_tau()
     if tau is None and settings.tau == math.inf:
         return graph.add(name, graph.nir.IF(everywhere(1 / graph.dt), below, zero), x)
