@@ -279,11 +279,20 @@ class Run:
         """Of this epoch, those that nobody has looked at too."""
         return self.progress.updates + self.watch.updates
 
+    def flop_between(self, first: int, last: int) -> float:
+        """Of the updates from the first to before the last, by their numbers in the run."""
+        total, size = 0.0, self.updates_per_epoch
+        for epoch in range(first // size, math.ceil(last / size)):
+            updates = min(last, (epoch + 1) * size) - max(first, epoch * size)
+            total += updates * self.effective_batch * self.phases.flop(self.phases.of(epoch))
+        return total
+
     def say_time_left(self, images_per_s: float) -> None:
         """Once in a run, early in its first epoch."""
         if not self.said_time_left:
             self.said_time_left = True
-            seconds = (self.total_updates - self.updates_done) * self.effective_batch / images_per_s
+            flop_per_s = images_per_s * self.phases.flop(self.phases.of(self.progress.epoch))
+            seconds = self.flop_between(self.updates_done, self.total_updates) / max(1.0, flop_per_s)
             if self.accelerator.is_main_process:
                 tqdm.write(f'about {timedelta(seconds=round(seconds))} of training to go')  # above the bar
 
@@ -353,7 +362,7 @@ def train_epoch(run: Run, epoch: int) -> float:
         loader = accelerator.skip_first_batches(loader, progress.updates * run.accumulation)
     title, is_quiet = f'epoch {epoch + 1}/{run.epochs}', not accelerator.is_main_process
     bar = tqdm(total=run.updates_per_epoch, initial=progress.updates, desc=title, leave=False, disable=is_quiet)
-    start, seen_before = time.perf_counter(), progress.seen
+    start, seen_before, seconds_before = time.perf_counter(), progress.seen, progress.seconds
     with closing(iter(loader)) as batches:  # ends the processes that load data, however the epoch ends
         while run.updates < run.updates_per_epoch and run.updates_done < run.total_updates:
             with run.first('update'):
@@ -365,8 +374,9 @@ def train_epoch(run: Run, epoch: int) -> float:
             if not (is_last or is_logged or is_saved or run.watch.is_due):
                 continue
             must_stop = run.watch.look()
+            progress.seconds = seconds_before + time.perf_counter() - start
             if is_logged:
-                images_per_s = (progress.seen - seen_before) / (time.perf_counter() - start)
+                images_per_s = (progress.seen - seen_before) / (progress.seconds - seconds_before)
                 if progress.seen - seen_before > run.effective_batch:  # the first update may compile
                     run.say_time_left(images_per_s)
                 state = {
@@ -382,7 +392,7 @@ def train_epoch(run: Run, epoch: int) -> float:
                 run.checkpoints.save()
         next(batches, None)  # Accelerate notes the end of a loader when it is asked for more
     bar.close()
-    return (progress.seen - seen_before) / (time.perf_counter() - start)
+    return (progress.seen - seen_before) / (progress.seconds - seconds_before)
 
 
 def validate(run: Run) -> dict[str, float]:
@@ -454,6 +464,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not is_whole:  # --max-steps; with a larger one the run can go on from here
                 run.checkpoints.save()
             evaluated = validate(run)
+        phase = run.phases.of(epoch)
         row = {
             'epoch': epoch,
             'lr': run.largest_lr,
@@ -461,6 +472,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             'train_top1': 100 * progress.hits / progress.seen,
             **evaluated,
             'images_per_s': images_per_s,
+            'train_num_steps': phase.num_steps,
+            'train_img_size': phase.size[0],
+            'eval_num_steps': run.phases.full.num_steps,
+            **progress.totals(run.phases.flop(phase)),
         }
         progress.finish_epoch(row)
         if is_whole:
@@ -469,12 +484,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             with one_line_errors(f'write to --output {args.output}'):
                 write_summary(progress.history, args.output)
         accelerator.log(row, run.updates_done)
-        left = run.total_updates - run.updates_done
-        pace = (time.perf_counter() - start) / max(1, run.updates_done - updates_before)
+        left = run.flop_between(run.updates_done, run.total_updates)
+        pace = (time.perf_counter() - start) / max(1.0, run.flop_between(updates_before, run.updates_done))
         loss, top1 = row[f'{run.reported}_loss'], row[f'{run.reported}_top1']
         accelerator.print(
             f'epoch {epoch + 1}/{run.epochs}: training loss {row["train_loss"]:.3f}, validation loss {loss:.3f}, '
             f'top-1 {top1:.2f}, {images_per_s:.0f} images/s'
+            + (f' with {phase}' if str(run.phases) else '')
             + (f', {timedelta(seconds=round(left * pace))} left' if left > 0 else '')
         )
         if not is_whole:

@@ -21,6 +21,7 @@ from tests.support.processes import run_script
 from tests.support.training import QUICK, TRAIN, assert_same_run, assert_same_weights, weights
 from timm_snn.training.checkpoints import damage, write_manifest
 from timm_snn.training.data import Samples, TrainingSamples
+from timm_snn.training.tables import read_csv
 
 # All that has a state: augmentation, mixing, stochastic depth, averaging, accumulation. 10 updates an epoch.
 STATEFUL = [
@@ -308,6 +309,11 @@ def test_a_run_of_several_phases_goes_on_as_if_never_stopped(train, tmp_path, mo
     for steps in ('4', '8'):
         train(*arguments, '--max-steps', steps, '--output', tmp_path / 'parts', '--resume', 'auto')
     assert_same_weights(tmp_path / 'whole', tmp_path / 'parts')
+    whole, parts = (read_csv(tmp_path / name / 'summary.csv') for name in ('whole', 'parts'))
+    for name in ('images_seen', 'train_flop', 'train_num_steps', 'train_img_size', 'eval_num_steps', 'eval_top1'):
+        assert [row.get(name) for row in parts] == [row.get(name) for row in whole]
+    assert [float(row['images_seen']) for row in parts] == [192, 384, 512]
+    assert 0 < float(parts[0]['train_seconds']) < float(parts[1]['train_seconds']) < float(parts[2]['train_seconds'])
     assert timm.create_model(f'local-dir:{tmp_path / "whole" / "model"}', pretrained=True).num_steps == 2
 
 

@@ -1,5 +1,6 @@
 """The progress of a run, its results so far, and the signal to stop."""
 
+import math
 import signal
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Progress:
     loss_sum: float = 0.0  # over samples, of all processes
     hits: float = 0.0
     seen: float = 0.0
+    seconds: float = 0.0  # of training, that of runs before this one too
 
     @property
     def epoch(self) -> int:
@@ -43,7 +45,16 @@ class Progress:
 
     def finish_epoch(self, row: dict[str, float]) -> None:
         self.history.append(row)
-        self.updates, self.loss_sum, self.hits, self.seen = 0, 0.0, 0.0, 0.0
+        self.updates, self.loss_sum, self.hits, self.seen, self.seconds = 0, 0.0, 0.0, 0.0, 0.0
+
+    def totals(self, flop: float) -> dict[str, float]:
+        """Images, seconds and FLOP of training since the run began, with `flop` for each image of this epoch.
+
+        They are NaN in a run that an earlier version began, which did not count them.
+        """
+        counted = {'images_seen': self.seen, 'train_seconds': self.seconds, 'train_flop': flop * self.seen}
+        before = self.history[-1] if self.history else dict.fromkeys(counted, 0.0)
+        return {name: before.get(name, math.nan) + number for name, number in counted.items()}
 
     def best_epoch(self, metric: str) -> int:
         """The number of epochs finished when `metric` was highest, for the first time."""

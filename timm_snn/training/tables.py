@@ -15,12 +15,13 @@ __all__ = ['make_table', 'read_csv', 'wide_console', 'write_csv']
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], lineterminator: str = '\r\n') -> None:
-    """The columns are the keys of the first row. Names of files that are not UTF-8 are escaped."""
+    """The columns are the keys of all rows, empty where one has none. Names of files that are not UTF-8 are escaped."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with (
         write_whole(path) as unfinished,
         open(unfinished, 'w', newline='', encoding='utf-8', errors='backslashreplace') as file,
     ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator=lineterminator)
+        writer = csv.DictWriter(file, fieldnames=columns, lineterminator=lineterminator)
         writer.writeheader()
         writer.writerows(rows)
 
