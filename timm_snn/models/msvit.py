@@ -225,7 +225,7 @@ default_cfgs = generate_default_cfgs(
             **_PAPER,
         ),
         # ours
-        **tagged_cfgs({'msvit_4_96': 'fashion_mnist event_digits'}, **_PAPER),
+        **tagged_cfgs({'msvit_4_96': 'fashion_mnist digits event_digits'}, **_PAPER),
     }
 )
 
