@@ -37,6 +37,8 @@ KINDS = {
     'cifar10_dvs': 'events',
     'dvs128_gesture': 'events',
     'event_digits': 'events',
+    'nmnist_small': 'events',
+    'digits': 'digits',
     'fashion_mnist': 'Fashion-MNIST',
 }
 

@@ -24,6 +24,7 @@ folders = load('hub/model_folder.py')
 ROOT = Path(__file__).parents[2]
 REFERENCES = yaml.safe_load((ROOT / 'CITATION.cff').read_text())['references']
 RESULTS = list(csv.DictReader((ROOT / 'hub' / 'results.csv').open()))
+DIGITS = [row for row in RESULTS if '/digits.yaml' in row['command']]  # one recipe, several seeds and machines
 
 
 def measured(card: str) -> list[tuple]:
@@ -83,11 +84,13 @@ def test_a_run_in_results_csv_is_recognised_by_its_options_and_its_result(finish
     same = finished_recipe(row['command'], [50.0] * 9 + [98.888], output='elsewhere', num_threads=8)
     text = card.make_card(same, 'lab/digits', None)
     assert measured(text) == [('digits', row['split'], '1', '98.89')]
-    assert text.count('| these |') == 1 and text.count('| another run |') == 2
+    assert text.count('| these |') == 1 and text.count('| another run |') == len(DIGITS) - 1
     assert '| these | digits | fixed held-out fifth (360) | 98.89 | 1 | 10 |' in text
 
 
-@pytest.mark.parametrize(('changes', 'others'), [(dict(seed=7), 3), (dict(lr=1e-3), 0), (dict(model_ema=True), 0)])
+@pytest.mark.parametrize(
+    ('changes', 'others'), [(dict(seed=7), len(DIGITS)), (dict(lr=1e-3), 0), (dict(model_ema=True), 0)]
+)
 def test_a_run_of_another_kind_has_its_own_result_alone(finished_recipe, changes, others):
     top1 = RESULTS[0]['top1']  # the same by chance
     source = finished_recipe(RESULTS[0]['command'], [float(top1)] * 10, **changes)

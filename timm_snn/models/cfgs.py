@@ -46,14 +46,21 @@ def _fashion_mnist(**cfg: Any) -> Cfg:
     return _small(FASHION_MNIST, cfg, input_size=(1, 28, 28), pool_size=(2, 2), mean=(0.2860,), std=(0.3530,))
 
 
-def _events(label_names: tuple[str, ...], size: int = 128, split_by: str = 'number') -> Callable[..., Cfg]:
-    """Frames of a sensor of 128 x 128 pixels, by number as in all papers; how many is the model's `num_steps`."""
+def _digits(**cfg: Any) -> Cfg:
+    """8 x 8 pixels of scikit-learn's, shown at 32 x 32."""
+    return _small(DIGITS, cfg, input_size=(1, 32, 32), pool_size=(2, 2), mean=(0.305,), std=(0.376,))
+
+
+def _events(
+    label_names: tuple[str, ...], size: int = 128, sensor: int = 128, split_by: str = 'number'
+) -> Callable[..., Cfg]:
+    """Frames of a square sensor, by number as in all papers; how many is the model's `num_steps`."""
 
     def make(**cfg: Any) -> Cfg:
         pool_size = (size // 16, size // 16)
         made = _small(label_names, cfg, input_size=(2, size, size), pool_size=pool_size, mean=(0, 0), std=(1, 1))
         channels, *frame = made['input_size']
-        frames = dict(split_by=split_by, sensor_size=(128, 128), channels=channels, size=tuple(frame))
+        frames = dict(split_by=split_by, sensor_size=(sensor, sensor), channels=channels, size=tuple(frame))
         return {**made, 'frames': {**frames, 'mean': made['mean'], 'std': made['std']}}
 
     return make
@@ -64,9 +71,11 @@ _MAKERS: dict[str, Callable[..., Cfg]] = {
     'cifar10': _cifar10,
     'cifar100': _cifar100,
     'fashion_mnist': _fashion_mnist,
+    'digits': _digits,
     'cifar10_dvs': _events(CIFAR10),
     'dvs128_gesture': _events(DVS128_GESTURE),
     'event_digits': _events(DIGITS, size=32, split_by='time'),
+    'nmnist_small': _events(DIGITS, size=34, sensor=34),
 }
 
 
@@ -76,9 +85,11 @@ _RECIPES = {
     'cifar10': 'msvit/cifar10',
     'cifar100': 'msvit/cifar100',
     'fashion_mnist': 'msvit/fashion_mnist',
+    'digits': 'msvit/digits',
     'cifar10_dvs': 'msvit/cifar10_dvs',
     'dvs128_gesture': 'msvit/dvs128_gesture',
     'event_digits': 'msvit/event_digits',
+    'nmnist_small': 'msvit/nmnist_small',
 }
 
 

@@ -1,0 +1,61 @@
+"""The weights in the package know as many samples as when they were measured.
+
+In float64 a count is exact, whichever backend runs: on all of these samples no membrane is closer to its threshold than
+5e-8, but where sums of spikes equal it exactly, and no two best classes are closer than 0.1; rounding moves both by
+about 1e-14. In float32 a spike may flip with another processor or number of threads, which may cost a sample or two.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+import timm_snn
+from timm_snn.data import EventDigits, frame_settings
+from timm_snn.training.data import DataSource, open_samples
+
+TESTS = Path(__file__).parents[1]
+# Of as many samples as `samples_of` gives.
+HITS = {
+    'msvit_4_96.digits': 117,
+    'msvit_4_96.event_digits': 59,
+    'msvit_4_96.fashion_mnist': 183,
+}
+FLIPS = 2  # samples that float32 may decide otherwise
+
+
+def samples_of(model) -> tuple[Tensor, Tensor]:
+    """Held-out samples, prepared as the model's config says, and their classes."""
+    data = model.pretrained_cfg['tag']
+    if data == 'event_digits':
+        recordings, settings = EventDigits(False, num_steps=model.num_steps), frame_settings(model)
+        frames = [settings.frames(recordings.recording(i)) for i in range(60)]
+        return torch.stack(frames), torch.tensor(recordings.targets[:60])
+    if data == 'digits':
+        samples = [open_samples(DataSource('digits'), 'validation', model, None)[i] for i in range(120)]
+        return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+    with np.load(TESTS / 'shipped' / f'{data}.npz') as file:
+        images, labels = (torch.from_numpy(file[name]) for name in file)
+    if images.ndim == 5:  # frames, which are not normalised
+        return images.float(), labels.long()
+    mean, std = (model.pretrained_cfg[key][0] for key in ('mean', 'std'))
+    return (images[:, None] / 255 - mean) / std, labels.long()
+
+
+@torch.inference_mode()
+def hits(model, images: Tensor, labels: Tensor) -> int:
+    return sum(
+        int((model(batch).argmax(1) == classes).sum())
+        for batch, classes in zip(images.split(50), labels.split(50), strict=True)
+    )
+
+
+@pytest.mark.parametrize('name', timm_snn.list_pretrained())
+def test_they_know_as_many_samples_as_when_they_were_measured(name):
+    model = timm.create_model(name, pretrained=True).eval()
+    images, labels = samples_of(model)
+    assert abs(hits(timm_snn.fuse(model), images, labels) - HITS[name]) <= FLIPS
+    assert hits(model.double(), images.double(), labels) == HITS[name]
