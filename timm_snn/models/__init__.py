@@ -38,11 +38,11 @@ from .msvit import *  # noqa: F403  register_model adds the entrypoints to __all
 from .msvit import MSViT as MSViT
 from .neurons import neuron_layer as neuron_layer
 from .pretrained import save_for_hf as save_for_hf
-from .quantize import QuantizedModel as QuantizedModel
-from .quantize import load_quantized as load_quantized
-from .quantize import quantize as quantize
 from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
+from .quantize import quantize as quantize
+from .quantized import QuantizedModel as QuantizedModel
+from .quantized import load_quantized as load_quantized
 from .sdt import *  # noqa: F403
 from .sdt import SpikeDrivenTransformer as SpikeDrivenTransformer
 from .sew_resnet import *  # noqa: F403
