@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ..ops.bn_lif import choose_implementation, fire_normalised, fire_pooled
+from ..ops.fixed import max_pool
 from ..ops.sparse_conv import conv2d
 from .neuron import FUSED, LIF, neuron_for
 from .registry import LayerFn
@@ -214,7 +215,9 @@ def pool_spikes(x: Tensor) -> Tensor:
 
     Shape: [T, B, C, H, W] -> [T, B, C, H', W'], rounded up.
     """
-    return split_time(F.max_pool2d(merge_time(x), 3, 2, 1), x.shape[0])
+    spikes = merge_time(x)
+    pooled = F.max_pool2d(spikes, 3, 2, 1) if x.is_floating_point() else max_pool(spikes)
+    return split_time(pooled, x.shape[0])
 
 
 def is_plain(module: nn.Module, types: tuple[type, ...]) -> bool:

@@ -30,7 +30,6 @@ from .dssa import DualSpikeSelfAttention
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .rep_conv import RepConv
 from .statten import SpatialTemporalAttention
-from .temporal import merge_time, split_time
 
 __all__ = [
     'FIXED_ATTENTIONS',

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.fixed import max_pool
 from .attention import head_dim_of
 from .conv import ConvBn, ConvBnLif
 from .neuron import LIF, neuron_for
@@ -77,4 +78,6 @@ class SpikeDrivenSelfAttention(nn.Module):
 
 def _dilate(x: Tensor) -> Tensor:
     """Maximum over 3x3 windows of the last two axes, with stride 1. Shape: [T, B, C, H, W] -> the same."""
-    return split_time(F.max_pool2d(merge_time(x), 3, 1, 1), x.shape[0])
+    spikes = merge_time(x)
+    dilated = F.max_pool2d(spikes, 3, 1, 1) if x.is_floating_point() else max_pool(spikes, stride=1)
+    return split_time(dilated, x.shape[0])

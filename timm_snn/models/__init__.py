@@ -42,11 +42,11 @@ from .nir import to_nir as to_nir
 from .nir import why_not_nir as why_not_nir
 from .nir import write_nir as write_nir
 from .pretrained import save_for_hf as save_for_hf
-from .quantize import QuantizedModel as QuantizedModel
-from .quantize import load_quantized as load_quantized
-from .quantize import quantize as quantize
 from .qkformer import *  # noqa: F403
 from .qkformer import QKFormer as QKFormer
+from .quantize import quantize as quantize
+from .quantized import QuantizedModel as QuantizedModel
+from .quantized import load_quantized as load_quantized
 from .sdt import *  # noqa: F403
 from .sdt import SpikeDrivenTransformer as SpikeDrivenTransformer
 from .sew_resnet import *  # noqa: F403

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from ..wrappers import unwrapped
 from .base import SpikingTransformer
 from .conversion import ConvertedModel
 from .graphs import GraphedMethod
+from .quantized import QuantizedModel
 
 __all__ = ['Stream', 'stream']
 
@@ -130,9 +132,17 @@ class Stream:
         self._num_steps += 1
         kept = 1 - 1 / self._tau
         weights = self._num_steps if kept == 1 else (1 - kept**self._num_steps) / (1 - kept)
+        if isinstance(self._model, QuantizedModel) and kept == 1:
+            return self._mean_of_sum(logits)
         current = logits.to(membrane_dtype(logits.dtype))
         self._logits = current if self._logits is None else self._logits + (current - self._logits) / weights
         return self._logits.to(logits.dtype)
+
+    def _mean_of_sum(self, logits: Tensor) -> Tensor:
+        """The mean as a quantised model takes it of all steps at once: float64 holds sums of its logits exactly."""
+        total = logits.double() if self._logits is None else self._logits + logits
+        self._logits = total
+        return (total / self._num_steps).to(logits.dtype)
 
     def state(self) -> dict[str, Tensor]:
         """All that the stream remembers, in copies that safetensors can save; {} before the first frame."""
@@ -156,7 +166,7 @@ class Stream:
         if not state:
             self.reset()
             return
-        device = next(self._model.parameters()).device
+        device = next(itertools.chain(self._model.parameters(), self._model.buffers())).device
         found: dict[str, dict[int, dict[str, Tensor]]] = {}
         readout = {}
         for key, value in state.items():
@@ -203,7 +213,7 @@ class _Carried(nn.Module):
 
 def _why_not(model: Any) -> str | None:
     """Why a model cannot be streamed, or None."""
-    if not isinstance(model, (SpikingTransformer, ConvertedModel)):
+    if not isinstance(model, (SpikingTransformer, ConvertedModel, QuantizedModel)):
         return 'it is no classifier of timm_snn; of a traced or exported one, stream the model that it was made of'
     for name, module in model.named_modules():
         if module.training and isinstance(module, _CHANGED_BY_TRAINING):

@@ -128,12 +128,12 @@ def to_current(sums: Tensor, multiplier: Tensor, shift: int, bias: Tensor) -> Te
     return (scaled + bias.view(by)).clamp(-LIMIT, LIMIT).to(torch.int32)
 
 
-def max_pool(x: Tensor) -> Tensor:
-    """3x3 max pooling with stride 2 and a border that never is the largest. [N, C, H, W] -> [N, C, H', W'], rounded up.
+def max_pool(x: Tensor, stride: int = 2) -> Tensor:
+    """3x3 max pooling with a border that never is the largest. Shape: [N, C, H, W] -> [N, C, H', W'], rounded up.
 
-    float64 holds all these numbers, and torch pools it on every device.
+    float64 holds all whole numbers here, and torch pools it on every device and in every size; uint8 it does not.
     """
-    return F.max_pool2d(x.double(), 3, 2, 1).to(x.dtype)
+    return F.max_pool2d(x.double(), 3, stride, 1).to(x.dtype)
 
 
 def conv_current(x: Tensor, conv: FixedConvolution, pool: bool = False) -> Tensor:

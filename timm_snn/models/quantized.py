@@ -1,0 +1,187 @@
+"""A network of whole numbers, which answers the same to the bit wherever it runs: what `timm_snn.quantize` returns."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import load_file
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn
+
+from ..files import check_regular_file, printable
+from ..layers import ConvBn, ConvBnLif, DualSpikeSelfAttention, RepConv
+from ..layers.fixed import (
+    FIXED_ATTENTIONS,
+    FixedConv,
+    FixedConvBnLif,
+    FixedLevels,
+    FixedLIF,
+    FixedMaxPool,
+    FixedMean,
+    FixedRepConv,
+)
+from .pretrained import FILENAME, save_for_hf
+
+__all__ = ['Quantization', 'QuantizedModel', 'load_quantized']
+
+_VERSION = 1  # of the entry `quantization` in config.json
+
+
+@dataclass
+class Quantization:
+    """Settings of layers by name, for `config.json`, and the tensors of their state dict."""
+
+    fraction_bits: int = 0
+    convolutions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    mean: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class QuantizedModel(nn.Module):
+    """What `timm_snn.quantize` returns: a network of whole numbers, for inference.
+
+    It has the structure of the model that it was made of, in `network`, whose layers hold integers in buffers. There
+    are no parameters, and nothing that a conversion to another floating-point type would change.
+
+    Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits float32 [B, num_classes].
+    """
+
+    def __init__(self, network: Any, quantization: Quantization) -> None:
+        super().__init__()
+        self.network = _fixed(network, quantization)
+        self._spec = quantization
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.forward_steps(x).double()
+        return (steps.sum(1) / steps.shape[1]).float()
+
+    def forward_steps(self, x: Tensor) -> Tensor:
+        """Logits of every time step [B, T, num_classes], whose mean over T is what `forward` returns."""
+        currents = self.network.forward_steps(x)
+        return (currents.double() * 2.0**-self._spec.fraction_bits).float()
+
+    def train(self, mode: bool = True) -> 'QuantizedModel':
+        """Raises ValueError for mode=True: whole numbers have no gradient."""
+        if mode:
+            raise ValueError(
+                'a quantised model cannot be trained, its weights are whole numbers: train the model that it was made '
+                'of, and quantise that again'
+            )
+        return super().train(False)
+
+    @property
+    def num_steps(self) -> int:
+        """T, which may be assigned as that of the model."""
+        return self.network.num_steps
+
+    @num_steps.setter
+    def num_steps(self, num_steps: int) -> None:
+        self.network.num_steps = num_steps
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
+
+    @property
+    def num_features(self) -> int:
+        return self.network.num_features
+
+    @property
+    def in_chans(self) -> int:
+        return self.network.in_chans
+
+    @property
+    def takes_events(self) -> bool:
+        return self.network.takes_events
+
+    @property
+    def chunk_steps(self) -> int:
+        return self.network.chunk_steps
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        return self.network.pretrained_cfg
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        return self.network.pretrained_cfg
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        return self.network._model_args
+
+    def save(self, folder: str | Path) -> None:
+        """model.safetensors and config.json, for `load_quantized`."""
+        spec = self._spec
+        settings = dict(
+            version=_VERSION,
+            fraction_bits=spec.fraction_bits,
+            mean=spec.mean,
+            convolutions=spec.convolutions,
+            neurons=spec.neurons,
+        )
+        save_for_hf(self, folder, model_config={'quantization': settings})
+
+
+def load_quantized(folder: str | Path) -> QuantizedModel:
+    """What `QuantizedModel.save` wrote, without calibration data.
+
+    Raises: ValueError for a folder that holds another kind of model, or settings or tensors that do not fit; OSError if
+    a file is missing.
+    """
+    folder = Path(folder)
+    config_file, weights_file = folder / 'config.json', folder / FILENAME
+    check_regular_file(config_file)
+    check_regular_file(weights_file)
+    settings = json.loads(config_file.read_text(encoding='utf-8')).get('quantization')
+    if settings is None:
+        raise ValueError(f'{printable(str(config_file))} has no entry `quantization`: it is not a quantised model')
+    quantization = _read_settings(settings, printable(str(config_file)))
+    network = timm.create_model(f'local-dir:{folder}', pretrained=False)
+    model = QuantizedModel(network, quantization)
+    model.load_state_dict(load_file(weights_file))
+    return model
+
+
+def _read_settings(settings: Mapping[str, Any], where: str) -> Quantization:
+    if settings.get('version') != _VERSION:
+        raise ValueError(
+            f'{where} has a quantization of version {settings.get("version")!r}, expected {_VERSION}: update timm-snn'
+        )
+    try:
+        return Quantization(settings['fraction_bits'], settings['convolutions'], settings['neurons'], settings['mean'])
+    except KeyError as error:
+        raise ValueError(f'{where} has a quantization without {error}') from error
+
+
+def _fixed(network: Any, made: Quantization) -> Any:
+    """The network with layers of whole numbers in the place of its own; they hold zeros. It is changed in place."""
+    for module in list(network.modules()):
+        if isinstance(module, RepConv):
+            module.__class__ = FixedRepConv
+            module.bn1, module.bn2 = nn.Identity(), nn.Identity()
+            module.dw.padding = (1, 1)
+        elif type(module) in FIXED_ATTENTIONS:
+            if isinstance(module, DualSpikeSelfAttention):
+                del module.lif_rate, module.attn_rate
+            module.__class__ = FIXED_ATTENTIONS[type(module)]
+            module.scale = 1
+        elif isinstance(module, ConvBn):
+            module.bn = nn.Identity()  # type: ignore[assignment]
+            if isinstance(module.pool, nn.MaxPool2d):
+                module.pool = FixedMaxPool()
+            if isinstance(module, ConvBnLif):
+                module.__class__ = FixedConvBnLif
+    for name, settings in made.convolutions.items():
+        network.set_submodule(name, FixedConv(network.get_submodule(name), **settings))
+    for name, settings in made.neurons.items():
+        kind = FixedLevels if 'levels' in settings else FixedLIF
+        network.set_submodule(name, kind.from_settings(settings))
+    assert isinstance(network.head.global_pool, SelectAdaptivePool2d)
+    network.head.global_pool = FixedMean(**made.mean)
+    return network
