@@ -82,6 +82,7 @@ def make_parser() -> ArgumentParser:
         'time with --window, and number')  # fmt: skip
     add('--frame-ms', type=positive_int, default=150, help='how long the GIF shows a frame')
     add('--model', help="'local-dir:FOLDER', 'hf-hub:USER/NAME', or a name that timm knows")
+    add('--pretrained', action='store_true', help='load the published weights of a model by name')
     add('--size', type=positive_int, nargs=2, metavar=('H', 'W'), help="the model's input; default: what it says")
     add('--layers', nargs='+', help='names for the spike raster, as in a report; default: all')
     add('--output', type=Path, default=Path('output/events'))
@@ -91,7 +92,7 @@ def make_parser() -> ArgumentParser:
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    model = open_model(args.model, num_steps=args.num_steps) if args.model else None
+    model = open_model(args.model, pretrained=args.pretrained, num_steps=args.num_steps) if args.model else None
     events = open_events(args)
     with one_line_errors(f'make frames of {args.recording}'):
         events, sensor_size = cut(events, sensor_size_of(args, events, model), args)

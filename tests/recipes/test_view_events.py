@@ -11,7 +11,7 @@ from timm.models import save_for_hf
 
 from tests.conftest import lively
 from tests.support import scripts, writers
-from timm_snn.data import Events, FrameSettings, set_frame_settings
+from timm_snn.data import EventDigits, Events, FrameSettings, set_frame_settings
 
 pytest.importorskip('matplotlib')
 
@@ -87,6 +87,13 @@ def test_the_classes_of_every_window_are_printed_and_played(run, recording, mode
     assert 'in 3 windows of 2 frames' in out
     gif = Image.open(tmp_path / 'frames.gif')
     assert gif.n_frames == 6 and gif.size[0] > gif.size[1] == 272
+
+
+def test_the_weights_of_a_tag(run, tmp_path):
+    events = EventDigits(train=False).recording(0)
+    np.savez(tmp_path / 'seven.npz', **{name: getattr(events, name) for name in 'txyp'})
+    arguments = ('--model', 'msvit_4_96.event_digits', '--pretrained', '--layers', 'stem.units.0')
+    assert 'class: 7 9' in run(tmp_path / 'seven.npz', *arguments, '--output', tmp_path / 'out')
 
 
 def test_probabilities_in_the_gif_are_those_of_the_first_steps():
