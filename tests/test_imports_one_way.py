@@ -21,7 +21,7 @@ BELOW = {
     'data': set(),
     'testing': {'ops', 'layers', 'models'},
     'export': {'ops', 'layers', 'models'},
-    'training': {'ops', 'layers', 'models', 'profiling', 'data', 'timm_snn'},
+    'training': {'ops', 'layers', 'models', 'export', 'profiling', 'data', 'timm_snn'},
 }
 
 Graph = dict[str, set[str]]

@@ -10,6 +10,10 @@ __all__ = ['COMMANDS', 'main']
 
 # Of each command, the module whose main(argv) it is, imported when it is called, and what it does.
 COMMANDS = {
+    'export': (
+        'timm_snn.training.export',
+        'write a model for ONNX Runtime and others, checked: timm-snn export MODEL --format onnx',
+    ),
     'live': (
         'timm_snn.training.live',
         'classify a recording as a camera gives it: timm-snn live --source FILE --model MODEL',

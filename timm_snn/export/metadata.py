@@ -77,6 +77,7 @@ def write_beside(file: Path, metadata: dict[str, Any]) -> None:
 
 
 def read_beside(file: Path) -> dict[str, Any]:
+    """Raises: OSError if it is not there; ValueError if it is not JSON."""
     check_regular_file(beside(file))
     try:
         return dict(json.loads(beside(file).read_text(encoding='utf-8')))

@@ -15,14 +15,14 @@ from ..files import check_regular_file
 from ..layers.neuron import FUSED
 from ..ops.backends import reference
 from ..ops.lif import scaled
-from ..ops.neuron import Neuron, membrane_dtype
+from ..ops.neuron import Neuron
 from .capture import capture
 from .metadata import decode, encode
 
-__all__ = ['NEEDS', 'load', 'read_metadata', 'write']
+__all__ = ['INSTALL', 'METADATA_BESIDE', 'NEEDS', 'load', 'read_metadata', 'write']
 
-NEEDS = {'onnx': 'onnx', 'onnxscript': 'onnxscript', 'onnxruntime': 'onnxruntime'}
-
+NEEDS, INSTALL = ('onnx', 'onnxscript', 'onnxruntime'), "'timm-snn[export]'"
+METADATA_BESIDE = False
 INPUT = 'images'
 
 
@@ -149,10 +149,8 @@ def _translate_lif(x: Any, tau: Any, neuron: str) -> Any:
 
     current = op.Cast(x, to=membrane) if is_half else x
     rest, threshold = constant(settings.v_rest), constant(settings.v_threshold)
-    if tau is not None:
-        tau = op.Cast(tau, to=membrane)
-        if len(tau.shape or ()):
-            tau = op.Unsqueeze(tau, op.Constant(value_ints=list(range(1, len(x.shape) - 2))))
+    if tau is not None and len(tau.shape):
+        tau = op.Reshape(tau, op.Constant(value_ints=[-1, *[1] * (len(x.shape) - 3)]))
 
     def over_tau(y: Any) -> Any:
         if tau is not None:
@@ -185,26 +183,29 @@ def _translate_lif(x: Any, tau: Any, neuron: str) -> Any:
 def _translate_conv_of_doubles(
     x: Any, weight: Any, bias: Any = None, stride: Any = (1, 1), padding: Any = (0, 0), dilation: Any = (1, 1), groups=1
 ) -> Any:
-    """A convolution as one matrix product: ONNX Runtime has none of float64."""
+    """A convolution as one matrix product of its windows: ONNX Runtime has none of float64."""
+    import onnx_ir
     from onnxscript import opset20 as op
 
     def ints(*numbers: int) -> Any:
         return op.Constant(value_ints=list(numbers))
 
     outs, ins, *kernel = weight.shape
-    geometry = zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in geometry]
+    height, width = (n + 2 * p for n, p in zip(x.shape[2:], padding, strict=True))
+    geometry = zip((height, width), dilation, kernel, stride, strict=True)
+    size = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in geometry]
+    # of each tap and each output, where its input is in a padded map as one row
+    rows, columns = (
+        d * torch.arange(k).view(-1, 1) + s * torch.arange(n)
+        for k, n, d, s in zip(kernel, size, dilation, stride, strict=True)
+    )
+    places = (rows[:, None, :, None] * width + columns[None, :, None, :]).flatten()
     if any(padding):
         x = op.Pad(x, ints(0, 0, *padding, 0, 0, *padding))
-    taps = []
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            starts = [i * dilation[0], j * dilation[1]]
-            ends = [start + (n - 1) * s + 1 for start, n, s in zip(starts, size, stride, strict=True)]
-            tap = op.Slice(x, ints(*starts), ints(*ends), ints(2, 3), ints(*stride))
-            taps.append(op.Reshape(tap, ints(0, groups, ins, 1, size[0] * size[1])))
-    columns = op.Concat(*taps, axis=3) if len(taps) > 1 else taps[0]
-    columns = op.Reshape(columns, ints(0, groups, ins * len(taps), size[0] * size[1]))
-    y = op.MatMul(op.Reshape(weight, ints(groups, outs // groups, ins * len(taps))), columns)
+    x = op.Reshape(x, ints(0, ins * groups, height * width))
+    windows = op.Gather(x, op.Constant(value=onnx_ir.tensor(places.int().numpy())), axis=2)
+    taps = ins * kernel[0] * kernel[1]
+    windows = op.Reshape(windows, ints(0, groups, taps, size[0] * size[1]))
+    y = op.MatMul(op.Reshape(weight, ints(groups, outs // groups, taps)), windows)
     y = op.Reshape(y, ints(0, outs, *size))
     return y if bias is None else op.Add(y, op.Reshape(bias, ints(1, outs, 1, 1)))

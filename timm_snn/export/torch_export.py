@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from .archive import METADATA, read_metadata, text_of
 from .capture import capture, flat
 
-__all__ = ['NEEDS', 'load', 'read_metadata', 'write']
+__all__ = ['INSTALL', 'METADATA_BESIDE', 'NEEDS', 'load', 'read_metadata', 'write']
 
-NEEDS: dict[str, str] = {}
+NEEDS, INSTALL = (), ''
+METADATA_BESIDE = False
 
 
 def write(model: nn.Module, example: Tensor, names: list[str], metadata: dict[str, Any], file: Path) -> None:
