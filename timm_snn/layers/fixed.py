@@ -1,8 +1,8 @@
 """Layers of a quantised network: what `timm_snn.quantize` puts in the place of convolutions, neurons and pooling.
 
-They hold whole numbers alone, as buffers, so that nothing of them is trained, rounded or cast. `timm_snn.ops.fixed` has
-their arithmetic. A tensor's type says what flows: spikes and sums of them are uint8, currents int32 in fixed point, and
-what is real is an image that has just come in.
+Their parameters are whole numbers, which have no gradient, and which no conversion to another floating-point type
+changes. `timm_snn.ops.fixed` has their arithmetic. A tensor's type says what flows: spikes and sums of them are uint8,
+currents int32 in fixed point, and what is real is an image that has just come in.
 """
 
 from collections.abc import Mapping
@@ -56,10 +56,6 @@ class FixedConv(nn.Module):
     Raises: TypeError for input of another kind.
     """
 
-    weight: Tensor
-    multiplier: Tensor
-    bias: Tensor
-
     def __init__(self, conv: nn.Module, *, shift: int, takes: str, input_shift: int = 0, input_limit: int = 0) -> None:
         super().__init__()
         made: Any = conv
@@ -76,9 +72,9 @@ class FixedConv(nn.Module):
         self.takes = takes
         self.input_shift, self.input_limit = input_shift, input_limit
         device = made.weight.device
-        self.register_buffer('weight', torch.zeros(shape, dtype=torch.int8, device=device))
-        self.register_buffer('multiplier', torch.zeros(shape[0], dtype=torch.int32, device=device))
-        self.register_buffer('bias', torch.zeros(shape[0], dtype=torch.int32, device=device))
+        self.weight = _constant(torch.zeros(shape, dtype=torch.int8, device=device))
+        self.multiplier = _constant(torch.zeros(shape[0], dtype=torch.int32, device=device))
+        self.bias = _constant(torch.zeros(shape[0], dtype=torch.int32, device=device))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -158,13 +154,11 @@ class FixedLIF(nn.Module):
     Shape: currents or counts [T, B, C, ...] -> spikes uint8 of the same shape.
     """
 
-    threshold: Tensor
-
     def __init__(self, neuron: FixedNeuron, threshold: Tensor, count_bits: int | None) -> None:
         super().__init__()
         self.neuron = neuron
         self.count_bits = count_bits
-        self.register_buffer('threshold', threshold)
+        self.threshold = _constant(threshold)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -203,12 +197,11 @@ class FixedLevels(nn.Module):
     """
 
     memoryless = True
-    thresholds: Tensor
 
     def __init__(self, thresholds: Tensor, count_bits: int | None) -> None:
         super().__init__()
         self.count_bits = count_bits
-        self.register_buffer('thresholds', thresholds)
+        self.thresholds = _constant(thresholds)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -297,6 +290,11 @@ def _driving(x: Tensor, count_bits: int | None) -> Tensor:
     if x.is_floating_point():
         x = x.round().to(torch.int64)
     return x if count_bits is None else x.to(torch.int64) << count_bits
+
+
+def _constant(x: Tensor) -> nn.Parameter:
+    """A parameter, by which users count, move and find the device of a model, that is not trained."""
+    return nn.Parameter(x, requires_grad=False)
 
 
 def _map_size(kernel: tuple[int, ...]) -> tuple[int, int]:
