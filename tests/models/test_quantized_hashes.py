@@ -38,7 +38,7 @@ def seeded(name):
     def whole(shape, low, high, dtype):
         return torch.from_numpy(numbers.randint(low, high, tuple(shape))).to(dtype)
 
-    x = whole((3, model.in_chans, 32, 32), 0, 256, torch.float32) / 256
+    x = whole((2, model.in_chans, 32, 32), 0, 256, torch.float32) / 256
     quantized = timm_snn.quantize(model, x)
     one = 2**16
     quantized.quantization.fraction_bits = 16
@@ -70,7 +70,8 @@ def test_integer_networks_answer_as_on_another_machine(name):
     steps = quantized.forward_steps(x)
     assert steps.std(0).max() > 0, 'all images have the same logits: the network is silent'
     found = digest(steps, quantized(x))
-    assert digest(quantized.forward_steps(x.contiguous(memory_format=torch.channels_last)), quantized(x)) == found
+    with timm_snn.use_backend('torch'):
+        assert digest(quantized.forward_steps(x.contiguous(memory_format=torch.channels_last)), quantized(x)) == found
     if os.environ.get('REGENERATE_HASHES'):
         kept = json.loads(FILE.read_text(encoding='utf-8')) if FILE.is_file() else {}
         FILE.write_text(json.dumps({**kept, name: found}, indent=2) + '\n', encoding='utf-8')

@@ -12,18 +12,8 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..ops.fixed import (
-    LIMIT,
-    FixedConvolution,
-    FixedNeuron,
-    conv_current,
-    conv_lif,
-    count_levels,
-    fixed_lif,
-    max_pool,
-    narrow,
-    to_whole,
-)
+from ..ops.fixed import LIMIT, FixedConvolution, FixedNeuron, count_levels, max_pool, narrow, to_whole
+from ..ops.fixed_native import conv_current, conv_lif, fixed_lif
 from .attention import SpikingSelfAttention
 from .conv import ConvBnLif, is_plain
 from .dssa import DualSpikeSelfAttention
@@ -33,6 +23,7 @@ from .statten import SpatialTemporalAttention
 
 __all__ = [
     'FIXED_ATTENTIONS',
+    'SPIKES',
     'FixedConv',
     'FixedConvBnLif',
     'FixedLIF',
@@ -40,8 +31,10 @@ __all__ = [
     'FixedMaxPool',
     'FixedMean',
     'FixedRepConv',
+    'driving',
 ]
 
+SPIKES = (torch.uint8, torch.int64)  # the second in exports, since ONNX Runtime adds no bytes
 _RECIPROCAL_BITS = 30  # of what a sum is multiplied with to be a mean
 
 
@@ -90,7 +83,7 @@ class FixedConv(nn.Module):
 
     def whole(self, x: Tensor) -> Tensor:
         """Its input as whole numbers."""
-        kind = 'image' if x.is_floating_point() else 'spikes' if x.dtype == torch.uint8 else 'currents'
+        kind = 'image' if x.is_floating_point() else 'spikes' if x.dtype in SPIKES else 'currents'
         if kind != self.takes:
             raise TypeError(
                 f'this convolution was quantised for {self.takes} and got {kind} ({x.dtype}): quantise the model again '
@@ -132,10 +125,10 @@ class FixedConvBnLif(ConvBnLif):
         lif: Any = self.lif
         if not (is_plain(conv, (FixedConv,)) and is_plain(lif, (FixedLIF,)) and conv.takes == 'spikes'):
             return lif(self.current(x))
+        x = conv.whole(x) if self.dims == 2 else conv.whole(x).unsqueeze(3)
         pool = not isinstance(self.pool, nn.Identity)
-        if self.dims == 2:
-            return conv_lif(conv.whole(x), None, conv.op(), lif.threshold, lif.neuron, pool)[0]
-        return conv_lif(conv.whole(x).unsqueeze(3), None, conv.op(), lif.threshold, lif.neuron, pool)[0].squeeze(3)
+        spikes, _ = conv_lif(x, None, conv.op(), lif.threshold, lif.neuron, pool, needs_v=False)
+        return spikes if self.dims == 2 else spikes.squeeze(3)
 
 
 class FixedRepConv(RepConv):
@@ -177,12 +170,12 @@ class FixedLIF(nn.Module):
         return FixedLIF(neuron, torch.zeros(settings['channels'], dtype=torch.int32), settings['count_bits'])
 
     def forward(self, x: Tensor) -> Tensor:
-        return fixed_lif(_driving(x, self.count_bits), None, self.threshold, self.neuron)[0]
+        return fixed_lif(driving(x, self.count_bits), None, self.threshold, self.neuron, needs_v=False)[0]
 
     def stream(self, x: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The next steps of a stream (`timm_snn.stream`): from the state after the last ones, or at rest, on."""
         v = None if state is None else state['v']
-        spikes, v = fixed_lif(_driving(x, self.count_bits), v, self.threshold, self.neuron)
+        spikes, v = fixed_lif(driving(x, self.count_bits), v, self.threshold, self.neuron)
         return spikes, {'v': v}
 
     def extra_repr(self) -> str:
@@ -212,7 +205,7 @@ class FixedLevels(nn.Module):
         return FixedLevels(torch.zeros(settings['levels'], dtype=torch.int32), settings['count_bits'])
 
     def forward(self, x: Tensor) -> Tensor:
-        return count_levels(_driving(x, self.count_bits), self.thresholds)
+        return count_levels(driving(x, self.count_bits), self.thresholds)
 
     def extra_repr(self) -> str:
         return f'thresholds={self.thresholds.tolist()}, count_bits={self.count_bits}'
@@ -235,7 +228,7 @@ class FixedMean(nn.Module):
         return dict(worth=self.worth, fraction_bits=self.fraction_bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        spikes = x.dtype == torch.uint8
+        spikes = x.dtype in SPIKES
         reciprocal = round((self.worth if spikes else 1.0) * 2**_RECIPROCAL_BITS / (x.shape[2] * x.shape[3]))
         shift = _RECIPROCAL_BITS - self.fraction_bits if spikes else _RECIPROCAL_BITS
         mean = (x.to(torch.int64).sum((2, 3)) * reciprocal + (1 << (shift - 1))) >> shift
@@ -285,7 +278,7 @@ FIXED_ATTENTIONS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _driving(x: Tensor, count_bits: int | None) -> Tensor:
+def driving(x: Tensor, count_bits: int | None) -> Tensor:
     """What drives a neuron, in units of its membrane. Products of attention are whole numbers in float64."""
     if x.is_floating_point():
         x = x.round().to(torch.int64)
