@@ -47,6 +47,8 @@ def example_input(model: Any) -> Tensor:
     steps = (model.num_steps,) if getattr(model, 'takes_events', False) else ()
     random = torch.Generator().manual_seed(0)
     dtype = next(model.parameters()).dtype
+    if not dtype.is_floating_point:  # a quantised model takes real images
+        dtype = torch.float32
     return torch.randn(2, *steps, channels, height, width, generator=random).to(dtype)
 
 

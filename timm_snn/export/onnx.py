@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..files import check_regular_file
+from ..layers.fixed import FixedConv, FixedLevels, FixedLIF, driving
 from ..layers.neuron import FUSED
+from ..ops import fixed
 from ..ops.backends import reference
+from ..ops.fixed import LIMIT, FixedNeuron
 from ..ops.lif import scaled
-from ..ops.neuron import Neuron
+from ..ops.neuron import Neuron, by_channel
 from .capture import capture
 from .metadata import decode, encode
 
@@ -50,15 +53,66 @@ class _UnrolledLif(nn.Module):
         return _unrolled_lif(scaled(x, learned), learned.tau, self.lif.neuron.key)
 
 
+# The same of a quantised neuron. Its spikes are int64, since ONNX Runtime adds no bytes.
+@torch.library.custom_op('timm_snn::unrolled_fixed_lif', mutates_args=())
+def _unrolled_fixed_lif(
+    x: Tensor, threshold: Tensor, leak_shift: int | None, v_reset: int | None, decay_input: bool
+) -> Tensor:
+    neuron = FixedNeuron(leak_shift, v_reset, decay_input)
+    return fixed.fixed_lif(x, None, threshold, neuron)[0].to(torch.int64)
+
+
+@_unrolled_fixed_lif.register_fake
+def _(x, threshold, leak_shift, v_reset, decay_input):
+    return torch.empty_like(x, dtype=torch.int64)
+
+
+class _UnrolledFixedLif(nn.Module):
+    """Stands for a quantised neuron while the model is traced."""
+
+    def __init__(self, lif: FixedLIF) -> None:
+        super().__init__()
+        self.lif = lif
+
+    def forward(self, x: Tensor) -> Tensor:
+        neuron = self.lif.neuron
+        x = driving(x, self.lif.count_bits)
+        return _unrolled_fixed_lif(x, self.lif.threshold, neuron.leak_shift, neuron.v_reset, neuron.decay_input)
+
+
+class _UnrolledLevels(nn.Module):
+    """Stands for a quantised integer neuron while the model is traced."""
+
+    def __init__(self, levels: FixedLevels) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = driving(x, self.levels.count_bits).to(torch.int64)
+        thresholds = self.levels.thresholds.to(torch.int64).unbind(-1)
+        return sum((x >= by_channel(threshold, x.ndim - 1)).to(torch.int64) for threshold in thresholds)
+
+
+_UNROLLED = {**dict.fromkeys(FUSED, _UnrolledLif), FixedLIF: _UnrolledFixedLif, FixedLevels: _UnrolledLevels}
+
+
 def write(model: nn.Module, example: Tensor, names: list[str], metadata: dict[str, Any], file: Path) -> None:
     """Write the ONNX file of a prepared model, which is changed."""
     for name, module in list(model.named_modules()):
-        if type(module) in FUSED and name:
-            model.set_submodule(name, _UnrolledLif(module))
-    op = torch.ops.timm_snn.unrolled_lif.default
-    program = capture(model, example, known=lambda target: target is op)
-    translations: dict[Any, Callable[..., Any]] = {op: _translate_lif}
-    if example.dtype == torch.float64:
+        if type(module) in _UNROLLED and name:
+            model.set_submodule(name, _UNROLLED[type(module)](module))
+    ours = torch.ops.timm_snn
+    translations: dict[Any, Callable[..., Any]] = {
+        ours.unrolled_lif.default: _translate_lif,
+        ours.unrolled_fixed_lif.default: _translate_fixed_lif,
+    }
+    known = set(translations)
+    program = capture(model, example, known=lambda target: target in known)
+    if any(isinstance(module, FixedConv) for module in model.modules()):
+        translations[torch.ops.aten.conv2d.default] = _translate_conv_of_whole_numbers
+        translations[torch.ops.aten.__rshift__.Scalar] = _translate_right_shift
+        translations[torch.ops.aten.__lshift__.Scalar] = _translate_left_shift
+    elif example.dtype == torch.float64:
         translations[torch.ops.aten.conv2d.default] = _translate_conv_of_doubles
     try:
         exported: Any = torch.onnx.export(
@@ -178,6 +232,69 @@ def _translate_lif(x: Any, tau: Any, neuron: str) -> Any:
         if t < num_steps:
             v = op.Sub(h, op.Mul(s, threshold)) if settings.v_reset is None else op.Where(fires, rest, h)
     return op.Concat(*spikes, axis=0) if num_steps > 1 else op.Identity(spikes[0])
+
+
+def _translate_fixed_lif(x: Any, threshold: Any, leak_shift: Any, v_reset: Any, decay_input: bool) -> Any:
+    """`fixed_lif` in ONNX, on float64, which holds all of its numbers exactly; x [T, B, ...], threshold () or [C]."""
+    import onnx_ir
+    from onnxscript import opset20 as op
+
+    double = onnx_ir.DataType.DOUBLE
+
+    def constant(number: float) -> Any:
+        return op.Constant(value=onnx_ir.tensor(float(number), dtype=double))
+
+    rest, low, high = constant(v_reset or 0), constant(-LIMIT), constant(LIMIT)
+    current = op.Clip(op.Cast(x, to=double), low, high)
+    threshold = op.Cast(threshold, to=double)
+    if len(threshold.shape or ()):
+        threshold = op.Unsqueeze(threshold, op.Constant(value_ints=list(range(1, len(x.shape) - 2))))
+
+    def shifted(y: Any) -> Any:
+        return op.Floor(op.Mul(y, constant(2.0**-leak_shift))) if leak_shift else y
+
+    num_steps, v, spikes = x.shape[0], rest, []
+    steps = op.Split(current, num_outputs=num_steps, axis=0) if num_steps > 1 else [current]
+    for x_t in steps:
+        if leak_shift is None:
+            h = op.Add(v, x_t)
+        elif decay_input:
+            h = op.Add(v, shifted(op.Sub(x_t, op.Sub(v, rest))))
+        else:
+            h = op.Add(op.Sub(v, shifted(op.Sub(v, rest))), x_t)
+        h = op.Clip(h, low, high)
+        fires = op.GreaterOrEqual(h, threshold)
+        v = op.Where(fires, op.Sub(h, threshold) if v_reset is None else rest, h)
+        spikes.append(op.Cast(fires, to=onnx_ir.DataType.INT64))
+    return op.Concat(*spikes, axis=0) if num_steps > 1 else op.Identity(spikes[0])
+
+
+def _translate_right_shift(x: Any, bits: int) -> Any:
+    """A division that rounds down, in float64: ONNX shifts no negative numbers."""
+    import onnx_ir
+    from onnxscript import opset20 as op
+
+    factor = op.Constant(value=onnx_ir.tensor(2.0**-bits, dtype=onnx_ir.DataType.DOUBLE))
+    return op.Cast(op.Floor(op.Mul(op.Cast(x, to=onnx_ir.DataType.DOUBLE), factor)), to=x.dtype)
+
+
+def _translate_left_shift(x: Any, bits: int) -> Any:
+    import onnx_ir
+    from onnxscript import opset20 as op
+
+    return op.Mul(x, op.Constant(value=onnx_ir.tensor(1 << bits, dtype=x.dtype)))
+
+
+def _translate_conv_of_whole_numbers(
+    x: Any, weight: Any, bias: Any = None, stride: Any = (1, 1), padding: Any = (0, 0), dilation: Any = (1, 1), groups=1
+) -> Any:
+    """A convolution of whole numbers in float32, which holds its sums exactly; ONNX Runtime has none of float64."""
+    import onnx_ir
+    from onnxscript import opset20 as op
+
+    x, weight = (op.Cast(number, to=onnx_ir.DataType.FLOAT) for number in (x, weight))
+    y = op.Conv(x, weight, strides=stride, pads=[*padding, *padding], dilations=dilation, group=groups)
+    return op.Cast(y, to=onnx_ir.DataType.DOUBLE)
 
 
 def _translate_conv_of_doubles(

@@ -1,8 +1,8 @@
 """Layers of a quantised network: what `timm_snn.quantize` puts in the place of convolutions, neurons and pooling.
 
-They hold whole numbers alone, as buffers, so that nothing of them is trained, rounded or cast. `timm_snn.ops.fixed` has
-their arithmetic. A tensor's type says what flows: spikes and sums of them are uint8, currents int32 in fixed point, and
-what is real is an image that has just come in.
+Their parameters are whole numbers, which have no gradient, and which no conversion to another floating-point type
+changes. `timm_snn.ops.fixed` has their arithmetic. A tensor's type says what flows: spikes and sums of them are uint8,
+currents int32 in fixed point, and what is real is an image that has just come in.
 """
 
 from collections.abc import Mapping
@@ -12,18 +12,8 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..ops.fixed import (
-    LIMIT,
-    FixedConvolution,
-    FixedNeuron,
-    conv_current,
-    conv_lif,
-    count_levels,
-    fixed_lif,
-    max_pool,
-    narrow,
-    to_whole,
-)
+from ..ops.fixed import LIMIT, FixedConvolution, FixedNeuron, count_levels, max_pool, narrow, to_whole
+from ..ops.fixed_native import conv_current, conv_lif, fixed_lif
 from .attention import SpikingSelfAttention
 from .conv import ConvBnLif, is_plain
 from .dssa import DualSpikeSelfAttention
@@ -33,6 +23,7 @@ from .statten import SpatialTemporalAttention
 
 __all__ = [
     'FIXED_ATTENTIONS',
+    'SPIKES',
     'FixedConv',
     'FixedConvBnLif',
     'FixedLIF',
@@ -40,8 +31,10 @@ __all__ = [
     'FixedMaxPool',
     'FixedMean',
     'FixedRepConv',
+    'driving',
 ]
 
+SPIKES = (torch.uint8, torch.int64)  # the second in exports, since ONNX Runtime adds no bytes
 _RECIPROCAL_BITS = 30  # of what a sum is multiplied with to be a mean
 
 
@@ -55,10 +48,6 @@ class FixedConv(nn.Module):
     Shape: [N, C, H, W], tokens [N, C, L] or vectors [N, C] -> currents int32 of the same rank.
     Raises: TypeError for input of another kind.
     """
-
-    weight: Tensor
-    multiplier: Tensor
-    bias: Tensor
 
     def __init__(self, conv: nn.Module, *, shift: int, takes: str, input_shift: int = 0, input_limit: int = 0) -> None:
         super().__init__()
@@ -76,9 +65,9 @@ class FixedConv(nn.Module):
         self.takes = takes
         self.input_shift, self.input_limit = input_shift, input_limit
         device = made.weight.device
-        self.register_buffer('weight', torch.zeros(shape, dtype=torch.int8, device=device))
-        self.register_buffer('multiplier', torch.zeros(shape[0], dtype=torch.int32, device=device))
-        self.register_buffer('bias', torch.zeros(shape[0], dtype=torch.int32, device=device))
+        self.weight = _constant(torch.zeros(shape, dtype=torch.int8, device=device))
+        self.multiplier = _constant(torch.zeros(shape[0], dtype=torch.int32, device=device))
+        self.bias = _constant(torch.zeros(shape[0], dtype=torch.int32, device=device))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,7 +83,7 @@ class FixedConv(nn.Module):
 
     def whole(self, x: Tensor) -> Tensor:
         """Its input as whole numbers."""
-        kind = 'image' if x.is_floating_point() else 'spikes' if x.dtype == torch.uint8 else 'currents'
+        kind = 'image' if x.is_floating_point() else 'spikes' if x.dtype in SPIKES else 'currents'
         if kind != self.takes:
             raise TypeError(
                 f'this convolution was quantised for {self.takes} and got {kind} ({x.dtype}): quantise the model again '
@@ -136,10 +125,10 @@ class FixedConvBnLif(ConvBnLif):
         lif: Any = self.lif
         if not (is_plain(conv, (FixedConv,)) and is_plain(lif, (FixedLIF,)) and conv.takes == 'spikes'):
             return lif(self.current(x))
+        x = conv.whole(x) if self.dims == 2 else conv.whole(x).unsqueeze(3)
         pool = not isinstance(self.pool, nn.Identity)
-        if self.dims == 2:
-            return conv_lif(conv.whole(x), None, conv.op(), lif.threshold, lif.neuron, pool)[0]
-        return conv_lif(conv.whole(x).unsqueeze(3), None, conv.op(), lif.threshold, lif.neuron, pool)[0].squeeze(3)
+        spikes, _ = conv_lif(x, None, conv.op(), lif.threshold, lif.neuron, pool, needs_v=False)
+        return spikes if self.dims == 2 else spikes.squeeze(3)
 
 
 class FixedRepConv(RepConv):
@@ -158,13 +147,11 @@ class FixedLIF(nn.Module):
     Shape: currents or counts [T, B, C, ...] -> spikes uint8 of the same shape.
     """
 
-    threshold: Tensor
-
     def __init__(self, neuron: FixedNeuron, threshold: Tensor, count_bits: int | None) -> None:
         super().__init__()
         self.neuron = neuron
         self.count_bits = count_bits
-        self.register_buffer('threshold', threshold)
+        self.threshold = _constant(threshold)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -183,12 +170,12 @@ class FixedLIF(nn.Module):
         return FixedLIF(neuron, torch.zeros(settings['channels'], dtype=torch.int32), settings['count_bits'])
 
     def forward(self, x: Tensor) -> Tensor:
-        return fixed_lif(_driving(x, self.count_bits), None, self.threshold, self.neuron)[0]
+        return fixed_lif(driving(x, self.count_bits), None, self.threshold, self.neuron, needs_v=False)[0]
 
     def stream(self, x: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The next steps of a stream (`timm_snn.stream`): from the state after the last ones, or at rest, on."""
         v = None if state is None else state['v']
-        spikes, v = fixed_lif(_driving(x, self.count_bits), v, self.threshold, self.neuron)
+        spikes, v = fixed_lif(driving(x, self.count_bits), v, self.threshold, self.neuron)
         return spikes, {'v': v}
 
     def extra_repr(self) -> str:
@@ -203,12 +190,11 @@ class FixedLevels(nn.Module):
     """
 
     memoryless = True
-    thresholds: Tensor
 
     def __init__(self, thresholds: Tensor, count_bits: int | None) -> None:
         super().__init__()
         self.count_bits = count_bits
-        self.register_buffer('thresholds', thresholds)
+        self.thresholds = _constant(thresholds)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -219,7 +205,7 @@ class FixedLevels(nn.Module):
         return FixedLevels(torch.zeros(settings['levels'], dtype=torch.int32), settings['count_bits'])
 
     def forward(self, x: Tensor) -> Tensor:
-        return count_levels(_driving(x, self.count_bits), self.thresholds)
+        return count_levels(driving(x, self.count_bits), self.thresholds)
 
     def extra_repr(self) -> str:
         return f'thresholds={self.thresholds.tolist()}, count_bits={self.count_bits}'
@@ -242,7 +228,7 @@ class FixedMean(nn.Module):
         return dict(worth=self.worth, fraction_bits=self.fraction_bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        spikes = x.dtype == torch.uint8
+        spikes = x.dtype in SPIKES
         reciprocal = round((self.worth if spikes else 1.0) * 2**_RECIPROCAL_BITS / (x.shape[2] * x.shape[3]))
         shift = _RECIPROCAL_BITS - self.fraction_bits if spikes else _RECIPROCAL_BITS
         mean = (x.to(torch.int64).sum((2, 3)) * reciprocal + (1 << (shift - 1))) >> shift
@@ -292,11 +278,16 @@ FIXED_ATTENTIONS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _driving(x: Tensor, count_bits: int | None) -> Tensor:
+def driving(x: Tensor, count_bits: int | None) -> Tensor:
     """What drives a neuron, in units of its membrane. Products of attention are whole numbers in float64."""
     if x.is_floating_point():
         x = x.round().to(torch.int64)
     return x if count_bits is None else x.to(torch.int64) << count_bits
+
+
+def _constant(x: Tensor) -> nn.Parameter:
+    """A parameter, by which users count, move and find the device of a model, that is not trained."""
+    return nn.Parameter(x, requires_grad=False)
 
 
 def _map_size(kernel: tuple[int, ...]) -> tuple[int, int]:

@@ -44,8 +44,8 @@ class Quantization:
 class QuantizedModel(nn.Module):
     """What `timm_snn.quantize` returns: a network of whole numbers, for inference.
 
-    It has the structure of the model that it was made of, in `network`, whose layers hold integers in buffers. There
-    are no parameters, and nothing that a conversion to another floating-point type would change.
+    It has the structure of the model that it was made of, in `network`, whose parameters are whole numbers: they have
+    no gradient, and a conversion to another floating-point type changes nothing.
 
     Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits float32 [B, num_classes].
     """
@@ -53,7 +53,7 @@ class QuantizedModel(nn.Module):
     def __init__(self, network: Any, quantization: Quantization) -> None:
         super().__init__()
         self.network = _fixed(network, quantization)
-        self._spec = quantization
+        self.quantization = quantization
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class QuantizedModel(nn.Module):
     def forward_steps(self, x: Tensor) -> Tensor:
         """Logits of every time step [B, T, num_classes], whose mean over T is what `forward` returns."""
         currents = self.network.forward_steps(x)
-        return (currents.double() * 2.0**-self._spec.fraction_bits).float()
+        return (currents.double() * 2.0**-self.quantization.fraction_bits).float()
 
     def train(self, mode: bool = True) -> 'QuantizedModel':
         """Raises ValueError for mode=True: whole numbers have no gradient."""
@@ -117,7 +117,7 @@ class QuantizedModel(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """model.safetensors and config.json, for `load_quantized`."""
-        spec = self._spec
+        spec = self.quantization
         settings = dict(
             version=_VERSION,
             fraction_bits=spec.fraction_bits,

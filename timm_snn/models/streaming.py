@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -166,7 +165,7 @@ class Stream:
         if not state:
             self.reset()
             return
-        device = next(itertools.chain(self._model.parameters(), self._model.buffers())).device
+        device = next(self._model.parameters()).device
         found: dict[str, dict[int, dict[str, Tensor]]] = {}
         readout = {}
         for key, value in state.items():

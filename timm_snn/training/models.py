@@ -22,7 +22,7 @@ from ..data.settings import saved_frames
 from ..files import printable
 from ..layers import ConvBn
 from ..layers.conv import skip_zeros
-from ..models import SpikingTransformer, fuse, save_for_hf
+from ..models import SpikingTransformer, fuse, load_quantized, save_for_hf
 from ..models.pretrained import bounded_hub, missing_modules, weights_status
 from ..models.untrusted import own_keys
 from ..models.weights import check_finite
@@ -85,6 +85,13 @@ def open_model(
             )
         if file and not file.is_file():
             raise FileNotFoundError(f'there is no file {file}')
+        if 'quantization' in saved_config(name):
+            if kwargs or name.startswith('hf-hub:'):
+                raise ValueError(
+                    'it is a quantised model, whose layers are what they are: leave out arguments of the model, and '
+                    "download one from the Hub for 'local-dir:FOLDER'"
+                )
+            return _with_steps(load_quantized(name.partition(':')[2]), num_steps).to(device)
         with bounded_hub(), naming_imports(name, run):
             model: Any = timm.create_model(name, pretrained=pretrained or (is_saved and not file), **kwargs)
         if run:
@@ -100,14 +107,19 @@ def open_model(
             # Strict, unlike pretrained=True, which would draw a new classifier where the classes differ.
             load_checkpoint(model, str(file), filter_fn=key_map(model))
             check_finite(model.state_dict(), file)
-        if num_steps:
-            if not hasattr(model, 'num_steps'):
-                raise ValueError('it has no time steps: leave out --num-steps')
-            model.num_steps = num_steps
+        _with_steps(model, num_steps)
         if not is_trained(name, checkpoint, pretrained):
             advice = '' if weights_status(name) == 'not yet trained' else '; --pretrained loads those that were trained'
             _logger.warning('note: %s has random weights: its spikes and all that follows say nothing%s', name, advice)
         return model.eval().to(device)
+
+
+def _with_steps(model: Any, num_steps: int | None) -> Any:
+    if num_steps:
+        if not hasattr(model, 'num_steps'):
+            raise ValueError('it has no time steps: leave out --num-steps')
+        model.num_steps = num_steps
+    return model
 
 
 def fused(model: Any, name: str) -> Any:
