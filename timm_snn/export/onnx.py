@@ -1,7 +1,6 @@
 """ONNX files, for ONNX Runtime and all that reads them: every neuron unrolled, metadata in `metadata_props`."""
 
 import ast
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -56,7 +55,7 @@ def write(model: nn.Module, example: Tensor, names: list[str], metadata: dict[st
         if type(module) in FUSED and name:
             model.set_submodule(name, _UnrolledLif(module))
     op = torch.ops.timm_snn.unrolled_lif.default
-    program = capture(model, example, known=lambda target: target is op)
+    program = capture(model, example, known=(op,))
     translations: dict[Any, Callable[..., Any]] = {op: _translate_lif}
     if example.dtype == torch.float64:
         translations[torch.ops.aten.conv2d.default] = _translate_conv_of_doubles
@@ -166,7 +165,7 @@ def _translate_lif(x: Any, tau: Any, neuron: str) -> Any:
         leak = op.Sub(v, rest) if settings.v_rest else v
         if settings.decay_input:
             return op.Add(v, over_tau(op.Sub(x_t, leak)))
-        return op.Add(v if settings.tau == math.inf else op.Sub(v, over_tau(leak)), x_t)
+        return op.Add(op.Sub(v, over_tau(leak)), x_t)
 
     num_steps, v, spikes = x.shape[0], None, []
     steps = op.Split(current, num_outputs=num_steps, axis=0) if num_steps > 1 else [current]
