@@ -12,6 +12,7 @@ from torch import nn
 import timm_snn
 from tests.support.families import SMALLEST
 from timm_snn import cli
+from timm_snn.data import EventDigits, frame_settings
 from timm_snn.export import FORMATS, read_metadata, torch_export
 from timm_snn.export.capture import prepared
 from timm_snn.layers import IF, LIF, ParametricLIF
@@ -19,7 +20,7 @@ from timm_snn.layers.neuron import FUSED
 from timm_snn.testing import lively
 
 SIZE = (32, 48)
-QUICK = ('maxformer_2_256', 'msvit_4_96', 'qkformer_2_256')
+QUICK = ('maxformer_2_256', 'spikformer_2_256', 'spikingformer_2_256')
 
 
 def tiny(name, dtype=torch.float32, **kwargs):
@@ -65,7 +66,7 @@ class TestOnnx:
     @pytest.mark.parametrize('name', SMALLEST)
     def test_in_float64_every_spike_is_the_same(self, name, folder):
         model = tiny(name, torch.float64)
-        timm_snn.export(model, folder / 'm.onnx', example=images(model))
+        timm_snn.export(model, folder / 'm.onnx', example=images(model), check=False)
         for batch in (1, 3):
             x = images(model, batch)
             logits, spikes = spikes_of(model, x)
@@ -77,7 +78,7 @@ class TestOnnx:
     @pytest.mark.parametrize('name', [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SMALLEST])
     def test_in_float32_few_spikes_flip(self, name, folder):
         model = tiny(name)
-        timm_snn.export(model, folder / 'm.onnx', example=images(model))
+        timm_snn.export(model, folder / 'm.onnx', example=images(model), check=False)
         x = images(model, 3)
         logits, spikes = spikes_of(model, x)
         found, found_spikes = run_in_onnx_runtime(folder / 'm.onnx', x, list(spikes))
@@ -109,24 +110,38 @@ class TestOnnx:
             torch.testing.assert_close(torch.from_numpy(spikes), wanted, rtol=0, atol=0, equal_nan=True)
 
     def test_a_program_finds_what_it_needs_in_the_file(self, folder):
-        model = tiny('msvit_4_96', num_steps=1, num_classes=3)
+        model = tiny('spikformer_2_256', num_steps=1, num_classes=3, in_chans=1)
         done = timm_snn.export(model, folder / 'm.onnx', example=images(model), labels=['cat', 'dog', 'fox'])
         metadata = read_metadata(folder / 'm.onnx')
         assert metadata == json.loads(json.dumps(done.metadata))
         assert metadata['labels'] == ['cat', 'dog', 'fox'] and metadata['num_steps'] == 1
-        assert metadata['mean'] == [0.286] and metadata['input_size'] == [1, *SIZE]
+        assert metadata['mean'] == list(model.pretrained_cfg['mean']) and metadata['input_size'] == [1, *SIZE]
         session = pytest.importorskip('onnxruntime').InferenceSession(folder / 'm.onnx')
         assert json.loads(session.get_modelmeta().custom_metadata_map['labels']) == ['cat', 'dog', 'fox']
         assert session.get_inputs()[0].shape == ['batch', 1, *SIZE] and session.get_outputs()[0].name == 'logits'
-        assert b'msvit.py' not in (folder / 'm.onnx').read_bytes()  # of the machine that wrote it
+        assert b'spikformer.py' not in (folder / 'm.onnx').read_bytes()  # of the machine that wrote it
 
     def test_frames_of_events(self, folder):
-        model = tiny('msvit_4_96', num_steps=1, in_chans=2)
+        model = tiny('spikformer_2_256', num_steps=1, in_chans=2)
         timm_snn.export(model, folder / 'm.onnx', example=images(model, 2, 1))
         x = images(model, 3, 1)
         found, _ = run_in_onnx_runtime(folder / 'm.onnx', x)
         torch.testing.assert_close(found, spikes_of(model, x)[0], rtol=0, atol=1e-5)
         assert read_metadata(folder / 'm.onnx')['input'] == 'BTCHW'
+
+    @pytest.mark.slow
+    def test_the_shipped_weights_name_the_same_classes(self, folder):
+        """Of 1,000 digits of a camera, of which the weights have not seen the first 360."""
+        model = timm.create_model('msvit_4_96.event_digits', pretrained=True).eval()
+        timm_snn.export(model, folder / 'digits.onnx')
+        frames = []
+        for train, number in ((False, 360), (True, 640)):
+            data, settings = EventDigits(train, num_steps=model.num_steps), frame_settings(model)
+            frames += [settings.frames(data.recording(i)) for i in range(number)]
+        for x in torch.stack(frames).split(100):
+            with torch.no_grad():
+                answers = model(x).argmax(1)
+            assert torch.equal(run_in_onnx_runtime(folder / 'digits.onnx', x)[0].argmax(1), answers)
 
 
 class Neurons(nn.Module):
@@ -142,7 +157,7 @@ class Neurons(nn.Module):
 
 class TestTorchExport:
     def test_it_is_plain_torch_and_answers_as_the_model(self, tmp_path):
-        model = tiny('maxformer_2_256', num_steps=1)
+        model = tiny('spikformer_2_256', num_steps=1)
         done = timm_snn.export(model, tmp_path / 'm.pt2', example=images(model))
         program = torch.export.load(tmp_path / 'm.pt2')
         targets = {node.target for node in program.graph.nodes if node.op == 'call_function'}
@@ -153,6 +168,15 @@ class TestTorchExport:
         assert read_metadata(tmp_path / 'm.pt2') == json.loads(json.dumps(done.metadata))
         assert done.difference < 1e-4 and done.checked == 6 == done.same_class
         assert 'm.pt2: torch_export' in str(done)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_executorch_answers_as_the_model(tmp_path):
+    pytest.importorskip('executorch')
+    model = tiny('maxformer_2_256')
+    done = timm_snn.export(model, tmp_path / 'm.pte', example=images(model))
+    assert done.difference < 1e-4 and read_metadata(tmp_path / 'm.pte') == json.loads(json.dumps(done.metadata))
 
 
 @pytest.mark.slow

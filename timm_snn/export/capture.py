@@ -1,7 +1,7 @@
 """A model as it is exported: fused, of plain operators, on a CPU, and traced for any batch."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -52,13 +52,15 @@ def example_input(model: Any) -> Tensor:
     return torch.randn(2, *steps, channels, height, width, generator=random).to(dtype)
 
 
-def capture(model: nn.Module, example: Tensor, known: Callable[[Any], bool] = lambda target: False) -> ExportedProgram:
-    """The model as torch.export sees it, for any number of images in a batch.
+def capture(
+    model: nn.Module, example: Tensor, *, known: Container[Any] = (), max_batch: int | None = None
+) -> ExportedProgram:
+    """The model as torch.export sees it, for any number of images in a batch, or at most `max_batch`.
 
     `known` are operators beside torch's own that the format translates itself.
     Raises: ValueError for what cannot be traced, draws random numbers or is no plain operator, with the layer.
     """
-    dynamic = ({0: Dim('batch', min=1)},)
+    dynamic = ({0: Dim('batch', min=1, max=max_batch)},)
     try:
         with torch.no_grad():
             program = torch.export.export(model, (example,), dynamic_shapes=dynamic, strict=False)
@@ -68,7 +70,7 @@ def capture(model: nn.Module, example: Tensor, known: Callable[[Any], bool] = la
             f'torch.export cannot trace this {type(model).__name__} for batches of any size: {reason}'
         ) from error
     for node in program.graph.nodes:
-        if node.op == 'call_function' and not known(node.target) and (reason := _why_not(node.target, node.args)):
+        if node.op == 'call_function' and node.target not in known and (reason := _why_not(node.target, node.args)):
             raise ValueError(f'cannot export {layer_of(node)}: {reason}')
     return program
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .capture import capture
@@ -16,13 +17,17 @@ METADATA_BESIDE = True
 
 read_metadata = read_beside
 
+MAX_BATCH = 4  # memory is planned for the largest batch
+
 
 def write(model: nn.Module, example: Tensor, names: list[str], metadata: dict[str, Any], file: Path) -> None:
     """Lower a prepared model."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    lowered = to_edge_transform_and_lower(capture(model, example), partitioner=[XnnpackPartitioner()])
+    program = capture(model, example, max_batch=max(MAX_BATCH, len(example)))
+    program = program.run_decompositions({torch.ops.aten.add.Tensor: _add})
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     file.write_bytes(lowered.to_executorch().buffer)
 
 
@@ -31,3 +36,8 @@ def load(file: Path) -> Callable[[Tensor], list[Tensor]]:
 
     method = Runtime.get().load_program(str(file)).load_method('forward')
     return lambda x: method.execute([x.contiguous()])
+
+
+def _add(x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor:
+    """x + alpha y in two steps: where x is one number, ExecuTorch's kernel multiplies that instead of y."""
+    return NotImplemented if alpha == 1 else x + y * alpha

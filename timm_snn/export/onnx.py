@@ -1,7 +1,6 @@
 """ONNX files, for ONNX Runtime and all that reads them: every neuron unrolled, metadata in `metadata_props`."""
 
 import ast
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -106,8 +105,7 @@ def write(model: nn.Module, example: Tensor, names: list[str], metadata: dict[st
         ours.unrolled_lif.default: _translate_lif,
         ours.unrolled_fixed_lif.default: _translate_fixed_lif,
     }
-    known = set(translations)
-    program = capture(model, example, known=lambda target: target in known)
+    program = capture(model, example, known=tuple(translations))
     if any(isinstance(module, FixedConv) for module in model.modules()):
         translations[torch.ops.aten.conv2d.default] = _translate_conv_of_whole_numbers
         translations[torch.ops.aten.__rshift__.Scalar] = _translate_right_shift
@@ -220,7 +218,7 @@ def _translate_lif(x: Any, tau: Any, neuron: str) -> Any:
         leak = op.Sub(v, rest) if settings.v_rest else v
         if settings.decay_input:
             return op.Add(v, over_tau(op.Sub(x_t, leak)))
-        return op.Add(v if settings.tau == math.inf else op.Sub(v, over_tau(leak)), x_t)
+        return op.Add(op.Sub(v, over_tau(leak)), x_t)
 
     num_steps, v, spikes = x.shape[0], None, []
     steps = op.Split(current, num_outputs=num_steps, axis=0) if num_steps > 1 else [current]
