@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..files import printable
 from ..layers import ConvBn
-from ..models import fuse
+from ..models.fuse import fuse
 from ..wrappers import unwrapped
 
 __all__ = ['capture', 'example_input', 'flat', 'prepared']
@@ -70,8 +70,8 @@ def capture(
             f'torch.export cannot trace this {type(model).__name__} for batches of any size: {reason}'
         ) from error
     for node in program.graph.nodes:
-        if node.op == 'call_function' and node.target not in known and (reason := _why_not(node.target, node.args)):
-            raise ValueError(f'cannot export {layer_of(node)}: {reason}')
+        if node.op == 'call_function' and node.target not in known and (wrong := _why_not(node.target, node.args)):
+            raise ValueError(f'cannot export {layer_of(node)}: {wrong}')
     return program
 
 

@@ -49,7 +49,7 @@ def _labels(cfg: dict[str, Any], num_classes: int | None) -> list[str] | None:
     if names and len(names) == num_classes:
         return list(names)
     subset = infer_imagenet_subset({'num_classes': num_classes}) if num_classes else None
-    return ImageNetInfo(subset).label_descriptions() if subset else None
+    return list(ImageNetInfo(subset).label_descriptions()) if subset else None
 
 
 def encode(metadata: dict[str, Any]) -> dict[str, str]:
