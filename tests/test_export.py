@@ -103,6 +103,7 @@ class TestOnnx:
             neurons[4].log_threshold.copy_(torch.linspace(-0.5, 0.5, 5))
         example = 2 * torch.randn(4, 6, 5, 7)
         timm_snn.export(model, folder / 'neurons.onnx', example=example)
+        timm_snn.export(Neurons(neurons[:1]), folder / 'neuron.onnx', example=example)  # nothing else is in this graph
         runtime = pytest.importorskip('onnxruntime')
         session = runtime.InferenceSession(folder / 'neurons.onnx', providers=['CPUExecutionProvider'])
         example[0, 2, 1], example[1, 0, 2, 3], example[2, 1, 0, 4] = torch.nan, torch.inf, -torch.inf

@@ -151,6 +151,8 @@ def _tidy(model: Any, outputs: list[str], metadata: dict[str, Any]) -> None:
 
     That would double a small file, and has the folders of the machine that wrote it.
     """
+    import onnx_ir
+
     seen: Counter[str] = Counter()
     for node in model.graph:
         scope = _scope(node.metadata_props.get('pkg.torch.onnx.name_scopes', ''))
@@ -167,9 +169,9 @@ def _tidy(model: Any, outputs: list[str], metadata: dict[str, Any]) -> None:
     batch = model.graph.inputs[0].shape[0].value
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
-        for axis, size in enumerate(value.shape or ()):
-            if getattr(size, 'value', size) == batch:
-                value.shape[axis] = 'batch'
+        sizes = [getattr(size, 'value', size) for size in value.shape or ()]
+        if batch in sizes:
+            value.shape = onnx_ir.Shape(['batch' if size == batch else size for size in sizes])
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props.update(encode(metadata))
