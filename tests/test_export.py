@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import timm
 import torch
+from timm.utils.onnx import onnx_export
 from torch import nn
 
 import timm_snn
@@ -129,6 +130,20 @@ class TestOnnx:
         found, _ = run_in_onnx_runtime(folder / 'm.onnx', x)
         torch.testing.assert_close(found, spikes_of(model, x)[0], rtol=0, atol=1e-5)
         assert read_metadata(folder / 'm.onnx')['input'] == 'BTCHW'
+
+    @pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::torch.jit.TracerWarning')
+    def test_timms_exporter_takes_our_models(self, folder):
+        model = tiny('spikformer_2_256')
+        onnx_export(
+            model,
+            str(folder / 'timm.onnx'),
+            example_input=images(model),
+            output_names=['logits'],
+            input_names=['images'],
+        )
+        x = images(model, 2)
+        found, _ = run_in_onnx_runtime(folder / 'timm.onnx', x)
+        torch.testing.assert_close(found, model(x), rtol=0, atol=1e-4)
 
     @pytest.mark.slow
     def test_the_shipped_weights_name_the_same_classes(self, folder):

@@ -130,7 +130,8 @@ def _convolve(
     if not have_strides(x.shape[1:], x.stride()[1:], strides):
         steps = torch.empty_strided(steps.shape, (n * c * h * w, *strides), dtype=x.dtype).copy_(steps)
     size = [
-        (length + 2 * p - k) // s + 1 for length, p, k, s in zip((h, w), conv.padding, kernel, conv.stride, strict=True)
+        (length + 2 * p - k) // s + 1
+        for length, p, k, s in zip((h, w), conv.padding, kernel, conv.stride, strict=True)
     ]
     if pool:
         size = [(length + 1) // 2 for length in size]
