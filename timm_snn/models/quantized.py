@@ -8,7 +8,6 @@ from typing import Any
 
 import timm
 from safetensors.torch import load_file
-from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from ..files import check_regular_file, printable
@@ -17,6 +16,7 @@ from ..layers.fixed import (
     FIXED_ATTENTIONS,
     FixedConv,
     FixedConvBnLif,
+    FixedCurrents,
     FixedLevels,
     FixedLIF,
     FixedMaxPool,
@@ -37,6 +37,7 @@ class Quantization:
     fraction_bits: int = 0
     convolutions: dict[str, dict[str, Any]] = field(default_factory=dict)
     neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shortcuts: dict[str, int] = field(default_factory=dict)  # the current that a spike adds
     mean: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -124,6 +125,7 @@ class QuantizedModel(nn.Module):
             mean=spec.mean,
             convolutions=spec.convolutions,
             neurons=spec.neurons,
+            shortcuts=spec.shortcuts,
         )
         save_for_hf(self, folder, model_config={'quantization': settings})
 
@@ -154,7 +156,13 @@ def _read_settings(settings: Mapping[str, Any], where: str) -> Quantization:
             f'{where} has a quantization of version {settings.get("version")!r}, expected {_VERSION}: update timm-snn'
         )
     try:
-        return Quantization(settings['fraction_bits'], settings['convolutions'], settings['neurons'], settings['mean'])
+        return Quantization(
+            settings['fraction_bits'],
+            settings['convolutions'],
+            settings['neurons'],
+            settings['shortcuts'],
+            settings['mean'],
+        )
     except KeyError as error:
         raise ValueError(f'{where} has a quantization without {error}') from error
 
@@ -182,6 +190,7 @@ def _fixed(network: Any, made: Quantization) -> Any:
     for name, settings in made.neurons.items():
         kind = FixedLevels if 'levels' in settings else FixedLIF
         network.set_submodule(name, kind.from_settings(settings))
-    assert isinstance(network.head.global_pool, SelectAdaptivePool2d)
+    for name, current in made.shortcuts.items():
+        network.set_submodule(name, FixedCurrents(current))
     network.head.global_pool = FixedMean(**made.mean)
     return network
