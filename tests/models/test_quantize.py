@@ -85,6 +85,14 @@ def test_saved_models_answer_the_same_and_are_a_quarter_of_the_size(msvit, tmp_p
     with pytest.raises(RuntimeError, match='stem'):
         timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
     config = json.loads((tmp_path / 'config.json').read_text())
+    config['quantization']['convolutions']['stem.units.0.conv']['shift'] = 99
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r'numbers in network\.stem\.units\.0\.conv that are out of range'):
+        timm_snn.load_quantized(tmp_path)
+    del config['quantization']['convolutions']['stem.units.0.conv']
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='does not hold a quantised model of its config'):
+        timm_snn.load_quantized(tmp_path)
     (tmp_path / 'config.json').write_text(json.dumps({k: v for k, v in config.items() if k != 'quantization'}))
     with pytest.raises(ValueError, match='not a quantised model'):
         timm_snn.load_quantized(tmp_path)
