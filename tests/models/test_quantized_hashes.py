@@ -9,30 +9,24 @@ import hashlib
 import json
 import math
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 import timm_snn
-from tests.conftest import lively
-from tests.support.families import SMALLEST, shallow
-from timm_snn.layers import LIF
+from tests.support.families import SMALLEST
+from tests.support.quantized import small
 from timm_snn.layers.fixed import FixedConv, FixedLIF
 
 FILE = Path(__file__).with_name('quantized_hashes.json')
 HASHES = json.loads(FILE.read_text(encoding='utf-8')) if FILE.is_file() else {}
-LEAKY = dict(lif_layer=partial(LIF, v_threshold=0.5))
-SETTINGS = {'ms_resnet18': LEAKY, 'spiking_resnet19': LEAKY, 'spikingformer_2_256': dict(tau=2.0)}
 
 
 def seeded(name):
     """A network of this family with numbers of a generator, and images."""
-    model = timm.create_model(name, num_classes=10, num_steps=2, **SETTINGS.get(name, {}))
-    model = lively(shallow(model)).eval()
+    model = small(name)
     numbers = np.random.RandomState(0)  # whose sequence is the same in every version of NumPy
 
     def whole(shape, low, high, dtype):
@@ -47,12 +41,12 @@ def seeded(name):
             module.shift, module.input_limit = 12, 255
             module.input_shift = {'image': 7, 'currents': 10}.get(module.takes, 0)
             weight = module.weight
-            weight.copy_(whole(weight.shape, -100, 128, torch.int8))
+            weight.copy_(whole(weight.shape, -127, 128, torch.int8))
             spread = 60 * math.isqrt(weight[0].numel()) * (50 if module.takes != 'spikes' else 1)
             module.multiplier.copy_(whole(module.multiplier.shape, 1, 2 * one * 2**12 // spread, torch.int32))
             module.bias.copy_(whole(module.bias.shape, 0, one, torch.int32))
         elif isinstance(module, FixedLIF) and module.count_bits is None:
-            module.threshold.fill_(one)
+            module.threshold.fill_(one // 4)
     return quantized, x
 
 

@@ -248,8 +248,9 @@ def _translate_fixed_lif(x: Any, threshold: Any, leak_shift: Any, v_reset: Any, 
 
     rest, low, high = constant(v_reset or 0), constant(-LIMIT), constant(LIMIT)
     current = op.Clip(op.Cast(x, to=double), low, high)
+    by_channel = bool(len(threshold.shape))  # which is not known of what Cast makes
     threshold = op.Cast(threshold, to=double)
-    if len(threshold.shape or ()):
+    if by_channel:
         threshold = op.Unsqueeze(threshold, op.Constant(value_ints=list(range(1, len(x.shape) - 2))))
 
     def shifted(y: Any) -> Any:

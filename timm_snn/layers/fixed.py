@@ -26,6 +26,7 @@ __all__ = [
     'SPIKES',
     'FixedConv',
     'FixedConvBnLif',
+    'FixedCurrents',
     'FixedLIF',
     'FixedLevels',
     'FixedMaxPool',
@@ -233,6 +234,17 @@ class FixedMean(nn.Module):
         shift = _RECIPROCAL_BITS - self.fraction_bits if spikes else _RECIPROCAL_BITS
         mean = (x.to(torch.int64).sum((2, 3)) * reciprocal + (1 << (shift - 1))) >> shift
         return mean.clamp(-LIMIT, LIMIT).to(torch.int32)
+
+
+class FixedCurrents(nn.Module):
+    """Spikes as currents, for a sum with such. Shape: uint8 [...] -> int32 [...], each spike worth `current`."""
+
+    def __init__(self, current: int) -> None:
+        super().__init__()
+        self.current = current
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.int32) * self.current
 
 
 class _FixedSelfAttention(SpikingSelfAttention):

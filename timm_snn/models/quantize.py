@@ -33,6 +33,7 @@ from ..wrappers import unwrapped
 from .base import SpikingTransformer
 from .fuse import fuse
 from .quantized import Quantization, QuantizedModel
+from .spiking_resnet import SpikingResNetBlock
 from .streaming import is_neuron
 
 __all__ = ['quantize', 'why_not_quantized']
@@ -195,7 +196,11 @@ def _trace(model: Any, image: Tensor) -> dict[str, _Flow]:
 
     with _Hooks() as hooks:
         for name, module in model.named_modules():
-            if isinstance(module, (*_CONVOLUTIONS, *_NEURONS)) or name == 'head.global_pool':
+            if (
+                isinstance(module, (*_CONVOLUTIONS, *_NEURONS))
+                or name == 'head.global_pool'
+                or _adds_to_currents(model, name)
+            ):
                 hooks.before(module, lambda x, name=name: note(name, x))
             if isinstance(module, _NEURONS):
                 symbol = symbols[_worth_and_count(module)]
@@ -206,6 +211,16 @@ def _trace(model: Any, image: Tensor) -> dict[str, _Flow]:
                 hooks.after(module, torch.ones_like)
         model.forward_steps(image)
     return flows
+
+
+def _adds_to_currents(model: Any, name: str) -> bool:
+    """Whether this is a shortcut around convolutions alone, in a block whose sum fires."""
+    block, _, place = name.rpartition('.')
+    return (
+        place == 'shortcut'
+        and isinstance(model.get_submodule(block), SpikingResNetBlock)
+        and isinstance(model.get_submodule(name), nn.Identity)
+    )
 
 
 def _flow_of(x: Tensor, symbols: Mapping[tuple[float, int], float]) -> _Flow:
@@ -326,6 +341,9 @@ def _calibrate(model: Any, batches: Iterable[Tensor], method: str, correct_bias:
         neuron = exact.get_submodule(name)
         if isinstance(neuron, _NEURONS):
             _quantise_neuron(made, name, neuron, flow, factors.get(name, torch.tensor(1.0)))
+    for name, flow in flows.items():
+        if flow.worth is not None and _adds_to_currents(exact, name):
+            made.shortcuts[name] = round(flow.worth * 2**made.fraction_bits)
     pooled = flows['head.global_pool']
     made.mean = dict(worth=1.0 if pooled.worth is None else pooled.worth, fraction_bits=made.fraction_bits)
     return made

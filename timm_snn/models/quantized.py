@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors.torch import load_file
-from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from ..files import check_regular_file, printable
@@ -17,12 +17,14 @@ from ..layers.fixed import (
     FIXED_ATTENTIONS,
     FixedConv,
     FixedConvBnLif,
+    FixedCurrents,
     FixedLevels,
     FixedLIF,
     FixedMaxPool,
     FixedMean,
     FixedRepConv,
 )
+from ..ops.fixed import LIMIT, MAX_SUM, MULTIPLIER_BITS
 from .pretrained import FILENAME, save_for_hf
 
 __all__ = ['Quantization', 'QuantizedModel', 'load_quantized']
@@ -37,6 +39,7 @@ class Quantization:
     fraction_bits: int = 0
     convolutions: dict[str, dict[str, Any]] = field(default_factory=dict)
     neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shortcuts: dict[str, int] = field(default_factory=dict)  # the current that a spike adds
     mean: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -124,6 +127,7 @@ class QuantizedModel(nn.Module):
             mean=spec.mean,
             convolutions=spec.convolutions,
             neurons=spec.neurons,
+            shortcuts=spec.shortcuts,
         )
         save_for_hf(self, folder, model_config={'quantization': settings})
 
@@ -143,9 +147,32 @@ def load_quantized(folder: str | Path) -> QuantizedModel:
         raise ValueError(f'{printable(str(config_file))} has no entry `quantization`: it is not a quantised model')
     quantization = _read_settings(settings, printable(str(config_file)))
     network = timm.create_model(f'local-dir:{folder}', pretrained=False)
-    model = QuantizedModel(network, quantization)
-    model.load_state_dict(load_file(weights_file))
+    try:
+        model = QuantizedModel(network, quantization)
+        model.load_state_dict(load_file(weights_file))
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        reason = printable(' '.join(str(error).split()), 400)
+        raise ValueError(f'{printable(str(folder))} does not hold a quantised model of its config: {reason}') from error
+    _check_ranges(model, printable(str(folder)))
     return model
+
+
+def _check_ranges(model: nn.Module, where: str) -> None:
+    """Raises ValueError for numbers that the kernels of `timm_snn.ops.fixed` do not take."""
+    for name, module in model.named_modules():
+        if isinstance(module, FixedConv):
+            limit = module.input_limit if module.takes != 'spikes' else 1
+            sums = module.weight.to(torch.int64).abs().flatten(1).sum(1).max() * limit
+            fits = 1 <= module.shift <= 46 and 0 <= module.input_limit < 2**15 and sums < MAX_SUM
+            fits = fits and module.multiplier.min() >= 0 and module.multiplier.max() < 2**MULTIPLIER_BITS
+            numbers = module.bias
+        elif isinstance(module, (FixedLIF, FixedLevels)):
+            numbers = module.threshold if isinstance(module, FixedLIF) else module.thresholds
+            fits = not isinstance(module, FixedLIF) or abs(module.neuron.v_rest) <= LIMIT
+        else:
+            continue
+        if not fits or numbers.to(torch.int64).abs().max() > LIMIT:
+            raise ValueError(f'{where} has numbers in {name} that are out of range: quantise the model again')
 
 
 def _read_settings(settings: Mapping[str, Any], where: str) -> Quantization:
@@ -154,7 +181,13 @@ def _read_settings(settings: Mapping[str, Any], where: str) -> Quantization:
             f'{where} has a quantization of version {settings.get("version")!r}, expected {_VERSION}: update timm-snn'
         )
     try:
-        return Quantization(settings['fraction_bits'], settings['convolutions'], settings['neurons'], settings['mean'])
+        return Quantization(
+            settings['fraction_bits'],
+            settings['convolutions'],
+            settings['neurons'],
+            settings['shortcuts'],
+            settings['mean'],
+        )
     except KeyError as error:
         raise ValueError(f'{where} has a quantization without {error}') from error
 
@@ -182,6 +215,7 @@ def _fixed(network: Any, made: Quantization) -> Any:
     for name, settings in made.neurons.items():
         kind = FixedLevels if 'levels' in settings else FixedLIF
         network.set_submodule(name, kind.from_settings(settings))
-    assert isinstance(network.head.global_pool, SelectAdaptivePool2d)
+    for name, current in made.shortcuts.items():
+        network.set_submodule(name, FixedCurrents(current))
     network.head.global_pool = FixedMean(**made.mean)
     return network
