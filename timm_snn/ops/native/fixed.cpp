@@ -187,8 +187,8 @@ struct Scale {
     }
 };
 
-// The neuron of `fixed_lif` in fixed.py
-template <typename L>
+// The neuron of `fixed_lif` in fixed.py. USUAL: whether it has the settings of the published models
+template <typename L, bool USUAL>
 struct Neuron {
     typedef typename L::vec vec;
     const int leak_shift;
@@ -199,8 +199,17 @@ struct Neuron {
         : leak_shift(std::max<int64_t>(u.leak_shift, 0)), leaks(u.leak_shift >= 0), hard_reset(u.hard_reset),
           decay_input(u.decay_input), rest(vec{} + int32_t(u.v_reset)), threshold(threshold) {}
 
+    static bool is_usual(const Unit& u) {
+        return u.leak_shift >= 0 && u.hard_reset && u.v_reset == 0 && u.decay_input;
+    }
+
     // Whether it fires, as 0 or 1, and the membrane after
     INLINE vec step(vec current, vec& v) const {
+        if (USUAL) {  // h lies between v and the current
+            vec h = v + ((current - v) >> leak_shift), fires = h >= threshold;
+            v = fires ? vec{} : h;
+            return fires & 1;
+        }
         vec h = !leaks        ? v + current
                 : decay_input ? v + ((current - (v - rest)) >> leak_shift)
                               : v - ((v - rest) >> leak_shift) + current;
@@ -232,10 +241,13 @@ struct Tensors {
     int32_t* v_last;
 };
 
-// f of std::true_type or of std::false_type, for code without a choice in it
-template <typename F>
+// f of std::true_type or of std::false_type, for code without a choice in it; of the latter if nobody ASKS
+template <bool ASKS, typename F>
 INLINE void either(bool which, F f) {
-    which ? f(std::true_type()) : f(std::false_type());
+    if constexpr (ASKS)
+        which ? f(std::true_type()) : f(std::false_type());
+    else
+        f(std::false_type());
 }
 
 template <typename L, int KIND>
@@ -281,13 +293,18 @@ class Run {
                     const int8_t* weights = packed.weights + (group * blocks.count + block) * packed.block_bytes(u);
                     run(at.lists, sums, byte == 0 && first == 0, weights + first * blocks.size * 4, &at.sums[block * size]);
                 }
-                if (u.x_type != UINT8 && byte == 0 && end == u.fours())
-                    for (int64_t i = 0; i < blocks.count * size; i++) {
-                        int64_t place = (group * blocks.count + i / size) * blocks.size + i % blocks.size;
-                        // takes away the 128 that was added to signed bytes
-                        at.sums[i] = (at.sums[i] - 128 * packed.total[place]) * (u.x_type == INT16 ? 256 : 1);
-                    }
+                if (u.x_type != UINT8 && byte == 0 && end == u.fours()) take_zeros(at, sums, group);
             }
+    }
+
+    // Takes away the 128 that was added to signed bytes, and makes them the first ones of 16 bits if they are
+    void take_zeros(Workplace& at, int64_t sums, int64_t group) {
+        int32_t factor = u.x_type == INT16 ? 256 : 1, *to = at.sums.data();
+        for (int64_t block = 0; block < blocks.count; block++) {
+            const int32_t* total = packed.total + (group * blocks.count + block) * blocks.size;
+            for (int64_t sum = 0; sum < sums; sum++, to += blocks.size)
+                for (int64_t i = 0; i < blocks.size; i++) to[i] = (to[i] - 128 * total[i]) * factor;
+        }
     }
 
     // What the unit gives for steps t0 to t1, of which the sums are there; one step's if that is all of x
@@ -297,10 +314,13 @@ class Run {
         for (int64_t lane = 0; lane < blocks.size && first + lane < of_group; lane += L::LANES) {
             int64_t n = std::min<int64_t>(of_group - first - lane, L::LANES);
             int64_t place = group * blocks.count * blocks.size + first + lane, o = group * of_group + first + lane;
-            either(u.pool, [&](auto pool) {
-                either(fits, [&](auto fits) {
-                    either(n == L::LANES, [&](auto full) {
-                        finish_lanes<pool.value, fits.value, full.value>(at, sums + lane, t0, t1, place, o, n);
+            either<KIND != SUMS>(u.pool, [&](auto pool) {
+                either<KIND != SUMS>(fits, [&](auto fits) {
+                    either<KIND == SPIKES>(Neuron<L, true>::is_usual(u), [&](auto usual) {
+                        either<true>(n == L::LANES, [&](auto full) {
+                            finish_lanes<pool.value, fits.value, usual.value, full.value>(  //
+                                at, sums + lane, t0, t1, place, o, n);
+                        });
                     });
                 });
             });
@@ -308,13 +328,13 @@ class Run {
     }
 
     // The n outputs of a vector from o on. All it needs is in variables of its own, which no pointer may change.
-    template <bool POOL, bool FITS, bool FULL>
+    template <bool POOL, bool FITS, bool USUAL, bool FULL>
     void finish_lanes(Workplace& at, const int32_t* all_sums, int64_t t0, int64_t t1, int64_t place, int64_t o,
                       int64_t n) {
         typedef typename std::conditional<KIND == SPIKES, uint8_t, int32_t>::type Y;
         const Scale<L, FITS> scale{load<L>(&multiplier[place]), load<L>(&bias[place]), int64_t(1) << (u.shift - 1),
                                    int(u.shift)};
-        const Neuron<L> neuron(u, load<L>(&threshold[place]));
+        const Neuron<L, USUAL> neuron(u, load<L>(&threshold[place]));
         const bool repeats = u.x_step == 0;
         const int64_t outputs = at.tile.outputs.size(), size = blocks.size, width = at.tile.width, all = blocks.all();
         const int64_t sums_step = at.tile.places.size() * size, y_step = u.outputs() * u.O;
@@ -399,7 +419,7 @@ void fire(const Unit& u, const int32_t* x, const int32_t* threshold, int64_t cha
 #pragma omp parallel for num_threads(u.threads) schedule(static)
     for (int64_t m = 0; m < size; m += L::LANES) {
         int64_t n = std::min<int64_t>(size - m, L::LANES);
-        const Neuron<L> neuron(u, load<L>(&thresholds[m % channels]));
+        const Neuron<L, false> neuron(u, load<L>(&thresholds[m % channels]));
         vec now = v ? load<L>(v + m, n) : neuron.rest;
         for (int64_t t = 0; t < u.T; t++)
             save<L>(neuron.step(clamped<L>(load<L>(x + t * u.x_step + m, n)), now), spikes + t * size + m, n);
