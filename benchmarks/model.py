@@ -270,13 +270,6 @@ def create(args: argparse.Namespace, **kwargs: Any) -> Any:
 @torch.no_grad()
 def set_density(model: Any, images: Tensor, density: float) -> None:
     """Give batch norms the statistics of these images, and the bias with which convolutions see so many nonzeros."""
-    inputs: list[tuple[Tensor, float]] = []  # nonzeros and MACs per number of an input
-    convolutions = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d)) and m.groups == 1]
-
-    def look(conv: Any, args: tuple[Tensor], output: Tensor) -> None:
-        inputs.append((args[0].count_nonzero() / args[0].numel(), output.numel() * conv.weight[0].numel()))
-
-    hooks = [conv.register_forward_hook(look) for conv in convolutions[1:]]
     norms: list[Any] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     low, high = -3.0, 3.0
     for _ in range(10):
@@ -284,16 +277,28 @@ def set_density(model: Any, images: Tensor, density: float) -> None:
         for norm in norms:
             norm.bias.fill_(middle)
             norm.momentum = 1.0  # the statistics of this one pass
-        inputs.clear()
-        model.train()(images)
-        found = float(sum(nonzero * macs for nonzero, macs in inputs) / sum(macs for _, macs in inputs))
+        found = nonzero_inputs(model.train(), images)
         low, high = (middle, high) if found < density else (low, middle)
-    for hook in hooks:
-        hook.remove()
     for norm in norms:
         norm.momentum = 0.1
     if abs(found - density) > 0.01:
         raise SystemExit(f'error: no bias gives --density {density}, the nearest is {found:.3f}')
+
+
+@torch.no_grad()
+def nonzero_inputs(model: nn.Module, images: Tensor) -> float:
+    """How many inputs of the convolutions are not zero, weighed by MACs and the image left out."""
+    inputs: list[tuple[Tensor, float]] = []  # nonzeros and MACs per number of an input
+    convolutions = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d)) and m.groups == 1]
+
+    def look(conv: Any, args: tuple[Tensor], output: Tensor) -> None:
+        inputs.append((args[0].count_nonzero() / args[0].numel(), output.numel() * conv.weight[0].numel()))
+
+    hooks = [conv.register_forward_hook(look) for conv in convolutions[1:]]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return float(sum(nonzero * macs for nonzero, macs in inputs) / sum(macs for _, macs in inputs))
 
 
 def peer(args: argparse.Namespace, ours: Any, modules: dict[str, Any], **kwargs: Any) -> nn.Module:

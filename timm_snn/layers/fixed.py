@@ -20,6 +20,7 @@ from .dssa import DualSpikeSelfAttention
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .rep_conv import RepConv
 from .statten import SpatialTemporalAttention
+from .temporal import merge_time, split_time
 
 __all__ = [
     'FIXED_ATTENTIONS',
@@ -120,6 +121,12 @@ class FixedMaxPool(nn.Module):
 
 class FixedConvBnLif(ConvBnLif):
     """A unit of a convolution that its norm is folded into, pooling and a neuron, in one op where nobody watches."""
+
+    def current(self, x: Tensor) -> Tensor:
+        conv: Any = self.conv
+        if not (is_plain(conv, (FixedConv,)) and is_plain(self.pool, (FixedMaxPool,)) and self.dims == 2):
+            return super().current(x)
+        return split_time(conv_current(conv.whole(merge_time(x)), conv.op(), pool=True), x.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
         conv: Any = self.conv

@@ -1,8 +1,9 @@
 """The ops of `fixed.py`, by C++ where the backend 'cpp' can run and by plain torch elsewhere: the same numbers.
 
-They follow the choice of the neuron's backend: 'auto' takes C++ on a CPU where that can be built, a named one runs or is
-refused. The C++ is `native/fixed.cpp`; its instructions are AVX-512 VNNI or AVX2 where the CPU has them. The environment
-variable TIMM_SNN_INT8_LEVEL names others that it has: avx512_vnni, avx2 or plain. All give the same numbers.
+They follow the choice of the neuron's backend: 'auto' takes C++ on a CPU where that can be built, a named one runs or
+is refused. The C++ is `native/fixed.cpp`; its instructions are AVX-512 VNNI or AVX2 where the CPU has them. The
+environment variable TIMM_SNN_INT8_LEVEL names others that it has: avx512_vnni, avx2 or plain. All give the same
+numbers.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from . import fixed
 from .backend import BackendUnavailable, asked_for, is_followed
 from .fixed import LIMIT, FixedConvolution, FixedNeuron
-from .layout import as_steps, empty_steps, have_strides, step_strides
+from .layout import as_steps, have_strides, step_strides
 from .native.build import LIBRARIES, load_cpp, why_not_built
 from .switches import is_exporting
 
@@ -117,7 +118,7 @@ def _convolve(
     pool: bool = False,
     v: Tensor | None = None,
     threshold: Tensor | None = None,
-    neuron: FixedNeuron = FixedNeuron(),
+    neuron: FixedNeuron | None = None,
     needs_v: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Sums, currents or spikes [T, B, O, H', W'] of x [T, B, C, H, W], and membranes if these are needed."""
@@ -130,8 +131,7 @@ def _convolve(
     if not have_strides(x.shape[1:], x.stride()[1:], strides):
         steps = torch.empty_strided(steps.shape, (n * c * h * w, *strides), dtype=x.dtype).copy_(steps)
     size = [
-        (length + 2 * p - k) // s + 1
-        for length, p, k, s in zip((h, w), conv.padding, kernel, conv.stride, strict=True)
+        (length + 2 * p - k) // s + 1 for length, p, k, s in zip((h, w), conv.padding, kernel, conv.stride, strict=True)
     ]
     if pool:
         size = [(length + 1) // 2 for length in size]
@@ -139,7 +139,7 @@ def _convolve(
         *(num_steps, n, h, w, c, outputs, *kernel, *conv.stride, *conv.padding, conv.groups),
         *((ctypes.c_int64 * 4)(*weight.stride()), 0 if len(steps) < num_steps else steps.stride(0)),
         *(_TYPES.index(x.dtype), pool, conv.shift),
-        **_settings(neuron),
+        **_settings(neuron or FixedNeuron()),
         threads=torch.get_num_threads(),
     )
     level = _level()
@@ -177,10 +177,8 @@ def _is_native(x: Tensor) -> bool:
     name, asked_by = asked_for(None)
     if name == 'torch' or is_exporting() or torch.compiler.is_compiling():
         return False
-    if name not in ('auto', 'cpp'):
-        reason = "whole numbers run on the backends 'cpp' and 'torch' alone"
-    else:
-        reason = _why_not(x)
+    is_known = name in ('auto', 'cpp')
+    reason = _why_not(x) if is_known else "whole numbers run on the backends 'cpp' and 'torch' alone"
     if reason and name != 'auto':
         raise BackendUnavailable(f'LIF backend {name!r}, asked for by {asked_by}, cannot run: {reason}')
     return reason is None

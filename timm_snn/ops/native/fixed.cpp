@@ -48,21 +48,22 @@ struct Blocks {
 template <typename L>
 struct Packed {
     const Blocks<L> blocks;
-    uint64_t* hash;
+    int8_t* weights;    // [blocks][fours][size][4], or [KH][KW][all] if depthwise; zeros where there are none
     int64_t* absolute;  // sum of the absolute weights of each output
     int32_t* total;     // sum of the weights
-    int8_t* weights;    // [blocks][fours][size][4], or [KH][KW][all] if depthwise; zeros where there are none
+    uint64_t* hash;
 
     Packed(const Unit& u, void* memory) : blocks(u) {
-        hash = (uint64_t*)memory, absolute = (int64_t*)(hash + 1);
-        total = (int32_t*)(absolute + blocks.all()), weights = (int8_t*)(total + blocks.all());
+        weights = (int8_t*)memory;  // first, since a vector that lies in two lines of the cache is read twice
+        absolute = (int64_t*)(weights + weight_bytes(u)), total = (int32_t*)(absolute + blocks.all());
+        hash = (uint64_t*)(total + blocks.all());
     }
 
     int64_t block_bytes(const Unit& u) const { return u.fours() * blocks.size * 4; }
-
-    int64_t bytes(const Unit& u) const {
-        return 8 + 12 * blocks.all() + (u.is_depthwise() ? u.KH * u.KW * blocks.all() : blocks.all() * 4 * u.fours());
+    int64_t weight_bytes(const Unit& u) const {
+        return blocks.all() * (u.is_depthwise() ? u.KH * u.KW : 4 * u.fours());
     }
+    int64_t bytes(const Unit& u) const { return weight_bytes(u) + 12 * blocks.all() + 8; }
 
     // Reads the weight, unless it is the one that was read last
     void update(const Unit& u, const int8_t* weight) {
@@ -70,7 +71,7 @@ struct Packed {
         static std::mutex alone;  // threads that share a model come here at once
         std::lock_guard<std::mutex> lock(alone);
         if (*hash == now) return;
-        std::memset(absolute, 0, bytes(u) - 8);
+        std::memset(weights, 0, bytes(u) - 8);
         for (int64_t o = 0; o < u.O; o++) {
             int64_t place = blocks.place(u, o), number = 0;
             int8_t* to = weights + place / blocks.size * block_bytes(u) + place % blocks.size * 4;
@@ -88,6 +89,20 @@ struct Packed {
         *hash = now;
     }
 };
+
+// n of a vector's numbers, from or to memory
+template <typename L, typename T>
+INLINE void save(typename L::vec x, T* to, int64_t n = L::LANES) {
+    typedef T narrow __attribute__((vector_size(L::LANES * sizeof(T))));
+    narrow numbers = __builtin_convertvector(x, narrow);
+    std::memcpy(to, &numbers, n == L::LANES ? sizeof numbers : n * sizeof(T));
+}
+template <typename L>
+INLINE typename L::vec load(const int32_t* from, int64_t n = L::LANES) {
+    typename L::vec numbers{};
+    std::memcpy(&numbers, from, n == L::LANES ? sizeof numbers : n * sizeof(int32_t));
+    return numbers;
+}
 
 // Adds four products at a time to the sums of R vectors. Two groups go to sums of their own, since an addition waits
 // for the one before.
@@ -107,26 +122,16 @@ INLINE void add_fours(const Fours& seen, const int8_t* weights, typename L::vec*
     for (int r = 0; r < R; r++) sums[r] += others[r];
 }
 
-// All sums of a block, [sum][R vectors]
+// Adds what is listed to all sums of a block, [sum][R vectors], which are zero where this is the first of it
 template <typename L, int R>
-void sum_block(const Unit& u, const Lists<L>& lists, int64_t sums, int64_t chunk_fours, const int8_t* weights,
-               const int32_t* total, int32_t* to) {
-    typedef typename L::vec vec;
-    typedef vec anywhere __attribute__((aligned(4), may_alias));
-    constexpr int64_t SIZE = R * L::LANES;
-    int64_t chunks = lists.chunks, bytes = u.x_type == INT16 ? 2 : 1;
-    for (int64_t i = 0; i < bytes * chunks; i++)
-        for (int64_t sum = 0; sum < sums; sum++) {
-            vec now[R] = {};
-            if (i)
-                for (int r = 0; r < R; r++) now[r] = *(anywhere*)(to + sum * SIZE + r * L::LANES);
-            add_fours<L, R>(lists.of(sum * bytes * chunks + i), weights + i % chunks * chunk_fours * SIZE * 4, now);
-            bool corrects = u.x_type != UINT8 && i == chunks - 1;  // takes away the 128 that was added to signed bytes
-            for (int r = 0; r < R; r++) {
-                if (corrects) now[r] = (now[r] - *(anywhere*)(total + r * L::LANES) * 128) << (bytes == 2 ? 8 : 0);
-                *(anywhere*)(to + sum * SIZE + r * L::LANES) = now[r];
-            }
-        }
+void sum_block(const Lists<L>& lists, int64_t sums, bool is_first, const int8_t* weights, int32_t* to) {
+    for (int64_t sum = 0; sum < sums; sum++, to += R * L::LANES) {
+        typename L::vec now[R] = {};
+        if (!is_first)
+            for (int r = 0; r < R; r++) now[r] = load<L>(to + r * L::LANES);
+        add_fours<L, R>(lists.of(sum), weights, now);
+        for (int r = 0; r < R; r++) save<L>(now[r], to + r * L::LANES);
+    }
 }
 
 // The same of a depthwise convolution, whose sums are those of channels from `channel` on
@@ -165,17 +170,15 @@ INLINE typename L::vec clamped(typename L::vec x) {
     return x < vec{} - LIMIT ? vec{} - LIMIT : x;
 }
 
-// The current of a sum: its scale and bias
-template <typename L>
+// The current of a sum: its scale and bias. FITS: whether none leaves 32 bits before it is clamped
+template <typename L, bool FITS>
 struct Scale {
-    typedef typename L::vec vec;
-    const bool fits;  // whether no current leaves 32 bits before it is clamped
-    const int shift;
-    const int64_t half;
-    vec multiplier, bias;
+    typename L::vec multiplier, bias;
+    int64_t half;
+    int shift;
 
-    INLINE vec of(vec sums) const {
-        if (fits) return clamped<L>(L::scale(sums, multiplier, half, shift) + bias);
+    INLINE typename L::vec of(typename L::vec sums) const {
+        if (FITS) return clamped<L>(L::scale(sums, multiplier, half, shift) + bias);
         for (int i = 0; i < L::LANES; i++) {
             int64_t current = ((int64_t(sums[i]) * multiplier[i] + half) >> shift) + bias[i];
             sums[i] = std::min<int64_t>(std::max<int64_t>(current, -LIMIT), LIMIT);
@@ -184,21 +187,29 @@ struct Scale {
     }
 };
 
-// The neuron of `fixed_lif` in fixed.py
-template <typename L>
+// The neuron of `fixed_lif` in fixed.py. USUAL: whether it has the settings of the published models
+template <typename L, bool USUAL>
 struct Neuron {
     typedef typename L::vec vec;
     const int leak_shift;
     const bool leaks, hard_reset, decay_input;
-    const vec rest;
-    vec threshold;
+    const vec rest, threshold;
 
-    explicit Neuron(const Unit& u)
+    Neuron(const Unit& u, vec threshold)
         : leak_shift(std::max<int64_t>(u.leak_shift, 0)), leaks(u.leak_shift >= 0), hard_reset(u.hard_reset),
-          decay_input(u.decay_input), rest(vec{} + int32_t(u.v_reset)) {}
+          decay_input(u.decay_input), rest(vec{} + int32_t(u.v_reset)), threshold(threshold) {}
+
+    static bool is_usual(const Unit& u) {
+        return u.leak_shift >= 0 && u.hard_reset && u.v_reset == 0 && u.decay_input;
+    }
 
     // Whether it fires, as 0 or 1, and the membrane after
     INLINE vec step(vec current, vec& v) const {
+        if (USUAL) {  // h lies between v and the current
+            vec h = v + ((current - v) >> leak_shift), fires = h >= threshold;
+            v = fires ? vec{} : h;
+            return fires & 1;
+        }
         vec h = !leaks        ? v + current
                 : decay_input ? v + ((current - (v - rest)) >> leak_shift)
                               : v - ((v - rest) >> leak_shift) + current;
@@ -209,30 +220,13 @@ struct Neuron {
     }
 };
 
-// n of a vector's numbers, from or to memory
-template <typename L, typename T>
-INLINE void save(typename L::vec x, T* to, int64_t n) {
-    typedef T narrow __attribute__((vector_size(L::LANES * sizeof(T))));
-    narrow numbers = __builtin_convertvector(x, narrow);
-    std::memcpy(to, &numbers, n == L::LANES ? sizeof numbers : n * sizeof(T));
-}
+// The largest sums of the window of an output. To scale sums keeps their order.
 template <typename L>
-INLINE typename L::vec load(const int32_t* from, int64_t n) {
-    typename L::vec numbers{};
-    std::memcpy(&numbers, from, n == L::LANES ? sizeof numbers : n * sizeof(int32_t));
-    return numbers;
-}
-
-// The sums of an output: those of its place, or the largest of its window. To scale them keeps their order.
-template <typename L>
-INLINE typename L::vec pooled(const Unit& u, const Tile& tile, const int32_t* sums, int64_t size, int64_t output) {
-    if (!u.pool) return load<L>(sums + output * size, L::LANES);
-    const Place& at = tile.pooled[output];
-    typename L::vec most = typename L::vec{} + INT32_MIN;
-    for (int64_t r = std::max<int64_t>(2 * at.row - 1, 0); r < std::min(2 * at.row + 2, u.rows()); r++)
-        for (int64_t c = std::max<int64_t>(2 * at.column - 1, 0); c < std::min(2 * at.column + 2, u.columns()); c++) {
-            int64_t place = (r - tile.first_row) * tile.width + c - tile.first_column;
-            auto each = load<L>(sums + place * size, L::LANES);
+INLINE typename L::vec largest(const Window& window, int64_t width, const int32_t* sums, int64_t size) {
+    typename L::vec most = load<L>(sums + window.first * size);
+    for (int64_t r = 0; r < window.rows; r++)
+        for (int64_t c = 0; c < window.columns; c++) {
+            auto each = load<L>(sums + (window.first + r * width + c) * size);
             most = each > most ? each : most;
         }
     return most;
@@ -247,6 +241,15 @@ struct Tensors {
     int32_t* v_last;
 };
 
+// f of std::true_type or of std::false_type, for code without a choice in it; of the latter if nobody ASKS
+template <bool ASKS, typename F>
+INLINE void either(bool which, F f) {
+    if constexpr (ASKS)
+        which ? f(std::true_type()) : f(std::false_type());
+    else
+        f(std::false_type());
+}
+
 template <typename L, int KIND>
 class Run {
     typedef typename L::vec vec;
@@ -255,7 +258,6 @@ class Run {
     const Packed<L> packed;
     const Blocks<L>& blocks;
     const std::vector<int32_t> multiplier, bias, threshold;
-    int64_t chunk_fours;
     bool fits = true;
 
     struct Workplace {
@@ -264,13 +266,15 @@ class Run {
         std::vector<int32_t> sums, v;  // [sum][size], [output][all]
     };
 
-    void sum(Workplace& at, int64_t t0, int64_t t1, int64_t block) {
-        int64_t sums = (t1 - t0) * at.tile.places.size();
-        at.sums.resize(sums * blocks.size);
+    // The sums of steps t0 to t1 of a group of outputs, [block][sum][size]
+    void sum(Workplace& at, int64_t t0, int64_t t1, int64_t group) {
+        int64_t sums = (t1 - t0) * at.tile.places.size(), size = sums * blocks.size;
+        at.sums.resize(blocks.count * size);
         if (u.is_depthwise()) {
             auto run = [&](auto* x) {
-                sum_depthwise<L>(u, at.tile, x, t0, t1, block * blocks.size, blocks.size, packed.weights, blocks.all(),
-                                 at.sums.data());
+                for (int64_t block = 0; block < blocks.count; block++)
+                    sum_depthwise<L>(u, at.tile, x, t0, t1, block * blocks.size, blocks.size, packed.weights,
+                                     blocks.all(), &at.sums[block * size]);
             };
             if (u.x_type == INT16) return run((const int16_t*)tensors.x);
             if (u.x_type == INT8) return run((const int8_t*)tensors.x);
@@ -280,38 +284,73 @@ class Run {
                    : blocks.registers == 2 ? sum_block<L, 2>
                    : blocks.registers == 3 ? sum_block<L, 3>
                                            : sum_block<L, 4>;
-        run(u, at.lists, sums, chunk_fours, packed.weights + block * packed.block_bytes(u),
-            packed.total + block * blocks.size, at.sums.data());
+        int64_t chunk = std::max<int64_t>(CHUNK_BYTES / (4 * blocks.size), 1);
+        for (int byte = 0; byte < (u.x_type == INT16 ? 2 : 1); byte++)
+            for (int64_t first = 0; first < u.fours(); first += chunk) {
+                int64_t end = std::min(first + chunk, u.fours());
+                at.lists.fill(u, at.tile, tensors.x, t0, t1, group * u.group_inputs(), first, end, byte == 0);
+                for (int64_t block = 0; block < blocks.count; block++) {
+                    const int8_t* weights = packed.weights + (group * blocks.count + block) * packed.block_bytes(u);
+                    run(at.lists, sums, byte == 0 && first == 0, weights + first * blocks.size * 4, &at.sums[block * size]);
+                }
+                if (u.x_type != UINT8 && byte == 0 && end == u.fours()) take_zeros(at, sums, group);
+            }
+    }
+
+    // Takes away the 128 that was added to signed bytes, and makes them the first ones of 16 bits if they are
+    void take_zeros(Workplace& at, int64_t sums, int64_t group) {
+        int32_t factor = u.x_type == INT16 ? 256 : 1, *to = at.sums.data();
+        for (int64_t block = 0; block < blocks.count; block++) {
+            const int32_t* total = packed.total + (group * blocks.count + block) * blocks.size;
+            for (int64_t sum = 0; sum < sums; sum++, to += blocks.size)
+                for (int64_t i = 0; i < blocks.size; i++) to[i] = (to[i] - 128 * total[i]) * factor;
+        }
     }
 
     // What the unit gives for steps t0 to t1, of which the sums are there; one step's if that is all of x
-    void finish(Workplace& at, int64_t t0, int64_t t1, int64_t block) {
-        int64_t group = block / blocks.count, of_group = u.O / blocks.groups, outputs = at.tile.outputs.size();
-        int64_t first = block % blocks.count * blocks.size;
-        Scale<L> scale{fits, int(u.shift), int64_t(1) << (u.shift - 1), {}, {}};
-        Neuron<L> neuron(u);
+    void finish(Workplace& at, int64_t t0, int64_t t1, int64_t group, int64_t block) {
+        int64_t of_group = u.O / blocks.groups, first = block * blocks.size;
+        const int32_t* sums = &at.sums[block * (u.x_step ? t1 - t0 : 1) * at.tile.places.size() * blocks.size];
         for (int64_t lane = 0; lane < blocks.size && first + lane < of_group; lane += L::LANES) {
-            int64_t place = block * blocks.size + lane, n = std::min<int64_t>(of_group - first - lane, L::LANES);
-            int64_t o = group * of_group + first + lane;
-            scale.multiplier = load<L>(&multiplier[place], L::LANES), scale.bias = load<L>(&bias[place], L::LANES);
-            neuron.threshold = load<L>(&threshold[place], L::LANES);
-            for (int64_t i = 0; i < outputs; i++) {
-                int32_t* membrane = KIND == SPIKES ? &at.v[i * blocks.all() + place] : nullptr;
-                vec v = KIND == SPIKES ? load<L>(membrane, L::LANES) : vec{}, current{};
-                for (int64_t t = t0; t < t1; t++) {
-                    if (t == t0 || u.x_step) {
-                        const int32_t* sums = &at.sums[(t - t0) * at.tile.places.size() * blocks.size + lane];
-                        current = pooled<L>(u, at.tile, sums, blocks.size, i);
-                        if (KIND != SUMS) current = scale.of(current);
-                    }
-                    int64_t to = (t * u.outputs() + at.tile.outputs[i]) * u.O + o;
-                    if (KIND == SPIKES)
-                        save<L>(neuron.step(current, v), (uint8_t*)tensors.y + to, n);
-                    else
-                        save<L>(current, (int32_t*)tensors.y + to, n);
+            int64_t n = std::min<int64_t>(of_group - first - lane, L::LANES);
+            int64_t place = group * blocks.count * blocks.size + first + lane, o = group * of_group + first + lane;
+            either<KIND != SUMS>(u.pool, [&](auto pool) {
+                either<KIND != SUMS>(fits, [&](auto fits) {
+                    either<KIND == SPIKES>(Neuron<L, true>::is_usual(u), [&](auto usual) {
+                        either<true>(n == L::LANES, [&](auto full) {
+                            finish_lanes<pool.value, fits.value, usual.value, full.value>(  //
+                                at, sums + lane, t0, t1, place, o, n);
+                        });
+                    });
+                });
+            });
+        }
+    }
+
+    // The n outputs of a vector from o on. All it needs is in variables of its own, which no pointer may change.
+    template <bool POOL, bool FITS, bool USUAL, bool FULL>
+    void finish_lanes(Workplace& at, const int32_t* all_sums, int64_t t0, int64_t t1, int64_t place, int64_t o,
+                      int64_t n) {
+        typedef typename std::conditional<KIND == SPIKES, uint8_t, int32_t>::type Y;
+        const Scale<L, FITS> scale{load<L>(&multiplier[place]), load<L>(&bias[place]), int64_t(1) << (u.shift - 1),
+                                   int(u.shift)};
+        const Neuron<L, USUAL> neuron(u, load<L>(&threshold[place]));
+        const bool repeats = u.x_step == 0;
+        const int64_t outputs = at.tile.outputs.size(), size = blocks.size, width = at.tile.width, all = blocks.all();
+        const int64_t sums_step = at.tile.places.size() * size, y_step = u.outputs() * u.O;
+        for (int64_t i = 0; i < outputs; i++) {
+            const int32_t* sums = all_sums;
+            Y* to = (Y*)tensors.y + t0 * y_step + at.tile.outputs[i] * u.O + o;
+            int32_t* membrane = KIND == SPIKES ? &at.v[i * all + place] : nullptr;
+            vec v = KIND == SPIKES ? load<L>(membrane) : vec{}, current{};
+            for (int64_t t = t0; t < t1; t++, sums += sums_step, to += y_step) {
+                if (t == t0 || !repeats) {
+                    current = POOL ? largest<L>(at.tile.windows[i], width, sums, size) : load<L>(sums + i * size);
+                    if (KIND != SUMS) current = scale.of(current);
                 }
-                if (KIND == SPIKES) save<L>(v, membrane, L::LANES);
+                save<L>(KIND == SPIKES ? neuron.step(current, v) : current, to, FULL ? L::LANES : n);
             }
+            if (KIND == SPIKES) save<L>(v, membrane);
         }
     }
 
@@ -337,7 +376,6 @@ public:
 
     void operator()() {
         Packed<L>(packed).update(u, tensors.weight);
-        chunk_fours = std::max<int64_t>(CHUNK_BYTES / (4 * blocks.size), 1);
         for (int64_t i = 0; i < blocks.all(); i++) {
             __int128 most = (__int128(packed.absolute[i]) * u.largest() * multiplier[i] >> u.shift) + 1;
             fits = fits && most + std::abs(int64_t(bias[i])) < INT32_MAX;
@@ -353,12 +391,9 @@ public:
                 int64_t steps = u.x_step ? std::max<int64_t>(TILE_SUMS / at.tile.places.size(), 1) : u.T;
                 for (int64_t t0 = 0; t0 < u.T; t0 += steps) {
                     int64_t t1 = std::min(t0 + steps, u.T), t_end = u.x_step ? t1 : t0 + 1;
-                    for (int64_t block = 0; block < blocks.groups * blocks.count; block++) {
-                        if (block % blocks.count == 0 && !u.is_depthwise())
-                            at.lists.fill(u, at.tile, tensors.x, t0, t_end, block / blocks.count * u.group_inputs(),
-                                          chunk_fours);
-                        sum(at, t0, t_end, block);
-                        finish(at, t0, t1, block);
+                    for (int64_t group = 0; group < blocks.groups; group++) {
+                        sum(at, t0, t_end, group);
+                        for (int64_t block = 0; block < blocks.count; block++) finish(at, t0, t1, group, block);
                     }
                 }
                 if (KIND == SPIKES && tensors.v_last) copy_membranes(at, nullptr, tensors.v_last);
@@ -384,8 +419,7 @@ void fire(const Unit& u, const int32_t* x, const int32_t* threshold, int64_t cha
 #pragma omp parallel for num_threads(u.threads) schedule(static)
     for (int64_t m = 0; m < size; m += L::LANES) {
         int64_t n = std::min<int64_t>(size - m, L::LANES);
-        Neuron<L> neuron(u);
-        neuron.threshold = load<L>(&thresholds[m % channels], L::LANES);
+        const Neuron<L, false> neuron(u, load<L>(&thresholds[m % channels]));
         vec now = v ? load<L>(v + m, n) : neuron.rest;
         for (int64_t t = 0; t < u.T; t++)
             save<L>(neuron.step(clamped<L>(load<L>(x + t * u.x_step + m, n)), now), spikes + t * size + m, n);

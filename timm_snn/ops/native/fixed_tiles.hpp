@@ -45,12 +45,17 @@ struct Place {
     int64_t n, row, column;  // of the convolution
 };
 
-// Pixels of the output, and the places of the convolution that they need: the same, or the windows that are pooled
+// Places of a tile that are pooled for an output: the first one, and how many rows and columns
+struct Window {
+    int64_t first, rows, columns;
+};
+
+// Pixels of the output, and the places of the convolution that they need: the same, or a rectangle of what is pooled
 struct Tile {
     std::vector<Place> places;
-    std::vector<int64_t> outputs;          // as numbers of N * out_rows * out_columns
-    std::vector<Place> pooled;             // the same as places of the output, if they are pooled
-    int64_t first_row = 0, first_column = 0, width = 0;  // of the rectangle of places, if they are pooled
+    std::vector<int64_t> outputs;  // as numbers of N * out_rows * out_columns
+    std::vector<Window> windows;   // of each output, if they are pooled
+    int64_t width = 0;             // of the rectangle
 };
 
 // How the output is divided into tiles, so that each thread gets some
@@ -72,7 +77,7 @@ public:
     int64_t count() const { return u.pool ? u.N * tall * wide : across(u.outputs(), pixels); }
 
     void fill(int64_t i, Tile& tile) const {
-        tile.places.clear(), tile.outputs.clear(), tile.pooled.clear();
+        tile.places.clear(), tile.outputs.clear(), tile.windows.clear();
         int64_t rows = u.out_rows(), columns = u.out_columns();
         if (!u.pool) {
             for (int64_t at = i * pixels; at < std::min((i + 1) * pixels, u.outputs()); at++) {
@@ -83,16 +88,19 @@ public:
         }
         int64_t n = i / (tall * wide), r0 = i / wide % tall * height, c0 = i % wide * width;
         int64_t r1 = std::min(r0 + height, rows), c1 = std::min(c0 + width, columns);
+        int64_t first_row = std::max<int64_t>(2 * r0 - 1, 0), end_row = std::min(2 * r1, u.rows());
+        int64_t first_column = std::max<int64_t>(2 * c0 - 1, 0), end_column = std::min(2 * c1, u.columns());
+        tile.width = end_column - first_column;
+        for (int64_t r = first_row; r < end_row; r++)
+            for (int64_t c = first_column; c < end_column; c++) tile.places.push_back({n, r, c});
         for (int64_t r = r0; r < r1; r++)
             for (int64_t c = c0; c < c1; c++) {
+                int64_t top = std::max(2 * r - 1, first_row), left = std::max(2 * c - 1, first_column);
+                int64_t below = std::min(2 * r + 2, end_row), right = std::min(2 * c + 2, end_column);
                 tile.outputs.push_back((n * rows + r) * columns + c);
-                tile.pooled.push_back({n, r, c});
+                tile.windows.push_back(
+                    {(top - first_row) * tile.width + left - first_column, below - top, right - left});
             }
-        tile.first_row = std::max<int64_t>(2 * r0 - 1, 0), tile.first_column = std::max<int64_t>(2 * c0 - 1, 0);
-        int64_t end_row = std::min(2 * r1, u.rows()), end_column = std::min(2 * c1, u.columns());
-        tile.width = end_column - tile.first_column;
-        for (int64_t r = tile.first_row; r < end_row; r++)
-            for (int64_t c = tile.first_column; c < end_column; c++) tile.places.push_back({n, r, c});
     }
 };
 
@@ -102,47 +110,34 @@ struct Fours {
     int64_t count;  // even
 };
 
-// What the sums of a tile see, listed by sum in chunks of groups. Signed bytes are listed with 128 added. Numbers of 16
-// bits are listed twice: the first bytes of all that a sum sees, then the last ones.
+// What the sums of a tile see, listed by sum, of a chunk of all groups. Signed bytes are listed with 128 added.
 template <typename L>
 class Lists {
     std::vector<uint32_t> index, values;
     std::vector<int64_t> start;  // of each list, and the end of the last
     std::vector<uint8_t> patch;
-    int64_t chunk_fours = 0, count = 0, chunk = 0;
+    int64_t first = 0, end = 0, count = 0;  // the chunk, and how many groups are listed
 
-    // Ends a list, with a group of zeros if it is odd
+    // Lists groups of the bytes at `from`, the first of which is the group `at` of its sum
+    INLINE void add(const uint8_t* from, int64_t groups, int64_t at) {
+        int64_t skipped = std::max<int64_t>(first - at, 0), n = std::min(groups, end - at) - skipped;
+        if (n > 0) count += L::find(from + 4 * skipped, n, at + skipped - first, &index[count], &values[count]);
+    }
+
+    // Ends the list of a sum, with a group of zeros if it is odd
     INLINE void close() {
         index[count] = values[count] = 0;
         count += (count - start.back()) & 1;
-        start.push_back(count), chunk++;
-    }
-
-    INLINE void begin() { chunk = 0; }
-
-    INLINE void end() {
-        while (chunk < chunks) close();
-    }
-
-    // Lists groups of the bytes at `from`, the first of which is the group `first` of its sum
-    INLINE void add(const uint8_t* from, int64_t groups, int64_t first) {
-        while (groups > 0) {
-            while (first >= (chunk + 1) * chunk_fours) close();
-            int64_t n = std::min(groups, (chunk + 1) * chunk_fours - first);
-            count += L::find(from, n, first - chunk * chunk_fours, &index[count], &values[count]);
-            from += 4 * n, groups -= n, first += n;
-        }
+        start.push_back(count);
     }
 
     // From the map as it is: rows of the kernel, or its places if there are groups. Channels are a multiple of four.
     INLINE void add_map(const Unit& u, const uint8_t* x, int64_t row, int64_t column) {
         int64_t size = u.group_inputs(), left = std::max<int64_t>(-column, 0), right = std::min(u.KW, u.W - column);
         int64_t places = u.groups == 1 ? right - left : 1;
-        begin();
         for (int64_t kh = std::max<int64_t>(-row, 0); kh < std::min(u.KH, u.H - row); kh++)
             for (int64_t kw = left; kw < right; kw += places)
                 add(x + ((row + kh) * u.W + column + kw) * u.C, places * size / 4, (kh * u.KW + kw) * size / 4);
-        end();
     }
 
     // From a copy, the first bytes of numbers or the last ones
@@ -158,40 +153,36 @@ class Lists {
                 uint8_t* to = &patch[(kh * u.KW + kw) * size];
                 for (int64_t i = 0; i < size; i++) to[i] = uint8_t(from[i] >> BITS) ^ ZERO;
             }
-        begin();
         add(patch.data(), u.fours(), 0);
-        end();
     }
 
 public:
-    int64_t chunks = 0;  // of each sum, once or twice
+    Fours of(int64_t sum) const { return {&index[start[sum]], &values[start[sum]], start[sum + 1] - start[sum]}; }
 
-    Fours of(int64_t list) const {
-        return {&index[start[list]], &values[start[list]], start[list + 1] - start[list]};
-    }
-
-    // Of steps t0 to t1 at the places of a tile, channels from `channel` on, in chunks of so many groups
-    void fill(const Unit& u, const Tile& tile, const void* x, int64_t t0, int64_t t1, int64_t channel, int64_t size) {
-        int64_t sums = (t1 - t0) * tile.places.size(), bytes = u.x_type == INT16 ? 2 : 1;
-        chunk_fours = size, chunks = across(u.fours(), size);
+    // Of steps t0 to t1 at the places of a tile: groups `first` to `end` of channels from `channel` on; of numbers of 16
+    // bits the first bytes or the last ones
+    void fill(const Unit& u, const Tile& tile, const void* x, int64_t t0, int64_t t1, int64_t channel, int64_t first,
+              int64_t end, bool first_bytes) {
+        this->first = first, this->end = end;
         // room for groups that are listed twice, for the ends of lists, and for the vectors that are written
-        size_t room = sums * bytes * (2 * u.fours() + chunks) + 32;
+        size_t room = (t1 - t0) * tile.places.size() * (2 * (end - first) + 1) + 32;
         if (index.size() < room) index.resize(room), values.resize(room);
         start.assign(1, 0), count = 0;
         for (int64_t t = t0; t < t1; t++)
             for (const Place& at : tile.places) {
                 int64_t row = at.row * u.SH - u.PH, column = at.column * u.SW - u.PW;
                 int64_t offset = t * u.x_step + at.n * u.H * u.W * u.C + channel;
-                if (u.x_type == INT16) {
+                if (u.x_type == INT16 && first_bytes)
                     add_copy<int16_t, true>(u, (const int16_t*)x + offset, row, column);
+                else if (u.x_type == INT16)
                     add_copy<int16_t, false>(u, (const int16_t*)x + offset, row, column);
-                } else if (u.x_type == INT8) {
+                else if (u.x_type == INT8)
                     add_copy<int8_t, true>(u, (const int8_t*)x + offset, row, column);
-                } else if (u.group_inputs() % 4) {
+                else if (u.group_inputs() % 4)
                     add_copy<uint8_t, true>(u, (const uint8_t*)x + offset, row, column);
-                } else {
+                else
                     add_map(u, (const uint8_t*)x + offset, row, column);
-                }
+                close();
             }
     }
 };
