@@ -210,6 +210,11 @@ def test_layers_of_ones_own_are_refused():
     }
 
 
+def test_a_convolution_by_itself_is_refused():
+    with pytest.raises(ValueError, match='what 1 does, which is a Conv2d by itself'):
+        timm_snn.to_nir(nn.Sequential(timm_snn.LIF(), nn.Conv2d(2, 3, 1)), (2, 8, 8))
+
+
 def test_without_nir(monkeypatch):
     monkeypatch.setitem(sys.modules, 'nir', None)
     assert timm_snn.why_not_nir(exact_layers()) == {}

@@ -131,12 +131,10 @@ def _import_nir() -> ModuleType:
 
 def _why_not(module: Any) -> str | None:
     """Why NIR cannot say what this layer does, its parts apart; or None."""
-    if isinstance(module, LIF) and type(module) in _RULES:
-        return (
-            'whose soft reset subtracts the threshold: NIR sets a membrane to a value'
-            if module.v_reset is None
-            else None
-        )
+    if isinstance(module, LIF) and module.v_reset is None:
+        return 'whose soft reset subtracts the threshold: NIR sets a membrane to a value'
+    if _rule_of(module) is _neuron:
+        return None
     if neurons.name_of(type(module)):
         return f'which is a {type(module).__name__}: of our neurons NIR has LIF and IF, with a hard reset'
     if hasattr(module, 'attn_lif'):
@@ -178,7 +176,13 @@ class _Graph:
 
     def emit(self, name: str, module: Any, x: _Stream) -> _Stream:
         """Add the layer of this name, and say what comes out of it."""
-        return _rule_of(module)(self, name, module, x)  # type: ignore[misc]
+        rule = _rule_of(module)
+        if rule is None:  # a part that `why_not_nir` knows, in a place that no rule knows
+            raise ValueError(
+                f'NIR cannot say what {name} does, which is a {type(module).__name__} by itself: the convolutions and '
+                'norms of a graph are those of ConvBn and ConvBnLif'
+            )
+        return rule(self, name, module, x)
 
     def chain(self, name: str, layer: Any, parts: Sequence[str], x: _Stream) -> _Stream:
         """Parts of a layer, by their names in it, one after the other."""
