@@ -100,8 +100,9 @@ def make(model: Any, form: str, folder: Path, threads: int) -> tuple[Run, float]
         fused = timm_snn.fuse(model)
         return fused, size_of(fused)
     if form == 'stream':
-        stream = timm_snn.stream(timm_snn.fuse(model))
-        return lambda x: stream(x[:, 0] if x.ndim == 5 else x), size_of(model)
+        fused = timm_snn.fuse(model)
+        stream = timm_snn.stream(fused)
+        return lambda x: stream(x[:, 0] if x.ndim == 5 else x), size_of(fused)
     if 'int8' in form:
         noise = torch.randn(64, *example_input(model).shape[1:], generator=torch.Generator().manual_seed(2))
         exported = timm_snn.quantize(model, noise)
