@@ -2,16 +2,16 @@
 
 import sys
 
-import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import timm_snn
 from tests.conftest import lively
 from tests.support.families import SMALLEST, shallow
+from timm_snn.export import read_metadata
+from timm_snn.export.nir import run
 from timm_snn.layers import ConvBn, ConvBnLif, SpikingMlp, SpikingResidual
 
 nir = pytest.importorskip('nir')
@@ -19,56 +19,19 @@ nir = pytest.importorskip('nir')
 DT = 1e-4
 
 
-def run(graph: nir.NIRGraph, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """A graph on frames [B, T, C, H, W], by Euler's rule: what comes out [B, T, ...], and what every node puts out."""
-    steps: dict[str, list[Tensor]] = {name: [] for name in graph.nodes}
-    membranes: dict[str, Tensor] = {}
-    for frame in frames.unbind(1):
-        values: dict[str, Tensor] = {}
-        while len(values) < len(graph.nodes):
-            for name, node in graph.nodes.items():
-                sources = [source for source, target in graph.edges if target == name]
-                if name not in values and all(source in values for source in sources):
-                    x = sum(values[source] for source in sources) if sources else frame
-                    values[name] = evaluate(name, node, x, membranes)
-                    steps[name].append(values[name])
-    outputs = {name: torch.stack(of_node, 1) for name, of_node in steps.items()}
-    return outputs['output'], outputs
-
-
-def evaluate(name: str, node: nir.NIRNode, x: Tensor, membranes: dict[str, Tensor]) -> Tensor:
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(array))
-
-    if isinstance(node, nir.Conv2d):
-        return F.conv2d(x, tensor(node.weight), tensor(node.bias), tuple(node.stride), tuple(node.padding))
-    if isinstance(node, nir.AvgPool2d):
-        return F.avg_pool2d(x, tuple(node.kernel_size), tuple(node.stride))
-    if isinstance(node, (nir.Input, nir.Output)):
-        return x
-    v = membranes.get(name, torch.zeros_like(x))
-    if isinstance(node, nir.IF):
-        h = v + DT * tensor(node.r) * x
-    else:
-        h = v + DT / tensor(node.tau) * (tensor(node.v_leak) - v + tensor(node.r) * x)
-    fires = h > tensor(node.v_threshold)
-    membranes[name] = torch.where(fires, tensor(node.v_reset), h)
-    return fires.to(x.dtype)
-
-
 @torch.no_grad()
 def assert_same_spikes(model: nn.Module, graph: nir.NIRGraph, frames: Tensor) -> None:
     """All neurons of a model and of its graph, which have the same names, on frames [B, T, C, H, W]."""
     with timm_snn.record(timm_snn.fuse(model)) as recording:
         logits = recording.model(frames)
-    outputs, of_nodes = run(graph, frames)
+    of_nodes = run(graph, frames)
     neurons = {name for name, node in graph.nodes.items() if isinstance(node, (nir.LIF, nir.IF))}
     assert neurons == recording.spikes.keys()
     for name, spikes in recording.spikes.items():
         ours = spikes.transpose(0, 1)
         assert torch.equal(of_nodes[name].reshape(ours.shape), ours), name
     assert sum(0 < spikes.mean() < 1 for spikes in recording.spikes.values()) > len(neurons) / 2
-    torch.testing.assert_close(outputs.mean(1).flatten(1), logits, rtol=0, atol=1e-10)
+    torch.testing.assert_close(of_nodes['output'].mean(1).flatten(1), logits, rtol=0, atol=1e-10)
 
 
 SETTINGS = [
@@ -106,6 +69,18 @@ def made(name: str, **kwargs: object) -> nn.Module:
     return lively(shallow(timm.create_model(name, num_classes=10, num_steps=4, **widths, **kwargs)).double().eval())
 
 
+def test_the_format_of_export(tmp_path):
+    """Checked when it is written, as other formats are."""
+    model = made('ms_resnet18', lif_layer='lif')
+    written = timm_snn.export(model, tmp_path / 'model.nir', example=torch.rand(2, 3, 16, 16).double())
+    assert written.format == 'nir' and written.difference < 1e-9 and written.same_class == written.checked == 6
+    about = read_metadata(tmp_path / 'model.nir')
+    assert (about['num_steps'], about['input_size'], about['num_classes']) == (4, [3, 16, 16], 10)
+    with pytest.raises(ValueError, match='which is max pooling'):
+        timm_snn.export(timm.create_model('msvit_4_96'), tmp_path / 'other.nir')
+    assert not (tmp_path / 'other.nir').exists()
+
+
 def test_a_threshold_that_is_met_exactly():
     """We fire at the threshold, NIR above it."""
     net = exact_layers()
@@ -113,8 +88,7 @@ def test_a_threshold_that_is_met_exactly():
     with timm_snn.record(net, membranes=True) as recording:
         ours = net(frames.transpose(0, 1)).transpose(0, 1)
     assert any((h == 1).any() for h in recording.membranes.values())
-    outputs, _ = run(timm_snn.to_nir(net, (2, 8, 8)), frames)
-    assert torch.equal(outputs, ours)
+    assert torch.equal(run(timm_snn.to_nir(net, (2, 8, 8)), frames)['output'], ours)
 
 
 def exact_layers() -> nn.Sequential:
@@ -208,6 +182,11 @@ def test_layers_of_ones_own_are_refused():
     assert timm_snn.why_not_nir(nn.Sequential(Mine(4, 8))) == {
         '0': 'which is a Mine: this export does not know how it connects its parts'
     }
+
+
+def test_a_convolution_by_itself_is_refused():
+    with pytest.raises(ValueError, match='what 1 does, which is a Conv2d by itself'):
+        timm_snn.to_nir(nn.Sequential(timm_snn.LIF(), nn.Conv2d(2, 3, 1)), (2, 8, 8))
 
 
 def test_without_nir(monkeypatch):

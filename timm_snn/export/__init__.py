@@ -6,6 +6,7 @@
 | `torch_export` | .pt2  | torch, without timm and this package                        | in the file  |
 | `aoti`         | .pt2  | torch or libtorch, in Python or C++, on processors as here  | in the file  |
 | `executorch`   | .pte  | ExecuTorch, on phones and boards                            | in FILE.json |
+| `nir`          | .nir  | simulators and neuromorphic chips, as a graph of neurons    | in the file  |
 """
 
 import shutil
@@ -29,7 +30,7 @@ from .metadata import describe, write_beside
 __all__ = ['FORMATS', 'Exported', 'export', 'read_metadata']
 
 # Of each format, which is a file of this folder, the suffix that its files have.
-FORMATS = {'onnx': '.onnx', 'torch_export': '.pt2', 'aoti': '.pt2', 'executorch': '.pte'}
+FORMATS = {'onnx': '.onnx', 'torch_export': '.pt2', 'aoti': '.pt2', 'executorch': '.pte', 'nir': '.nir'}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def export(
     format that cannot hold it in FILE.json, and `timm_snn.export.read_metadata` reads it.
 
     Args:
-        file: Its suffix is that of the format: .onnx, .pt2 or .pte.
-        format: 'onnx', 'torch_export', 'aoti' or 'executorch'; None goes by the suffix, .pt2 is 'torch_export' then.
+        file: Its suffix is that of the format: .onnx, .pt2, .pte or .nir.
+        format: 'onnx', 'torch_export', 'aoti', 'executorch' or 'nir'; None goes by the suffix, .pt2 is 'torch_export' then.
         example: A batch of at least two, which says what the input looks like and is what the file is checked on; by
             default random numbers of the size in the model's config, frames for a model of events.
         labels: Names of the classes; by default those saved with the model, or ImageNet's.

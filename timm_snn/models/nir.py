@@ -131,12 +131,10 @@ def _import_nir() -> ModuleType:
 
 def _why_not(module: Any) -> str | None:
     """Why NIR cannot say what this layer does, its parts apart; or None."""
-    if isinstance(module, LIF) and type(module) in _RULES:
-        return (
-            'whose soft reset subtracts the threshold: NIR sets a membrane to a value'
-            if module.v_reset is None
-            else None
-        )
+    if isinstance(module, LIF) and module.v_reset is None:
+        return 'whose soft reset subtracts the threshold: NIR sets a membrane to a value'
+    if _rule_of(module) is _neuron:
+        return None
     if neurons.name_of(type(module)):
         return f'which is a {type(module).__name__}: of our neurons NIR has LIF and IF, with a hard reset'
     if hasattr(module, 'attn_lif'):
@@ -178,7 +176,13 @@ class _Graph:
 
     def emit(self, name: str, module: Any, x: _Stream) -> _Stream:
         """Add the layer of this name, and say what comes out of it."""
-        return _rule_of(module)(self, name, module, x)  # type: ignore[misc]
+        rule = _rule_of(module)
+        if rule is None:  # a part that `why_not_nir` knows, in a place that no rule knows
+            raise ValueError(
+                f'NIR cannot say what {name} does, which is a {type(module).__name__} by itself: the convolutions and '
+                'norms of a graph are those of ConvBn and ConvBnLif'
+            )
+        return rule(self, name, module, x)
 
     def chain(self, name: str, layer: Any, parts: Sequence[str], x: _Stream) -> _Stream:
         """Parts of a layer, by their names in it, one after the other."""
@@ -230,10 +234,10 @@ def _rule_of(module: nn.Module) -> _Rule | None:
     """The rule of its class or of a base of that, unless a user's class has a `forward` of its own."""
     if isinstance(module, LIF):
         return _RULES.get(type(module))
-    base = next((cls for cls in type(module).__mro__ if cls in _RULES), None)
+    base: Any = next((cls for cls in type(module).__mro__ if cls in _RULES), None)
     forward: Any = type(module).forward
     is_known = base is not None and (forward is base.forward or forward.__module__.startswith('timm_snn.'))
-    return _RULES[base] if base is not None and is_known else None
+    return _RULES[base] if is_known else None
 
 
 @_rule(nn.Identity, DropPath, nn.Dropout)
@@ -256,13 +260,13 @@ def _neuron(graph: _Graph, name: str, layer: LIF, x: _Stream) -> _Stream:
         number = number.detach().cpu().double().numpy() if isinstance(number, Tensor) else np.float64(number)
         return np.array(np.broadcast_to(number.reshape(channels).astype(dtype), x.shape))
 
-    threshold = layer.learned_threshold()
-    threshold = everywhere((settings.v_threshold if threshold is None else threshold) - settings.v_rest)
-    zero, below = np.zeros(x.shape, dtype), np.nextafter(threshold, dtype(-np.inf))
-    tau = layer.learned_tau()
-    if tau is None and settings.tau == math.inf:
+    learned_threshold, learned_tau = layer.learned_threshold(), layer.learned_tau()
+    threshold = settings.v_threshold if learned_threshold is None else learned_threshold
+    below = np.nextafter(everywhere(threshold - settings.v_rest), dtype(-np.inf))
+    zero = np.zeros(x.shape, dtype)
+    if settings.tau == math.inf:
         return graph.add(name, graph.nir.IF(everywhere(1 / graph.dt), below, zero), x)
-    tau = everywhere(settings.tau if tau is None else tau)
+    tau = everywhere(settings.tau if learned_tau is None else learned_tau)
     resistance = np.ones_like(tau) if settings.decay_input else tau
     return graph.add(name, graph.nir.LIF(tau * dtype(graph.dt), resistance, zero, below, zero), x)
 

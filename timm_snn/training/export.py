@@ -1,4 +1,4 @@
-"""Write a trained model for another runtime: ONNX, torch.export, AOTInductor or ExecuTorch.
+"""Write a trained model for another runtime: ONNX, torch.export, AOTInductor, ExecuTorch or NIR.
 
     timm-snn export local-dir:output/digits/model
     timm-snn export msvit_4_96.fashion_mnist --pretrained --format torch_export --output fashion.pt2
