@@ -99,8 +99,7 @@ class Watch:
             self._names = list(gradients)
             largest = torch._foreach_norm(list(gradients.values()), math.inf)
             batch = batch | {FINITE: torch.stack(largest).isfinite()}
-        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm)
-        self.numbers[NORM] = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # of what FSDP spreads
+        self.numbers[NORM] = self._clipped(max_norm)
         self.numbers.copy_(self.accelerator.reduce(self.numbers))
         if self.defers:
             had_failed = self.failed > 0
@@ -114,6 +113,14 @@ class Watch:
             self.row = self.numbers.tolist()
             if not math.isfinite(self.row[LOSS]) or not (math.isfinite(self.row[NORM]) or self._tries_again()):
                 self._fail(self.row, batch)
+
+    def _clipped(self, max_norm: float) -> Any:
+        """The norm of the gradients before they are clipped; where they are not, it is all that is computed."""
+        if math.isinf(max_norm) and self.accelerator.distributed_type != DistributedType.FSDP:
+            self.accelerator.unscale_gradients()
+            return torch.stack(torch._foreach_norm(list(self._gradients().values()))).norm()
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm)
+        return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # of what FSDP spreads
 
     def _tries_again(self) -> bool:
         """True if a scaler halves the gradients, which are too large for float16, and skips this update."""
