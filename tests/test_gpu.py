@@ -214,15 +214,30 @@ def trained_weights(folder, *arguments):
     return weights(folder)
 
 
-def test_the_recipe_with_a_cuda_graph_trains_as_without(tmp_path):
-    options = ['--max-steps', '8', '--model-ema', '--grad-accum-steps', '2', '--clip-grad', '1', '--deterministic']
+PHASES = ['--num-steps-schedule', '0=1', '0.5=4', '--epochs', '2', '--max-train-samples', '1024']
+
+
+@pytest.mark.parametrize('more', [[], ['--opt', 'muon', '--opt-kwargs', 'nesterov=True'], PHASES])
+def test_the_recipe_with_a_cuda_graph_trains_as_without(tmp_path, more):
+    options = [
+        *more,
+        '--max-steps',
+        '12',
+        '--model-ema',
+        '--grad-accum-steps',
+        '2',
+        '--clip-grad',
+        '1',
+        '--deterministic',
+    ]
     plain = trained_weights(tmp_path / 'plain', *options)
     recorded = trained_weights(tmp_path / 'graph', *options, '--cuda-graph')
     for name, weight in plain.items():
         torch.testing.assert_close(recorded[name].float(), weight.float(), rtol=1e-2, atol=1e-3)
 
 
-def test_a_loss_that_is_not_finite_stops_a_recorded_run(tmp_path):
+@pytest.mark.parametrize('opt', ['adamw', 'muon'])
+def test_a_loss_that_is_not_finite_stops_a_recorded_run(tmp_path, opt):
     with pytest.raises(SystemExit, match='the state before it and its batch are in'):
-        trained_weights(tmp_path, '--lr', '1e30', '--warmup-epochs', '0', '--cuda-graph')
+        trained_weights(tmp_path, '--lr', '1e30', '--warmup-epochs', '0', '--cuda-graph', '--opt', opt)
     assert (tmp_path / 'failed' / 'facts.json').is_file() and not (tmp_path / 'checkpoints').exists()

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from tests.support.scripts import ROOT
 from tests.support.training import weights
 from timm_snn.data import CIFAR10DVS
 from timm_snn.training.data import BUNDLED
-from timm_snn.training.options import as_config, training_options
+from timm_snn.training.options import as_config, phase_options, training_options
+from timm_snn.training.schedules import Phases
 
 FOLDER = ROOT / 'recipes' / 'configs' / 'msvit'
 ALL = sorted(str(path.relative_to(FOLDER).with_suffix('')) for path in FOLDER.rglob('*.yaml'))
@@ -37,6 +39,10 @@ BIG = {'imagenet_10_512', 'imagenet_10_768', 'imagenet_10_768_384px'}
 DRY_RUNS = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) for name in ALL]
 # A small member of each family, by one recipe.
 FAMILY = sorted(path.stem for path in (FOLDER.parent / 'family').glob('*.yaml'))
+
+
+# The least time to an accuracy.
+SPEEDRUN = sorted(path.stem for path in (FOLDER.parent / 'speedrun').glob('*.yaml'))
 
 
 def options_of(name: str) -> dict:
@@ -153,7 +159,7 @@ def model_of(options: dict, **kwargs: object) -> Any:
         **options['model_kwargs'],
         **kwargs,
     }
-    return timm.create_model(name, device='meta', **kwargs)
+    return timm.create_model(name, **{'device': 'meta', **kwargs})
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -277,3 +283,23 @@ def test_the_families_are_trained_on_equal_terms(quick_train, garments, name):
     small = ['--max-steps', 1, '--batch-size', 2, '--max-val-samples', 2]
     printed = quick_train('--config', FOLDER / f'{path}.yaml', *small, '--data-dir', garments)
     assert printed.splitlines()[-1].startswith('top-1: ')
+
+
+@pytest.mark.parametrize('name', SPEEDRUN)
+def test_a_fast_recipe_is_what_its_header_says_and_trains(quick_train, photos, name):
+    path = f'../speedrun/{name}'
+    options, text = options_of(path), header(path)
+    model = model_of(options, device='cpu')
+    (stated,) = re.findall(r'\(([\d,]+) parameters', text)
+    assert f'{sum(p.numel() for p in model.parameters()):,}' == stated
+    assert ('Not run here.' in text) != ('# Measured' in text) and options['output'] == f'output/{name}'
+    assert f'--config recipes/configs/speedrun/{name}.yaml' in text
+    phases = Phases(model, (3, 32, 32), torch.device('cpu'), **phase_options(Namespace(**options)))
+    flop = SIZES[options['dataset']] * sum(phases.flop(phases.of(epoch)) for epoch in range(phases.epochs))
+    rows = re.findall(rf'^\| `{name}` \|.*', (ROOT / 'recipes' / 'README.md').read_text(), re.MULTILINE)
+    assert len(rows) == 1 and ('not run' in rows[0]) == ('Not run here.' in text)
+    stated = re.findall(r'# Estimated: (\S+) FLOP', text) + re.findall(r' (\d\.\de\d\d) ', rows[0])
+    assert [float(number) for number in stated] == pytest.approx([flop] * len(stated), rel=0.05) and stated
+    small = ['--max-steps', 1, '--batch-size', 2, '--max-train-samples', 120, '--max-val-samples', 2]
+    data = ['--dataset', f'hfds/{photos}/parquet', '--data-dir', photos / 'cache', '--no-cuda-graph']
+    assert quick_train('--config', FOLDER / f'{path}.yaml', *small, *data).splitlines()[-1].startswith('top-1: ')

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from tests.training.test_watch import Small, deferring  # noqa: F401  # a fixture
+from tests.training.test_watch import Small, capturable, deferring, muon  # noqa: F401  # fixtures
 from timm_snn.training import graph
 from timm_snn.training.errors import UserError
 from timm_snn.training.graph import Replayed, check_graph
@@ -32,8 +32,8 @@ class FakeGraph:
             group['lr'] = number
 
 
-def trained(folder, monkeypatch, is_recorded):
-    run = Small(folder)
+def trained(folder, monkeypatch, is_recorded, opt=torch.optim.AdamW):
+    run = Small(folder, opt)
     monkeypatch.setattr(FakeGraph, 'optimizer', run.optimizer, raising=False)
     monkeypatch.setattr(graph, 'CudaGraph', FakeGraph)
     update = Replayed(run.update, run.optimizer) if is_recorded else run.update
@@ -46,12 +46,17 @@ def trained(folder, monkeypatch, is_recorded):
     return run, update
 
 
-@pytest.mark.usefixtures('deferring')
-def test_a_replayed_run_is_the_same_run(tmp_path, monkeypatch):
-    plain, _ = trained(tmp_path / 'plain', monkeypatch, False)
-    recorded, update = trained(tmp_path / 'recorded', monkeypatch, True)
+@pytest.mark.usefixtures('deferring', 'capturable')
+@pytest.mark.parametrize(
+    ('opt', 'tolerance'),
+    [(torch.optim.AdamW, dict(rtol=1e-6, atol=1e-7)), (muon, dict(rtol=5e-3, atol=1e-4))],
+)
+def test_a_replayed_run_is_the_same_run(tmp_path, monkeypatch, opt, tolerance):
+    plain, _ = trained(tmp_path / 'plain', monkeypatch, False, opt)
+    recorded, update = trained(tmp_path / 'recorded', monkeypatch, True, opt)
     for ours, theirs in zip(recorded.state().values(), plain.state().values(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)  # a rate in a tensor is float32
+        # a rate in a tensor is float32, and Muon's products are bfloat16
+        torch.testing.assert_close(ours, theirs, **tolerance)
     assert recorded.progress.updates == 7 and recorded.progress.hits == plain.progress.hits
     assert isinstance(recorded.optimizer.param_groups[0]['lr'], float)
     with pytest.raises(UserError, match=r'recorded with a batch of \[8, 3\].* \[5, 3\]'):

@@ -147,7 +147,7 @@ def test_padded_crops_have_the_pixels_of_torchvision():
     padded = TF.pad(image, [4], padding_mode='reflect')
     expected = as_tensor(TF.hflip(TF.crop(padded, *corner, 20, 24)))
     augment = Augmentation(CONFIG | {'input_size': (3, 20, 24)}, hflip=1.0, color_jitter=0.0, pad_crop=4)
-    drawn = [torch.tensor([corner]).double() / 9 + 1e-9, torch.zeros(1, 1).double()]
+    drawn = [(torch.tensor([corner]).double() + 0.5) / 9, torch.zeros(1, 1).double()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(on_device, '_Draws', lambda *_: Draws(*drawn))
         found = augment(as_tensor(image).byte(), (0, 0), torch.tensor([0]))
@@ -155,9 +155,18 @@ def test_padded_crops_have_the_pixels_of_torchvision():
     torch.testing.assert_close(found, (expected / 255 - mean) / std)
 
 
-def test_padded_crops_are_anywhere():
-    boxes = on_device.draw_shifts(on_device._Draws((0, 0), torch.arange(500)), 8, 12, 1)
-    assert {tuple(box) for box in boxes.tolist()} == {(i, j, 8, 12) for i in range(3) for j in range(3)}
+@pytest.mark.parametrize('size', [(8, 12), (6, 9)])
+def test_padded_crops_are_anywhere_and_resized_to_any_size(size):
+    augment = Augmentation(CONFIG | {'input_size': (3, *size)}, hflip=0.0, color_jitter=0.0, pad_crop=1)
+    image = picture(8, 12)
+    found = augment(as_tensor(image).byte().expand(300, -1, -1, -1), (0, 0), torch.arange(300))
+    padded = TF.pad(image, [1], padding_mode='reflect')
+    mean, std = (torch.tensor(CONFIG[name]).view(1, 3, 1, 1) for name in ('mean', 'std'))
+    places = [(i, j) for i in range(3) for j in range(3)]
+    crops = [TF.resized_crop(padded, *place, 8, 12, list(size), InterpolationMode.BICUBIC) for place in places]
+    expected = (torch.cat([as_tensor(crop) for crop in crops]) / 255 - mean) / std
+    distance = (found[:, None] - expected).abs().flatten(2).amax(2)  # to each of the nine
+    assert distance.amin(1).max() < 0.03 and set(distance.argmin(1).tolist()) == set(range(9))  # of a level or two
 
 
 def test_an_image_cut_out_on_the_device_is_that_of_the_loader(monkeypatch):

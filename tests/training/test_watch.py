@@ -1,5 +1,6 @@
 """Updates that are not looked at one by one: what stops, what is kept, and what the host waits for."""
 
+import copy
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from timm.optim import Muon
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -77,6 +79,34 @@ def test_a_failure_that_is_seen_later_leaves_the_state_before_it(deferring, tmp_
     assert '0.weight' in facts['gradients that are not finite'] and run.progress.updates == 3
     steps = [float(state['step']) for state in run.optimizer.state.values() if 'step' in state]
     assert all(step == 3 for step in steps)
+
+
+def muon(params, lr):
+    """Of matrices that timm thinks too small for it."""
+    params = list(params)
+    matrices, others = ([p for p in params if (p.ndim > 1) == is_one] for is_one in (True, False))
+    return Muon([{'params': matrices, 'use_muon': True}, {'params': others}], lr=lr)
+
+
+@pytest.fixture
+def capturable(monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr('timm.optim.adamw._check_capturable_devices', lambda *_: None)
+
+
+def test_muon_goes_back_to_the_state_before_a_failure(deferring, capturable, tmp_path):
+    run = Small(tmp_path, muon)
+    for _ in range(3):
+        run.step()
+    before, moments = run.state(), copy.deepcopy(run.optimizer.state_dict()['state'])
+    assert {state['use_muon'] for state in moments.values()} == {True, False}
+    for value in (math.nan, 1.0, math.inf):
+        run.step(value)
+    with pytest.raises(UserError, match='in update 4 of epoch 1'):
+        run.watch.look()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.state().items())
+    after = run.optimizer.state_dict()['state']
+    assert all(torch.equal(after[i][key], x) for i in after for key, x in moments[i].items() if key != 'use_muon')
 
 
 def test_a_failure_in_batches_of_another_shape_than_the_first_is_kept(deferring, tmp_path):

@@ -270,7 +270,8 @@ class Checkpoints:
     def keep_buffers(self, model: torch.nn.Module, has_failed: torch.Tensor | None = None) -> None:
         """Copy the buffers before an update, for `fail`: a forward pass changes the running statistics in them.
 
-        Where `has_failed`, which is on the device, says that an update before this one failed, the copies stay.
+        What `keep_too` was given is copied with them. Where `has_failed`, which is on the device, says that an update
+        before this one failed, the copies stay.
         """
         if not self._copies:
             self._buffers = list(model.buffers())
@@ -279,6 +280,12 @@ class Checkpoints:
             torch._foreach_copy_(self._copies, self._buffers)  # as optimizers do it: hundreds, in a few kernels
         else:
             self._keep_unless(has_failed)
+
+    def keep_too(self, tensors: list[torch.Tensor]) -> None:
+        """Copy these as the buffers from now on."""
+        self._buffers += tensors
+        self._copies += [tensor.clone() for tensor in tensors]
+        self._packed = []
 
     def _keep_unless(self, has_failed: torch.Tensor) -> None:
         """Copy the buffers in a few kernels: all of a dtype lie in one tensor, whose parts the copies then are."""

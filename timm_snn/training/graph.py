@@ -32,7 +32,7 @@ def check_graph(
         (compile, 'recording compiled layers is not supported: leave out --compile'),
         (grad_checkpointing, '--grad-checkpointing reads random states on the host, which cannot be recorded'),
         (packed_spikes, '--packed-spikes looks at values on the host, which cannot be recorded'),
-        (not can_defer(accelerator, optimizer), f'--opt {opt} cannot be recorded: use sgd, adam or adamw'),
+        (not can_defer(accelerator, optimizer), f'--opt {opt} cannot be recorded: use sgd, adam, adamw or muon'),
     ):
         if is_so:
             raise UserError(f'--cuda-graph: {reason}')

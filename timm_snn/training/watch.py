@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from timm.optim import Muon
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoints
@@ -16,25 +17,26 @@ __all__ = ['Watch', 'can_defer']
 LOSS, HITS, NORM, STOP, SECONDS = range(5)  # of an update, as sums over processes
 PATIENCE = 2.0  # seconds for which a signal to stop waits until the host looks, if an update is not longer
 FINITE = 'gradients that are finite'
-CAN_SKIP = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+CAN_SKIP = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)  # an update, by themselves
+NEEDS_NO_HOST = (*CAN_SKIP, Muon)
 
 
 def can_defer(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> bool:
-    """True if the device can leave out an update by itself: on a GPU, where waiting costs, with a fused optimizer.
+    """True if updates can follow each other without the host: on a GPU, where waiting costs, with these optimizers.
 
     FSDP spreads what would be looked at, and a scaler has its own idea of what is left out.
     """
     is_whole = accelerator.distributed_type != DistributedType.FSDP and accelerator.scaler is None
-    return accelerator.device.type == 'cuda' and is_whole and type(optimizer) in CAN_SKIP
+    return accelerator.device.type == 'cuda' and is_whole and type(optimizer) in NEEDS_NO_HOST
 
 
 class Watch:
     """Numbers of the updates since the last look, and the look at them, which waits for the device.
 
     Where it `defers` (see `can_defer`), updates follow each other without a look. The device itself notes the first
-    loss or gradient that is not finite. From that update on its optimizer changes neither weights nor its own state,
-    and what `Checkpoints.fail` needs of that update is kept until the look finds it. Elsewhere the host reads the
-    numbers of every update before the optimizer goes on.
+    loss or gradient that is not finite. From that update on a fused optimizer changes neither weights nor its state; of
+    others, weights and state before it are kept. What `Checkpoints.fail` needs of that update is kept until the look
+    finds it. Elsewhere the host reads the numbers of every update before the optimizer goes on.
     """
 
     def __init__(
@@ -62,8 +64,8 @@ class Watch:
         self._seconds = 0.0  # of an update up to the last look, the waiting included; 0 is not known yet
         self.defers = False  # not in the first update, in which the optimizer makes its state
         self._will_defer = can_defer(accelerator, optimizer)
-        if type(optimizer) in CAN_SKIP:
-            set_fused(optimizer, accelerator.device, self._will_defer)
+        if type(optimizer) in NEEDS_NO_HOST:
+            keep_on_device(optimizer, accelerator.device, self._will_defer)
 
     @property
     def updates(self) -> int:
@@ -99,8 +101,7 @@ class Watch:
             self._names = list(gradients)
             largest = torch._foreach_norm(list(gradients.values()), math.inf)
             batch = batch | {FINITE: torch.stack(largest).isfinite()}
-        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm)
-        self.numbers[NORM] = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # of what FSDP spreads
+        self.numbers[NORM] = self._clipped(max_norm)
         self.numbers.copy_(self.accelerator.reduce(self.numbers))
         if self.defers:
             had_failed = self.failed > 0
@@ -115,6 +116,14 @@ class Watch:
             if not math.isfinite(self.row[LOSS]) or not (math.isfinite(self.row[NORM]) or self._tries_again()):
                 self._fail(self.row, batch)
 
+    def _clipped(self, max_norm: float) -> Any:
+        """The norm of the gradients before they are clipped; where they are not, it is all that is computed."""
+        if math.isinf(max_norm) and self.accelerator.distributed_type != DistributedType.FSDP:
+            self.accelerator.unscale_gradients()
+            return torch.stack(torch._foreach_norm(list(self._gradients().values()))).norm()
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), max_norm)
+        return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm  # of what FSDP spreads
+
     def _tries_again(self) -> bool:
         """True if a scaler halves the gradients, which are too large for float16, and skips this update."""
         scaler = self.accelerator.scaler
@@ -123,8 +132,12 @@ class Watch:
     def end(self) -> None:
         """Count the update."""
         self._pending.append(self.numbers.clone() if self.defers else self.row)
-        if self._will_defer:
-            self.defers, self.optimizer.found_inf = True, self.failed  # type: ignore[attr-defined]
+        if self._will_defer and not self.defers:
+            self.defers = True
+            if type(self.optimizer) in CAN_SKIP:
+                self.optimizer.found_inf = self.failed  # type: ignore[attr-defined]
+            else:
+                self.checkpoints.keep_too(changed_by(self.optimizer))
 
     def look(self) -> bool:
         """Wait for the updates since the last look and add them to the progress. Returns whether to stop.
@@ -159,10 +172,17 @@ class Watch:
         self.checkpoints.fail(self.model, batch, row[LOSS] / self.samples, norm, broken)
 
 
-def set_fused(optimizer: torch.optim.Optimizer, device: torch.device, fused: bool) -> None:
-    """Let torch's optimizer run as one kernel or not, whatever the checkpoint that it was loaded from says."""
+def changed_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The weights and the state of an optimizer that has made an update."""
+    weights = [weight.detach() for group in optimizer.param_groups for weight in group['params']]
+    return weights + [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+
+
+def keep_on_device(optimizer: torch.optim.Optimizer, device: torch.device, on: bool) -> None:
+    """Let an optimizer run without the host or not, whatever the checkpoint that it was loaded from says."""
+    option, off = ('fused', None) if type(optimizer) in CAN_SKIP else ('capturable', False)
     for group in optimizer.param_groups:
-        group['fused'] = fused or None
+        group[option] = on or off
     for state in optimizer.state.values():
-        if fused and 'step' in state:
+        if on and 'step' in state:
             state['step'] = state['step'].to(device, torch.float32)
