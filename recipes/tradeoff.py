@@ -46,6 +46,7 @@ COLUMNS = (
     *(f'mj_{name.lower()}' for name in CONVENTIONS),
     *('mj_dense', 'images_per_s', 'hardware'),
 )
+SHOWN = 16  # points below the best that the picture has room for; with too few steps a network says nothing
 CONFIGS = Path(__file__).parent / 'configs'
 
 
@@ -101,7 +102,7 @@ def opened(source: str, network: str, T: int) -> Any:
 
 def measure(name: str, network: str, source: str, T: int, args: Namespace, known: dict[str, str]) -> dict[str, Any]:
     """Accuracy, rate and energy of one row; as `known` where that is of the same samples."""
-    model, data = opened(source, network, T), source_of(name, args)
+    data, model = source_of(name, args), opened(source, network, T)
     samples = open_samples(data, args.split, model, args.max_val_samples)
     if known.get('data') == samples.description and not args.again:
         return known
@@ -176,6 +177,10 @@ def draw(rows: Sequence[dict[str, str]]) -> Figure:
             energy.set(xlabel='mJ per sample (estimate, arithmetic only)', xscale='log')
             energy.legend(fontsize=8)
             time.set(xlabel='ms per image')
+            if not fast:
+                time.text(0.5, 0.5, 'not measured', transform=time.transAxes, ha='center')
+            best = max(float(row['top1']) for rows_of in of.values() for row in rows_of)
+            steps.set_ylim(best - SHOWN, best + 1)
     return figure
 
 

@@ -1,6 +1,7 @@
 """Rows for hub/results.csv."""
 
 import csv
+import math
 import subprocess
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from timm_snn.training.results import COLUMNS, commit_of, dataset_name, results_
 ROOT = Path(__file__).parents[2]
 
 
-def row_of(argv: list[str]) -> dict[str, str]:
-    summary = {'epoch': 2, 'seconds': 90.0, 'flop': 3e9}
+def row_of(argv: list[str], flop: float = 3e9) -> dict[str, str]:
+    summary = {'epoch': 2, 'train_seconds': 90.0, 'train_flop': flop}
     facts = dict(top1=98.765, summary=summary, processes=2, clone=Path('nowhere'), device=torch.device('cpu'))
     facts |= dict(is_tested=False)
     return results_row(as_config(training_options(argv)), argv, **facts)
@@ -28,6 +29,10 @@ def test_a_row_has_the_columns_of_the_file_and_says_how_it_was_made():
     assert (row['split'], row['split_kind'], row['top1']) == ('fold 2/5 of all samples', 'folds', '98.77')
     assert row['command'] == 'accelerate launch recipes/train.py --dataset digits --fold 2/5 --seed 7 --epochs 3'
     assert (row['minutes'], row['epochs'], float(row['flop'])) == ('1.5', '3', 3e9) and row['hardware'].endswith('CPU cores') and row['commit'] == ''
+
+
+def test_what_an_earlier_version_did_not_count_is_left_empty():
+    assert row_of([], flop=math.nan)['flop'] == ''
 
 
 def test_the_commit_is_that_of_a_clone(tmp_path):

@@ -1,5 +1,6 @@
 """The result of a run as a row of hub/results.csv, to be pasted there."""
 
+import math
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,8 @@ def results_row(
         'top1': f'{top1:.2f}',
         'seed': str(run['seed']),
         'epochs': str(summary['epoch'] + 1),
-        'minutes': f'{summary["seconds"] / 60:.1f}',
-        'flop': f'{summary["flop"]:.2e}',
+        'minutes': _known(summary['train_seconds'] / 60, '.1f'),
+        'flop': _known(summary['train_flop'], '.2e'),
         'hardware': f'{processes} {torch.cuda.get_device_name(device)}'
         if on_gpu
         else f'{cores} CPU core{"s" * (cores > 1)}',
@@ -64,6 +65,10 @@ def results_row(
         'command': f'accelerate launch recipes/train.py {shlex.join(words)}',
     }
     return {column: row.get(column, '') for column in COLUMNS}
+
+
+def _known(number: float, how: str) -> str:
+    return '' if math.isnan(number) else format(number, how)
 
 
 def commit_of(clone: Path) -> str:
