@@ -28,7 +28,11 @@ def test_a_row_has_the_columns_of_the_file_and_says_how_it_was_made():
     assert tuple(row) == COLUMNS
     assert (row['split'], row['split_kind'], row['top1']) == ('fold 2/5 of all samples', 'folds', '98.77')
     assert row['command'] == 'accelerate launch recipes/train.py --dataset digits --fold 2/5 --seed 7 --epochs 3'
-    assert (row['minutes'], row['epochs'], float(row['flop'])) == ('1.5', '3', 3e9) and row['hardware'].endswith('CPU cores') and row['commit'] == ''
+    assert (
+        (row['minutes'], row['epochs'], float(row['flop'])) == ('1.5', '3', 3e9)
+        and row['hardware'].endswith('CPU cores')
+        and row['commit'] == ''
+    )
 
 
 def test_what_an_earlier_version_did_not_count_is_left_empty():
