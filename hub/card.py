@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from model_folder import LOCAL, ROOT, Source, fixed_input, open_source, read_report, shorten
+from model_folder import LOCAL, ROOT, Source, fixed_input, open_source, read_report
 
 import timm_snn
 from timm_snn.data import frame_settings, has_frame_settings
@@ -27,6 +27,7 @@ from timm_snn.training.data import EVENT_DATASETS
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.models import steps_of
 from timm_snn.training.options import ArgumentParser, as_config, training_options
+from timm_snn.training.results import dataset_name, describe_split
 from timm_snn.training.tables import read_csv
 
 __all__ = ['find_results', 'make_card']
@@ -74,20 +75,11 @@ def own_result(source: Source) -> dict[str, str] | None:
         history = history[: tested['epoch']] if tested else []
     if not history:
         return None
-    split = run['val_split']
-    if run.get('fold'):
-        split = f'fold {run["fold"]} of all samples'
-    if run.get('max_val_samples'):
-        split += f', at most {run["max_val_samples"]:,} samples of it'
-    if run.get('max_train_samples'):
-        split += f'; trained on at most {run["max_train_samples"]:,} samples'
-    if tested:
-        split += '; the epoch was picked by held-out training samples'
     top1 = tested['top1'] if tested else history[-1].get('ema_top1') or history[-1]['eval_top1']
     return {
         'model': source.name,
         'dataset': dataset_name(run),
-        'split': split,
+        'split': describe_split(run, bool(tested)),
         'top1': f'{float(top1):.2f}',
         'seed': str(run['seed']),
         'epochs': str(len(history)),
@@ -128,12 +120,6 @@ def describe(source: Source, result: dict[str, str] | None) -> str:
         data = result['dataset'] if result else dataset_name(source.run)
         text += f' `{source.name}`, trained with timm_snn on {data}.'
     return text
-
-
-def dataset_name(run: dict[str, Any]) -> str:
-    """The name of the data in the options of a run, without the folders above it."""
-    name = shorten(run['dataset']).removeprefix('hfds/').removeprefix('torch/').replace('event_folder', '')
-    return name or Path(run.get('data_dir') or 'a folder').name
 
 
 def details(source: Source, dtype: str) -> str:
@@ -246,7 +232,7 @@ def results(source: Source, own: dict[str, str] | None, rows: list[dict[str, str
     if source.has_weights and own is None:
         lines.append('These weights were not evaluated here.')
     table = [('these', own)] if own else []
-    table += [('another run' if source.has_weights else 'a run', row) for row in rows if row is not own]
+    table += [(whose(row, source), row) for row in rows if row is not own]
     if table:
         cells = ('dataset', 'split', 'top1', 'seed', 'epochs')
         body = [[which, *(row[cell] for cell in cells), f'`{row["command"]}`'] for which, row in table]
@@ -254,6 +240,13 @@ def results(source: Source, own: dict[str, str] | None, rows: list[dict[str, str
         picked = source.run.get('val_fraction') is not None
         lines.append(f'Top-1 in percent after the last of these epochs{"" if picked else "; none was picked"}.')
     return '\n\n'.join(lines) or 'No accuracy has been measured.'
+
+
+def whose(row: dict[str, str], source: Source) -> str:
+    """The weights that a row of hub/results.csv is about, beside those of the card."""
+    if source.has_weights:
+        return 'another run'
+    return 'these' if row['weights'] == source.name else 'a run'
 
 
 def energy(source: Source, report: Report | None) -> str:
@@ -319,6 +312,7 @@ def author_name(author: dict[str, str]) -> str:
 def metadata(source: Source, title: str, own: dict[str, str] | None, rows: list[dict[str, str]]) -> ModelCardData:
     """The head of the card, with a model-index of results: of these weights, or of a registered model's recipe."""
     measured = [own] if own else rows if not source.has_weights else []
+    measured = [row for row in measured if row.get('weights') == source.name] or measured
     run = source.run
     hub_data = re.fullmatch(r'hfds/([\w.-]+/[\w.-]+)', run.get('dataset', ''))
     base = re.fullmatch(r'hf-hub:(.+)', run.get('model', '')) if run.get('pretrained') else None

@@ -1,17 +1,25 @@
 """Write the tables of models into README.md, docs/models.md and docs/hub.md, from the registry and from measured files.
 
-    python hub/table.py
+    python hub/table.py           # write them
+    python hub/table.py --check   # end with an error where a page states an accuracy that is not in hub/results.csv
 
 What is not counted here comes from docs/published.csv, docs/compared.csv, hub/results.csv and, by benchmarks/family.py,
 benchmarks/results/cpu/family.csv.
+
+An accuracy is a number with two decimals: before a % in prose, alone or in a list as '99.17, 98.89 and 98.89 %'; in a
+row or column of a table whose head has 'top-1' or 'measured here'; the value of a card's model-index. It has to be in
+hub/results.csv, or the median or mean of runs there whose commands differ in seed and fold, or in a file of MEASURED.
+A number that others published is named on the page itself, as '<!-- published: 78.51 -->' or in words.
 """
 
 import csv
 import functools
 import re
+import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +34,17 @@ from timm_snn.files import write_whole_text
 from timm_snn.models.pretrained import is_ours, weights_status
 from timm_snn.profiling.text import readable_count
 from timm_snn.training.errors import UserError, script
-from timm_snn.training.options import ArgumentParser
+from timm_snn.training.options import ArgumentParser, training_options
 
 ROOT = Path(__file__).parents[1]
 SMALL_MEMBERS = 'recipes/configs/family'  # configs for networks that no tag names
+# Accuracies that are no row of hub/results.csv: baselines, and trained networks that were changed. With their columns.
+MEASURED = {
+    'hub/side_results.csv': 'top1',
+    'hub/tradeoff/tradeoff.csv': 'top1',
+    'benchmarks/results/cpu/rate_energy.csv': 'top-1',
+}
+CHECKED = ('README.md', 'docs/*.md', 'hub/README.md', 'recipes/README.md', 'timm_snn/weights/*.md')
 KINDS = {
     'in1k': 'ImageNet',
     'cifar10': 'CIFAR',
@@ -76,6 +91,16 @@ def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
     with FlopCounterMode(display=False) as counter:
         model.eval()(torch.empty(1, *input_size, device='meta'))
     return counter.get_total_flops() // 2
+
+
+def macs_of_command(command: str) -> int:
+    """Multiply-accumulates of one sample in all steps, of the network that a command of hub/results.csv trains."""
+    options = training_options(shlex.split(command.partition('recipes/train.py')[2]), folder=ROOT)
+    sizes = {key: size for key in ('num_classes', 'in_chans') if (size := getattr(options, key))}
+    model: Any = timm.create_model(options.model, device='meta', **sizes, **options.model_kwargs)
+    channels, *size = model.pretrained_cfg['input_size']
+    steps, side = getattr(model, 'num_steps', 1), options.img_size or size[0]
+    return steps * count_macs(model, (options.in_chans or channels, side, side))
 
 
 def render_families() -> str:
@@ -142,8 +167,11 @@ def compared() -> dict[str, str]:
 
 
 def measured_top1(tag: str) -> str:
-    """The median of hub/results.csv for this model on this data."""
+    """Of hub/results.csv, the row of the weights with this name, or the median for this model on this data."""
     name, _, data = tag.partition('.')
+    for row in read_csv(ROOT / 'hub' / 'results.csv'):
+        if row['weights'] == tag:
+            return f'{row["top1"]} (these weights, {row["epochs"]} epochs; {row["split"]})'
     runs = [
         row
         for row in read_csv(ROOT / 'hub' / 'results.csv')
@@ -224,17 +252,93 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if not line.startswith('#')))
 
 
+def render_tradeoff() -> str:
+    """What recipes/tradeoff.py measured."""
+    rows = []
+    for row in read_csv(ROOT / 'hub' / 'tradeoff' / 'tradeoff.csv'):
+        spiking = row['network'] == 'spiking'
+        rate = f'{100 * float(row["firing_rate"]):.2f} %' if row['firing_rate'] else ''
+        energies = [row[key] for key in ('mj_a', 'mj_b', 'mj_c')] if spiking else ['', '', '']
+        name, data = f'`{row["model"]}`' + ('' if spiking else ', twin'), row['data'].replace(', validation split', '')
+        rows.append([name, data, row['T'], row['top1'], rate, *energies, row['mj_dense'], row['images_per_s']])
+    return markdown('model | data | T | top-1 | firing rate | mJ, A | mJ, B | mJ, C | mJ, dense | images/s', rows)
+
+
+NUMBER = r'(?<![\d.])\d{1,3}\.\d{2}(?![\d.])'
+LISTED = rf'{NUMBER}(?:(?:,|,?\s(?:# )?(?:and|or|to))\s(?:# )?{NUMBER})*'
+
+
+def measured() -> set[str]:
+    """Every accuracy that a page may state."""
+    by_recipe = defaultdict(list)
+    for row in read_csv(ROOT / 'hub' / 'results.csv'):
+        words = shlex.split(row['command'])
+        repeats = {
+            i for flag in ('--seed', '--fold') if flag in words for i in (words.index(flag), words.index(flag) + 1)
+        }
+        recipe = [word for i, word in enumerate(words) if i not in repeats]
+        by_recipe[(row['model'], row['split'], *recipe)].append(float(row['top1']))
+    found = [top1 for runs in by_recipe.values() for top1 in (*runs, statistics.median(runs), statistics.mean(runs))]
+    found += [float(row[column]) for name, column in MEASURED.items() for row in read_csv(ROOT / name)]
+    return {f'{top1:.2f}' for top1 in found}
+
+
+def stated(text: str) -> Iterator[tuple[int, str]]:
+    """(line, number) of the accuracies on a page, but for those that it says others published."""
+    published = {n for line in re.findall(r'published: (.*)', text, re.IGNORECASE) for n in re.findall(NUMBER, line)}
+    found = []
+    for match in re.finditer(rf'(?:{LISTED})(?=\s%)|(?<=^      value: ){NUMBER}', text, re.MULTILINE):
+        if text[text.rfind('\n', 0, match.start()) + 1] != '|':
+            found += [(match.start() + n.start(), n[0]) for n in re.finditer(NUMBER, match[0])]
+    for table in re.finditer(r'(?:^\|.*\n?)+', text, re.MULTILINE):
+        start, columns = table.start(), None
+        for line in table[0].splitlines(keepends=True):
+            cells = line.strip().strip('|').split('|')
+            has = ['top-1' in cell or 'measured here' in cell for cell in cells]
+            columns = columns or [are and 'published' not in cell for are, cell in zip(has, cells, strict=True)]
+            for cell, is_top1 in zip(cells, columns, strict=True):
+                if is_top1 or has[0]:
+                    found += [(start, number) for number in re.findall(rf'(?<!± ){NUMBER}', cell)]
+            start += len(line)
+    for at, number in sorted(found):
+        if number not in published:
+            yield text.count('\n', 0, at) + 1, number
+
+
+def check() -> None:
+    """Raises: UserError with file and line of the accuracies that nobody measured."""
+    known = measured()
+    pages = [path for pattern in CHECKED for path in sorted(ROOT.glob(pattern))]
+    pages += sorted((ROOT / 'recipes' / 'configs').rglob('*.yaml'))
+    wrong = [
+        f'{path.relative_to(ROOT)}:{line}: {number}'
+        for path in pages
+        for line, number in stated(path.read_text(encoding='utf-8'))
+        if number not in known
+    ]
+    if wrong:
+        raise UserError(
+            f'accuracies that are not in hub/results.csv: {", ".join(wrong)}; add the row that measured it, or say '
+            "'<!-- published: NUMBER -->' of one that others published"
+        )
+
+
 # By page, its tables in their order; each stands between two marks.
 PAGES = {
     'README.md': [render_families],
     'docs/models.md': [render_models, render_equal_terms, render_measured],
     'docs/hub.md': [render_weights],
+    'docs/tradeoff.md': [render_tradeoff],
 }
 
 
 @script
 def main(argv: Sequence[str] | None = None) -> None:
-    ArgumentParser('hub/table.py', __doc__).parse_args(argv)
+    parser = ArgumentParser('hub/table.py', __doc__)
+    parser.add_argument('--check', action='store_true', help='write nothing; compare the accuracies on the pages')
+    if parser.parse_args(argv).check:
+        check()
+        return
     marked = re.compile(r'(?<=<!-- hub/table.py -->\n\n).*?(?=\n\n<!-- end -->)', re.DOTALL)
     for name, tables in PAGES.items():
         path = ROOT / name

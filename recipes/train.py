@@ -5,8 +5,8 @@
 
 A config is YAML with the names of the options below, which are those of timm's train.py; an option on the command line
 wins over the config. In `--output` a run leaves: config.yaml with all its options, checkpoints/ (for --resume), logs/,
-summary.csv, curve.png, test.json with --val-fraction, and model/, a folder in the Hub's format for
-timm.create_model('local-dir:OUTPUT/model', pretrained=True).
+summary.csv, curve.png, test.json with --val-fraction, results_row.csv (a row for hub/results.csv), and model/, a folder
+in the Hub's format for timm.create_model('local-dir:OUTPUT/model', pretrained=True).
 
 The accuracy reported is that of the last epoch on the validation split, on every sample once; no epoch is picked by it.
 With --val-fraction an epoch is picked by held-out training samples, and then tested once on the validation split.
@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from accelerate import DistributedType
@@ -67,7 +68,9 @@ from timm_snn.training.models import (
 )
 from timm_snn.training.on_device import Augmentation, DeviceImages, DeviceSamples
 from timm_snn.training.progress import Progress, StopSignal, write_summary
+from timm_snn.training.results import results_row
 from timm_snn.training.schedules import Phase, Phases
+from timm_snn.training.tables import write_csv
 from timm_snn.training.tasks import answers_by_step, make_learner, make_task
 from timm_snn.training.watch import Watch
 
@@ -409,8 +412,8 @@ def validate(run: Run) -> dict[str, float]:
     return {f'{whose}_{name}': value for whose in metrics for name, value in metrics[whose].items()}
 
 
-def finish(run: Run, args: Namespace, seconds: float) -> None:
-    """Test the epoch that held-out samples picked, save the model, predict with it, and upload it."""
+def finish(run: Run, args: Namespace, argv: Sequence[str], seconds: float) -> None:
+    """Test the epoch that held-out samples picked, save the model and its result, predict with it, and upload it."""
     accelerator, say = run.accelerator, run.accelerator.print
     metric = f'{run.reported}_top1'
     top1, tested = run.progress.history[-1][metric], {}
@@ -441,6 +444,18 @@ def finish(run: Run, args: Namespace, seconds: float) -> None:
             result = {'epoch': run.progress.best_epoch(metric), 'samples': samples, **tested}
             with one_line_errors(f'write to --output {args.output}'):
                 write_whole_text(args.output / 'test.json', json.dumps(result, indent=2) + '\n')
+        row = results_row(
+            options.as_config(args),
+            argv,
+            top1=top1,
+            summary=run.progress.history[(run.progress.best_epoch(metric) if tested else run.progress.epoch) - 1],
+            processes=accelerator.num_processes,
+            device=accelerator.device,
+            clone=Path(__file__).parents[1],
+            is_tested=bool(tested),
+        )
+        with one_line_errors(f'write to --output {args.output}'):
+            write_csv(args.output / 'results_row.csv', [row], lineterminator='\n')
         say(f'{seconds:.0f} s of training; saved in {args.output}')
         say(f'prediction by {folder}: {predict_first(folder, run.val_set, run.is_events)}')
         if args.push_to_hub:
@@ -495,7 +510,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if not is_whole:
             break
-    finish(run, args, time.perf_counter() - start)
+    finish(run, args, sys.argv[1:] if argv is None else argv, time.perf_counter() - start)
 
 
 if __name__ == '__main__':

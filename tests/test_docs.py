@@ -1,6 +1,7 @@
 """What the documentation says is so."""
 
 import csv
+import functools
 import re
 import runpy
 import statistics
@@ -14,6 +15,7 @@ import timm
 import timm_snn
 from tests.models.test_golden_models import MODELS as GOLDEN_MODELS
 from tests.support.families import ARTIFICIAL, FAMILIES, MODELS, SMALLEST
+from timm_snn.training.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -59,6 +61,7 @@ def test_the_other_tables_of_models_are_those_of_the_registry_and_of_what_was_me
     assert f'\n{tables["render_families"]()}\n' in README and len(table('Models')) == len(FAMILIES)
     assert f'\n{tables["render_weights"]()}\n' in (ROOT / 'docs' / 'hub.md').read_text()
     assert f'\n{tables["render_measured"]()}\n' in MODELS_PAGE
+    assert f'\n{tables["render_tradeoff"]()}\n' in (ROOT / 'docs' / 'tradeoff.md').read_text()
     section = MODELS_PAGE.split('\n## Before training\n')[1]
     measured = {row[0].strip('`').split('.')[0] for row in first_table(section)}
     missing = [family for family, models in FAMILIES.items() if not measured.intersection(models)]
@@ -103,7 +106,8 @@ def test_the_results_tables_show_the_measured_results(tables):
         if config.startswith(tables['SMALL_MEMBERS']):
             equal[config].append((run['seed'], run['split'], run['epochs']))
             continue
-        runs[run['model'], run['dataset'], run['split'], run['epochs'], config].append(run)
+        split = run['split'] + (', the weights in the package' if run['weights'] else '')
+        runs[run['model'], run['dataset'], split, run['epochs'], config].append(run)
     rows = []
     for (model, dataset, split, epochs, config), same in runs.items():
         each = ', '.join(run['top1'] for run in same)
@@ -112,7 +116,8 @@ def test_the_results_tables_show_the_measured_results(tables):
         shown = f'**{statistics.median(accuracies):.2f}**'
         if '--fold' in same[0]['command']:
             shown = f'**{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}**'
-        time = f'{max(float(run["minutes"]) for run in same):.0f} min, {same[0]["hardware"]}'
+        minutes = [float(run['minutes']) for run in same if run['minutes']]  # unknown of resumed runs
+        time = ''.join(f'{longest:.0f} min, ' for longest in sorted(minutes)[-1:]) + same[0]['hardware']
         top1 = f'{shown} ({each})' if len(same) > 1 else shown
         rows.append([f'`{model}`', f'{dataset}, {split}', top1, seeds, epochs, time, f'`{config}`'])
     assert table('Results') == rows
@@ -121,6 +126,74 @@ def test_the_results_tables_show_the_measured_results(tables):
     assert {Path(config).stem for config in equal} == set(FAMILIES) - set(not_in_table(section, 'Not trained'))
     (terms,) = {tuple(runs) for runs in equal.values()}
     assert [seed for seed, _, _ in terms] == ['0', '1', '2']
+
+
+# Training samples of a run; of folds, those that are left of 1,100.
+SAMPLES = {
+    'digits': 1_437,
+    'event digits (simulated camera)': 1_437,
+    'Fashion-MNIST': 60_000,
+    'CIFAR-10 (JPEG copy)': 50_000,
+    'N-MNIST-small': 880,
+}
+
+
+def test_every_result_says_what_it_is_of_and_what_it_cost(tables):
+    """FLOP of training are three forward passes of every sample; a kind of data and of split is one of a few."""
+    macs = functools.cache(tables['macs_of_command'])
+    for row in csv.DictReader((ROOT / 'hub' / 'results.csv').open()):
+        assert row['data_kind'] in ('original', 'JPEG copy', 'simulated', 'part')
+        assert ('JPEG copy' in row['dataset']) == (row['data_kind'] == 'JPEG copy')
+        assert row['split_kind'] in ('test', 'held-out', 'folds') and row['split_kind'].rstrip('s') in row['split']
+        assert re.fullmatch(r'[0-9a-f]{7,}|', row['commit'])
+        assert row['weights'] == '' or (ROOT / 'timm_snn' / 'weights' / f'{row["weights"]}.safetensors').is_file()
+        cut = re.search(r'trained on ([\d,]+)', row['split'])
+        samples = int(cut[1].replace(',', '')) if cut else SAMPLES[row['dataset']]
+        expected = 6 * macs(row['command']) * samples * int(row['epochs'])
+        assert float(row['flop']) == pytest.approx(expected, rel=0.03), row['command']
+
+
+def test_weights_in_the_package_have_one_row_of_results():
+    kept = [row['weights'] for row in csv.DictReader((ROOT / 'hub' / 'results.csv').open()) if row['weights']]
+    assert sorted(kept) == sorted(file.stem for file in (ROOT / 'timm_snn' / 'weights').glob('*.safetensors'))
+
+
+def test_every_accuracy_on_a_page_was_measured(tables):
+    tables['check']()
+
+
+@pytest.mark.parametrize(
+    ('page', 'found'),
+    [
+        (
+            'It has 12.34 % and\n12.35, 12.36\nand 12.37 % of 0.125 %.',
+            [(1, '12.34'), (2, '12.35'), (2, '12.36'), (3, '12.37')],
+        ),
+        (
+            '| a | top-1 | rate |\n|---|---|---|\n| b | **12.34 ± 1.47** (12.35) | 8.13 % |',
+            [(3, '12.34'), (3, '12.35')],
+        ),
+        ('| T | 1.00 |\n|---|---|\n| top-1 | 12.34 |', [(3, '12.34')]),
+        ('| published top-1 | measured here |\n|---|---|\n| 12.34 | 12.35 |', [(3, '12.35')]),
+        ('metrics:\n    - type: accuracy\n      value: 12.34', [(3, '12.34')]),
+        (
+            '# Measured: 12.34, 12.35,\n# 12.36 % in 10 min. Published: 12.37 % top-1.',
+            [(1, '12.34'), (1, '12.35'), (2, '12.36')],
+        ),
+        ('They have 12.34 %. <!-- published: 12.34 -->', []),
+    ],
+)
+def test_accuracies_are_recognised_by_a_rule(tables, page, found):
+    assert list(tables['stated'](page)) == found
+
+
+def test_an_accuracy_that_nobody_measured_is_named_with_its_line(tables, tmp_path, monkeypatch):
+    (tmp_path / 'README.md').write_text('Digits:\n12.34 % top-1\n')
+    script = tables['check'].__globals__
+    monkeypatch.setitem(script, 'ROOT', tmp_path)
+    monkeypatch.setitem(script, 'measured', lambda: {'98.61'})
+    with pytest.raises(UserError, match=r'not in hub/results.csv: README.md:2: 12.34; add the row'):
+        tables['check']()
 
 
 def test_the_energy_table_shows_the_measured_report():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import timm_snn
-from timm_snn.data import EventDigits, frame_settings
+from timm_snn.data import EventDigits, frame_settings, read_events
 from timm_snn.training.data import DataSource, open_samples
 
 TESTS = Path(__file__).parents[1]
@@ -23,6 +23,7 @@ HITS = {
     'msvit_4_96.digits': 117,
     'msvit_4_96.event_digits': 59,
     'msvit_4_96.fashion_mnist': 183,
+    'msvit_4_96.nmnist_small': 97,
 }
 FLIPS = 2  # samples that float32 may decide otherwise
 
@@ -59,3 +60,9 @@ def test_they_know_as_many_samples_as_when_they_were_measured(name):
     images, labels = samples_of(model)
     assert abs(hits(timm_snn.fuse(model), images, labels) - HITS[name]) <= FLIPS
     assert hits(model.double(), images.double(), labels) == HITS[name]
+
+
+def test_a_raw_recording_becomes_the_frames_that_are_counted():
+    model = timm.create_model('msvit_4_96.nmnist_small', pretrained=True)
+    frames = frame_settings(model).frames(read_events(TESTS / 'data' / 'nmnist' / 'Test' / '1' / '00041.bin'))
+    assert torch.equal(frames, samples_of(model)[0][15])

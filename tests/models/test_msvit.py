@@ -217,6 +217,7 @@ class TestTimmContract:
             'msvit_4_96.digits',
             'msvit_4_96.event_digits',
             'msvit_4_96.fashion_mnist',
+            'msvit_4_96.nmnist_small',
         }
 
     def test_pretrained_weights_that_do_not_exist_are_not_promised(self):

@@ -41,6 +41,18 @@ class TestLoss:
         without, ignored, taught = (weights(tmp_path / name)[key] for name in ('without', 'ignored', 'with'))
         assert torch.equal(without, ignored) and not torch.equal(without, taught)
 
+    def test_the_artificial_twin_teaches_every_step(self, train, tmp_path):
+        twin = ('--model-kwargs', 'act=relu')
+        train(*SMALL, *twin, '--output', tmp_path / 'twin')
+        teacher = timm.create_model(f'local-dir:{tmp_path / "twin" / "model"}', pretrained=True)
+        assert teacher.num_steps == 1
+        taught = ('--tet', '0', '--kd-model-name', f'local-dir:{tmp_path / "twin" / "model"}')
+        train(*SMALL, '--tet', '0', '--output', tmp_path / 'alone')
+        train(*SMALL, *taught, '--output', tmp_path / 'taught')
+        alone, learnt = (weights(tmp_path / name)['head.fc.weight'] for name in ('alone', 'taught'))
+        assert not torch.equal(alone, learnt)
+        assert timm.create_model(f'local-dir:{tmp_path / "taught" / "model"}', pretrained=True).num_steps == 4
+
     def test_a_teacher_that_does_not_exist_is_refused(self, train, tmp_path):
         with pytest.raises(SystemExit, match="cannot create the teacher 'resnet_of_nobody'"):
             train(*SMALL, '--kd-model-name', 'resnet_of_nobody', '--output', tmp_path)

@@ -35,6 +35,13 @@ def test_the_main_job(tmp_path):
     assert last == f'top-1: {float(rows[-1]["eval_top1"]):.2f}'
     assert 'epoch 1/2' in result.stderr and 'images_per_s' in result.stderr and 'loss=' in result.stderr  # the bar
     assert Image.open(tmp_path / 'curve.png').size > (400, 200)
+    (row,) = csv.DictReader((tmp_path / 'results_row.csv').open())
+    assert f'top-1: {row["top1"]}' == last and '--max-train-samples 640' in row['command'] and row['epochs'] == '2'
+    assert float(row['flop']) > 1e9 and (row['split'], row['seed'], row['dataset']) == (
+        'validation; trained on at most 640 samples',
+        '42',
+        'digits',
+    )
     assert sorted(path.name for path in (tmp_path / 'model').iterdir()) == ['config.json', 'model.safetensors']
 
     # The saved folder alone gives the accuracy that was printed, on the split that was promised.
@@ -67,7 +74,7 @@ def test_a_run_is_not_written_over_unless_asked(train, output):
     assert [path.name for path in (output / 'checkpoints').iterdir()] == ['epoch_0001']
 
 
-RUN = ['.lock', 'checkpoints', 'config.yaml', 'curve.png', 'logs', 'model', 'summary.csv']
+RUN = ['.lock', 'checkpoints', 'config.yaml', 'curve.png', 'logs', 'model', 'results_row.csv', 'summary.csv']
 
 
 @pytest.fixture

@@ -225,7 +225,7 @@ default_cfgs = generate_default_cfgs(
             **_PAPER,
         ),
         # ours
-        **tagged_cfgs({'msvit_4_96': 'fashion_mnist digits event_digits'}, **_PAPER),
+        **tagged_cfgs({'msvit_4_96': 'fashion_mnist digits event_digits nmnist_small'}, **_PAPER),
         **tagged_cfgs(
             {'msvit_3_192': 'cifar10'}, {'msvit_3_192.cifar10': 'speedrun/cifar10_cpu'}, pool_size=(4, 4), **_PAPER
         ),

@@ -29,7 +29,7 @@ from ..files import flush, printable
 from ..layers import attentions, neurons, patch_embeds
 from ..wrappers import unwrapped
 
-__all__ = ['hub_cfgs', 'list_pretrained', 'save_for_hf', 'weights_status']
+__all__ = ['hub_cfgs', 'list_pretrained', 'recipe_of', 'save_for_hf', 'weights_status']
 
 # The organisation on the Hugging Face Hub. TIMM_SNN_HUB_ORG, read once, is a laboratory that serves its own weights.
 _OUR_ORG = 'timm-snn'
@@ -90,6 +90,11 @@ def weights_status(name: str) -> str:
     if _shipped(name).is_file():
         return 'shipped'
     return 'published' if name in PUBLISHED else 'not yet trained'
+
+
+def recipe_of(name: str) -> str | None:
+    """The config below recipes/configs, without .yaml, that trains NAME.TAG; None for what is no tag of ours."""
+    return _recipes.get(name)
 
 
 def _shipped(name: str) -> Path:

@@ -35,7 +35,17 @@ from .progress import Progress
 __all__ = ['Checkpoints', 'prepare_output']
 
 # What a run leaves in --output.
-RUN = ('config.yaml', 'checkpoints', 'summary.csv', 'curve.png', 'test.json', 'model', 'logs', 'failed')
+RUN = (
+    'config.yaml',
+    'checkpoints',
+    'summary.csv',
+    'curve.png',
+    'test.json',
+    'results_row.csv',
+    'model',
+    'logs',
+    'failed',
+)
 NAME = re.compile(r'epoch_(\d+)(?:_step_(\d+))?')
 # Options of a run that may differ when it goes on; all others would be mixed with, or lose to, what was saved. Those of
 # the batch may as far as the effective batch stays the same, which setup.json tells.

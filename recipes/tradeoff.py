@@ -1,0 +1,214 @@
+"""What spiking costs and what it saves: accuracy against time steps, energy and time, beside an artificial twin.
+
+    python recipes/tradeoff.py msvit_4_96.digits msvit_4_96.event_digits
+    python recipes/tradeoff.py msvit_4_96.fashion_mnist --data-dir data --twin local-dir:output/fashion_mnist_relu/model
+    python recipes/tradeoff.py msvit_4_96.fashion_mnist --data-dir data --time --num-threads 1
+
+Every model answers with each T of --steps, with the weights that were trained at one of them. The twin is the same
+network with ReLU for neurons and one step, trained by the same recipe: `recipes/train.py --config ... --model-kwargs
+act=relu`. Data are those of the config that trains NAME.TAG; a model in a folder needs --dataset. Recordings are made
+into T frames as the model says its frames are made.
+
+Leaves tradeoff.csv and tradeoff.png in --output. A row that is there is not measured again, so that a run that was
+stopped goes on, and rows of several runs come together; --again measures anew. Images per second are measured by --time
+alone, which adds them to rows that are there: on a machine that does nothing else.
+
+Energies are estimates of arithmetic only, under the conventions A, B and C of docs/energy.md; that of the twin is
+the price of its multiply-accumulates. The models run as they are for the accuracy, and fused for the time.
+"""
+
+import platform
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from torch.utils.benchmark import Timer
+
+import timm_snn
+from timm_snn.files import write_whole
+from timm_snn.models.pretrained import recipe_of
+from timm_snn.profiling.page import COLORS, STYLE
+from timm_snn.training.data import DataSource, open_samples
+from timm_snn.training.errors import UserError, one_line_errors, script
+from timm_snn.training.labels import labelled_batches
+from timm_snn.training.models import fused, open_model, steps_of
+from timm_snn.training.options import ArgumentParser, data_source, positive_int, training_options
+from timm_snn.training.tables import make_table, read_csv, wide_console, write_csv
+
+CONVENTIONS = ('A', 'B', 'C')
+COLUMNS = (
+    *('model', 'network', 'T', 'data', 'top1', 'firing_rate'),
+    *(f'mj_{name.lower()}' for name in CONVENTIONS),
+    *('mj_dense', 'images_per_s', 'hardware'),
+)
+SHOWN = 16  # points below the best that the picture has room for; with too few steps a network says nothing
+CONFIGS = Path(__file__).parent / 'configs'
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser('recipes/tradeoff.py', __doc__)
+    add = parser.add_argument
+    add('models', nargs='+', metavar='MODEL', help="NAME.TAG with published weights, or 'local-dir:FOLDER'")
+    add('--twin', nargs='+', default=[], metavar='MODEL', help='the twin of each model, in their order')
+    add('--steps', type=positive_int, nargs='+', default=list(range(1, 9)), help='T to compare; default: 1 to 8')
+    add('--dataset', help="default: that of the tag's config; as of recipes/train.py")
+    add('--data-dir', type=Path, help="default: that of the tag's config")
+    add('--split', default='validation', help='what torchvision calls so is the test split')
+    add('--max-val-samples', type=positive_int, help='so many, evenly spread over the split; default: all')
+    add('--batch-size', '-b', type=positive_int, default=64)
+    add('--num-threads', type=positive_int, help='default: all cores')
+    add('--time', action='store_true', help='measure images per second, and nothing else')
+    add('--again', action='store_true', help='measure rows that are there too')
+    add('--output', type=Path, default=Path('output/tradeoff'))
+    return parser
+
+
+def source_of(name: str, args: Namespace) -> DataSource:
+    """The data that the config of NAME.TAG trains on, but for what the options say."""
+    recipe = recipe_of(name)
+    if not (recipe or args.dataset):
+        raise UserError(f'{name} has no tag that names a config: pass --dataset, and --data-dir where it needs one')
+    config = ['--config', str(CONFIGS / f'{recipe}.yaml')] if recipe and not args.dataset else []
+    given = [f'--dataset={args.dataset}'] if args.dataset else []
+    given += [f'--data-dir={args.data_dir}'] if args.data_dir else []
+    # the model says how frames are made
+    return replace(data_source(training_options([*config, *given])), split_by=None, bin_us=None, events_per_bin=None)
+
+
+def runs(args: Namespace) -> Iterator[tuple[str, str, Any, int]]:
+    """(model, network, its source, T) of every row."""
+    for i, name in enumerate(args.models):
+        for T in args.steps:
+            yield name, 'spiking', name, T
+        if args.twin:
+            yield name, 'twin', args.twin[i], 1
+
+
+def opened(source: str, network: str, T: int) -> Any:
+    model = open_model(source, pretrained=':' not in source)
+    if network == 'twin' and steps_of(model) != 1:
+        raise UserError(
+            f'{source} has T = {steps_of(model)} and is no twin: train it with --model-kwargs act=relu, which has one'
+        )
+    if hasattr(model, 'num_steps'):
+        model.num_steps = T
+    return model
+
+
+def measure(name: str, network: str, source: str, T: int, args: Namespace, known: dict[str, str]) -> dict[str, Any]:
+    """Accuracy, rate and energy of one row; as `known` where that is of the same samples."""
+    data, model = source_of(name, args), opened(source, network, T)
+    samples = open_samples(data, args.split, model, args.max_val_samples)
+    if known.get('data') == samples.description and not args.again:
+        return known
+    with one_line_errors(f'profile {source!r} with T = {T}'):
+        batches = labelled_batches(model, samples, args.batch_size, 0, is_folder=data.is_folder)
+        report = timm_snn.profile(model, batches)
+    spiking = network == 'spiking'
+    return {
+        'model': name,
+        'network': network,
+        'T': str(T),
+        'data': samples.description,
+        'top1': f'{report.top1:.2f}',
+        'firing_rate': f'{report.total.firing_rate:.4f}' if spiking and report.total.firing_rate is not None else '',
+        **{f'mj_{c.lower()}': f'{report.energy[c].mj:.4g}' if spiking else '' for c in CONVENTIONS},
+        'mj_dense': f'{report.energy["ANN twin"].mj:.4g}',
+        'images_per_s': '',
+        'hardware': '',
+    }
+
+
+def timed(name: str, network: str, source: str, T: int, args: Namespace, known: dict[str, str]) -> dict[str, Any]:
+    """The row with its images per second: the median batch of a second, of the fused model."""
+    if not known:
+        raise UserError(f'{name} with T = {T} has no row in {args.output}: measure its accuracy first, without --time')
+    if known['images_per_s'] and not args.again:
+        return known
+    model = opened(source, network, T)
+    samples = open_samples(source_of(name, args), args.split, model, args.batch_size)
+    images = torch.stack([image for image, _ in (samples[i] for i in range(len(samples)))])
+    threads = torch.get_num_threads()
+    with torch.inference_mode(), one_line_errors(f'run {source!r} with T = {T}'):
+        timer = Timer('model(images)', globals={'model': fused(model, source), 'images': images}, num_threads=threads)
+        seconds = timer.blocked_autorange(min_run_time=1).median
+    return known | {
+        'images_per_s': f'{len(images) / seconds:.1f}',
+        'hardware': f'{threads} thread{"s" * (threads > 1)} of {processor()}, batch {len(images)}',
+    }
+
+
+def processor() -> str:
+    """Its name as Linux knows it, or what Python calls it elsewhere."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text(encoding='utf-8').splitlines() if info.is_file() else []
+    names = [line.partition(': ')[2] for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def draw(rows: Sequence[dict[str, str]]) -> Figure:
+    """For every model top-1 against T, energy, and time per image; the twin is a dashed line or a cross."""
+    names = list(dict.fromkeys(row['model'] for row in rows))
+    with rc_context(STYLE):  # type: ignore[arg-type]  # a dict with literal keys
+        figure = Figure(figsize=(10.5, 2.9 * len(names)), layout='constrained', dpi=110)
+        grid = figure.subplots(len(names), 3, squeeze=False, sharey='row')
+        for (steps, energy, time), name in zip(grid, names, strict=True):
+            of = {kind: [r for r in rows if (r['model'], r['network']) == (name, kind)] for kind in ('spiking', 'twin')}
+            spiking = sorted(of['spiking'], key=lambda row: int(row['T']))
+            top1 = [float(row['top1']) for row in spiking]
+            steps.plot([int(row['T']) for row in spiking], top1, marker='o', color='#1f2430')
+            for convention in CONVENTIONS:
+                mj = [float(row[f'mj_{convention.lower()}']) for row in spiking]
+                energy.plot(mj, top1, marker='o', color=COLORS[convention], label=f'convention {convention}')
+            fast = [row for row in spiking if row['images_per_s']]
+            ms = [1e3 / float(row['images_per_s']) for row in fast]
+            time.plot(ms, [float(row['top1']) for row in fast], marker='o', color='#1f2430')
+            for row in of['twin']:
+                steps.axhline(float(row['top1']), color=COLORS['ANN twin'], linestyle='--')
+                energy.plot(float(row['mj_dense']), float(row['top1']), 'X', color='#b4532a', label='ANN twin')
+                if row['images_per_s']:
+                    time.plot(1e3 / float(row['images_per_s']), float(row['top1']), 'X', color='#b4532a')
+            steps.set(xlabel='time steps T', ylabel='top-1 (%)', title=name)
+            energy.set(xlabel='mJ per sample (estimate, arithmetic only)', xscale='log')
+            energy.legend(fontsize=8)
+            time.set(xlabel='ms per image')
+            if not fast:
+                time.text(0.5, 0.5, 'not measured', transform=time.transAxes, ha='center')
+            best = max(float(row['top1']) for rows_of in of.values() for row in rows_of)
+            steps.set_ylim(best - SHOWN, best + 1)
+    return figure
+
+
+@script
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.twin and len(args.twin) != len(args.models):
+        parser.error(f'argument --twin: {len(args.twin)} for {len(args.models)} models: one for each, in their order')
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    file = args.output / 'tradeoff.csv'
+    rows = {(row['model'], row['network'], row['T']): row for row in read_csv(file)}
+    with one_line_errors(f'write to --output {args.output}'):
+        args.output.mkdir(parents=True, exist_ok=True)
+    for name, network, source, T in runs(args):
+        key = name, network, str(T)
+        known = rows.get(key, {})
+        row = (timed if args.time else measure)(name, network, source, T, args, known)
+        print(f'{name}, {network}, T = {T}: top-1 {row["top1"]} %' + (', was there' if row is known else ''))
+        rows[key] = row
+        if row is not known:  # now, so that a run that is stopped goes on
+            write_csv(file, list(rows.values()), lineterminator='\n')
+    with write_whole(args.output / 'tradeoff.png') as unfinished:
+        draw(list(rows.values())).savefig(unfinished, format='png')
+    wide_console().print(make_table(COLUMNS, ([row[column] for column in COLUMNS] for row in rows.values())))
+    print(f'written: {file}, {args.output / "tradeoff.png"}')
+
+
+if __name__ == '__main__':
+    main()
