@@ -191,9 +191,7 @@ def _unique(name: str, seen: Counter[str]) -> str:
 def _translate_lif(x: Any, tau: Any, neuron: str) -> Any:
     """`reference.lif` in ONNX; x [T, B, ...], tau () or [C] or None."""
     import onnx_ir
-    from onnxscript import opset20
-
-    op: Any = opset20  # whose annotations know tensors of one type alone
+    from onnxscript import opset20 as op
 
     settings = Neuron.from_key(neuron)
     dtype = x.dtype
@@ -305,9 +303,7 @@ def _translate_conv_of_doubles(
 ) -> Any:
     """A convolution as one matrix product of its windows: ONNX Runtime has none of float64."""
     import onnx_ir
-    from onnxscript import opset20
-
-    op: Any = opset20  # whose annotations know tensors of one type alone
+    from onnxscript import opset20 as op
 
     def ints(*numbers: int) -> Any:
         return op.Constant(value_ints=list(numbers))
