@@ -89,7 +89,7 @@ class _UnrolledLevels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = driving(x, self.levels.count_bits).to(torch.int64)
         thresholds = self.levels.thresholds.to(torch.int64).unbind(-1)
-        return sum((x >= by_channel(threshold, x.ndim - 1)).to(torch.int64) for threshold in thresholds)
+        return sum((x >= by_channel(threshold, x.ndim - 1)).to(torch.int64) for threshold in thresholds)  # type: ignore[return-value]  # one at least
 
 
 _UNROLLED = {**dict.fromkeys(FUSED, _UnrolledLif), FixedLIF: _UnrolledFixedLif, FixedLevels: _UnrolledLevels}
