@@ -40,7 +40,7 @@ def make_parser() -> ArgumentParser:
     add = parser.add_argument_group('quantisation').add_argument
     add('--train-split', default='train', help='the split that calibration takes samples of')
     add('--calibration', type=positive_int, default=512, metavar='N', help='so many samples')
-    add('--method', choices=('mse', 'percentile', 'max'), default='mse', help='how ranges are chosen')
+    add('--method', choices=('max', 'percentile', 'mse'), default='max', help='how ranges are chosen')
     add('--round-tau', action='store_true', help='take the nearest power of two for a tau that is none')
     add('--output', type=Path, default=Path('output/quantize'))
     return parser

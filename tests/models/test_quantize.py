@@ -191,7 +191,7 @@ def test_a_tau_is_rounded_where_that_is_asked_for():
     assert quantized.network.stem.units[0].lif.neuron.leak_shift == 1
 
 
-@pytest.mark.parametrize('method', ['max', 'percentile'])
+@pytest.mark.parametrize('method', ['mse', 'percentile'])
 @torch.no_grad()
 def test_batches_with_targets_and_other_methods(method):
     torch.manual_seed(0)

@@ -38,7 +38,7 @@ from .streaming import is_neuron
 
 __all__ = ['quantize', 'why_not_quantized']
 
-_METHODS = ('mse', 'percentile', 'max')
+_METHODS = ('max', 'percentile', 'mse')
 
 MAX_FRACTION_BITS = 16  # of currents: more would not change a spike
 MIN_FRACTION_BITS = 8
@@ -58,7 +58,7 @@ def quantize(
     model: nn.Module,
     calibration_data: Any,
     *,
-    method: str = 'mse',
+    method: str = 'max',
     num_samples: int = 512,
     correct_bias: bool = True,
     round_tau: bool = False,
@@ -80,8 +80,8 @@ def quantize(
         model: One of the spiking families, trained. Its tau are powers of two or inf.
         calibration_data: Images [N, C, H, W] or frames [N, T, C, H, W], or batches of such, with or without targets, as
             a data loader gives them.
-        method: How ranges are chosen: 'mse' keeps the error of what weights make of their inputs least, 'percentile'
-            cuts one in a thousand off, 'max' nothing.
+        method: How ranges are chosen: 'max' keeps all of a channel's weights, 'percentile' cuts one in a thousand off,
+            'mse' keeps the error of what weights make of their inputs least.
         num_samples: As many of the calibration data are used.
         correct_bias: Whether biases make up for what rounded weights change in the mean.
         round_tau: Whether a tau that is no power of two becomes the nearest; else it is refused.
