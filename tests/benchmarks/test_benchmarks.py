@@ -48,6 +48,15 @@ def test_a_folder_without_the_old_spikingjelly_is_refused(run, tmp_path):
     assert result.returncode == 1 and 'spikingjelly' in result.stderr and str(tmp_path) in result.stderr
 
 
+def test_integer_inference_is_timed_and_saved(run, tmp_path):
+    size = ['--model', 'msvit_4_96', '--size', 28, '--batch', 2, '--steps', 2, '--rounds', 1]
+    result = run('int8.py', *size, '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = rows(tmp_path / 'int8-msvit_4_96.csv')
+    assert [row['variant'] for row in table] == ['float32', 'int8']
+    assert all(float(row['ms']) > 0 and float(row['nonzero inputs']) > 0 for row in table)
+
+
 def test_models_are_timed_and_saved(run, tmp_path):
     size = [
         '--model',

@@ -60,7 +60,8 @@ def conv_sums(
     groups: int = 1,
 ) -> Tensor:
     """`fixed.conv_sums`. Raises: BackendUnavailable for a named backend that cannot run it."""
-    conv = FixedConvolution(weight, *[torch.empty(0, dtype=torch.int32)] * 2, 1, stride, padding, groups)
+    unused = torch.empty(0, dtype=torch.int32)
+    conv = FixedConvolution(weight, unused, unused, 1, stride, padding, groups)
     if not _runs(x[None], conv):
         return fixed.conv_sums(x, weight, stride, padding, groups)
     return _convolve(_SUMS, x[None], conv)[0][0]
