@@ -31,6 +31,7 @@ from timm_snn.export.capture import example_input
 
 Run = Callable[[Tensor], Tensor]
 COLUMNS = ['model', 'T', 'form', 'runs in', 'MB', 'ms', 'spread', 'same class']
+# those of another runtime; the others run in Python
 RUNS_IN = {
     'onnx': 'ONNX Runtime',
     'onnx of int8': 'ONNX Runtime',
@@ -74,7 +75,7 @@ def measure(model: Any, clock: Clock, args: argparse.Namespace, folder: Path) ->
         try:
             with torch.inference_mode(False), torch.no_grad():
                 made[form] = make(model, form, folder, args.threads)
-        except (ImportError, ValueError) as error:
+        except (ImportError, RuntimeError, ValueError) as error:
             print(f'{form}: {error}')
     times = clock.compare({form: lambda run=run: run(x) for form, (run, _) in made.items()})
     classes = torch.cat([model(one) for one in inputs.split(1)]).argmax(1)

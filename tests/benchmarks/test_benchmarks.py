@@ -184,3 +184,13 @@ def test_answers_to_a_live_camera_are_timed_and_saved(run, tmp_path):
     assert (stream['variant'], stream['bins']) == ('stream', '11')
     assert (again['variant'], again['bins']) == ('the last T frames again', '2')
     assert float(stream['frame']) < float(stream['median']) <= float(stream['p95'])
+
+
+def test_forms_of_a_model_are_measured_and_those_that_cannot_be_are_named(run, tmp_path):
+    forms = ['--forms', 'model', 'fused', 'executorch', '--rounds', 1]
+    result = run('deploy.py', '--models', 'msvit_4_96.digits', *forms, '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = {row['form']: row for row in rows(tmp_path / 'deploy.csv')}
+    assert {'model', 'fused'} <= table.keys() and ('executorch' in table or 'executorch: ' in result.stdout)
+    assert float(table['fused']['MB']) < float(table['model']['MB']) and float(table['model']['ms']) > 0
+    assert table['model']['same class'] == '100'

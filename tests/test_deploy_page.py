@@ -1,0 +1,64 @@
+"""The lines of docs/deploy.md for a device: they classify as the model does, without torch, timm or this package."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+import timm_snn
+from tests.conftest import lively
+
+pytest.importorskip('onnx')
+pytest.importorskip('onnxscript')
+pytest.importorskip('onnxruntime')
+
+PAGE = Path(__file__).parents[1] / 'docs' / 'deploy.md'
+
+
+def lines_for_the_device() -> str:
+    (block,) = [block for block in re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.S) if 'onnxruntime' in block]
+    return block
+
+
+@pytest.mark.parametrize('in_chans', [1, 3])
+def test_the_lines_for_the_device_answer_as_the_model(in_chans, tmp_path, monkeypatch, capsys):
+    sizes = dict(embed_dims=(8, 8, 16), depths=(0, 0, 1), num_heads=2, num_steps=1)
+    model = lively(timm.create_model('msvit_4_96', num_classes=3, in_chans=in_chans, **sizes).eval())
+    size = (in_chans, 24, 24)
+    model.pretrained_cfg.update(
+        input_size=size, mean=(0.3,) * in_chans, std=(0.4,) * in_chans, label_names=['left', 'right', 'ahead']
+    )
+    transform = create_transform(**resolve_data_config(model=model))
+    random = np.random.default_rng(0)
+    files, answers = [], []
+    for i in range(4):
+        image = Image.fromarray(random.integers(0, 256, (9, 9, 3), np.uint8)).convert('L' if in_chans == 1 else 'RGB')
+        image.save(tmp_path / f'{i}.png')
+        files.append(str(tmp_path / f'{i}.png'))
+        with torch.no_grad():
+            probabilities = model(transform(image)[None]).softmax(1)[0]
+        answers.append((model.pretrained_cfg['label_names'][int(probabilities.argmax())], float(probabilities.max())))
+    timm_snn.export(model, tmp_path / 'model.onnx')
+
+    for name in [
+        name for name in sys.modules if name.partition('.')[0] in ('torch', 'torchvision', 'timm', 'timm_snn')
+    ]:
+        monkeypatch.setitem(sys.modules, name, None)  # whose import fails then
+    monkeypatch.setattr(sys, 'argv', ['classify.py', str(tmp_path / 'model.onnx'), *files])
+    exec(compile(lines_for_the_device(), 'classify.py', 'exec'), {})
+    printed = [line.rsplit(' ', 2)[1:] for line in capsys.readouterr().out.splitlines()]
+    assert [label for label, _ in printed] == [label for label, _ in answers]
+    for (_, share), (_, probability) in zip(printed, answers, strict=True):
+        assert float(share.rstrip('%')) == pytest.approx(100 * probability, abs=0.06)
+
+
+def test_the_lines_for_the_device_are_few():
+    lines = [line for line in lines_for_the_device().splitlines() if line.strip()]
+    assert len(lines) <= 20
+    assert not re.search(r'import (torch|timm)', lines_for_the_device())
