@@ -455,7 +455,7 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add('--epochs', type=positive_int, default=100)
     add(
         '--num-steps-schedule',
-        nargs='+',
+        nargs='*',
         default={},
         action=EpochNumbers,
         metavar='EPOCH=T',
@@ -464,7 +464,7 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     )
     add(
         '--img-size-schedule',
-        nargs='+',
+        nargs='*',
         default={},
         action=EpochNumbers,
         metavar='EPOCH=PX',
