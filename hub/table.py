@@ -276,8 +276,8 @@ def measured() -> set[str]:
         repeats = {
             i for flag in ('--seed', '--fold') if flag in words for i in (words.index(flag), words.index(flag) + 1)
         }
-        recipe = [word for i, word in enumerate(words) if i not in repeats]
-        by_recipe[(row['model'], row['split'], *recipe)].append(float(row['top1']))
+        recipe = (row['model'], row['split'], *(word for i, word in enumerate(words) if i not in repeats))
+        by_recipe[recipe].append(float(row['top1']))
     found = [top1 for runs in by_recipe.values() for top1 in (*runs, statistics.median(runs), statistics.mean(runs))]
     found += [float(row[column]) for name, column in MEASURED.items() for row in read_csv(ROOT / name)]
     return {f'{top1:.2f}' for top1 in found}
