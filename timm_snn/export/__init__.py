@@ -77,7 +77,8 @@ def export(
 
     Args:
         file: Its suffix is that of the format: .onnx, .pt2, .pte or .nir.
-        format: 'onnx', 'torch_export', 'aoti', 'executorch' or 'nir'; None goes by the suffix, .pt2 is 'torch_export' then.
+        format: 'onnx', 'torch_export', 'aoti', 'executorch' or 'nir'; None goes by the suffix, where .pt2 is
+            'torch_export'.
         example: A batch of at least two, which says what the input looks like and is what the file is checked on; by
             default random numbers of the size in the model's config, frames for a model of events.
         labels: Names of the classes; by default those saved with the model, or ImageNet's.
