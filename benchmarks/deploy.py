@@ -16,6 +16,7 @@ goes to the terminal and to <out>/deploy.csv and .png. Its columns:
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     head = clock.environment() | {'times': 'milliseconds for a batch of 1, median of interleaved rounds'}
     table = Table('deploy', head, COLUMNS)
     for name in args.models:
-        model = timm.create_model(name, pretrained=True).eval()
+        model: Any = timm.create_model(name, pretrained=True).eval()
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             for row in measure(model, clock, args, (args.files or Path(folder)) / name):
                 table.add(model=name, T=model.num_steps, **row)
@@ -77,7 +78,7 @@ def measure(model: Any, clock: Clock, args: argparse.Namespace, folder: Path) ->
                 made[form] = make(model, form, folder, args.threads)
         except (ImportError, RuntimeError, ValueError) as error:
             print(f'{form}: {error}')
-    times = clock.compare({form: lambda run=run: run(x) for form, (run, _) in made.items()})
+    times = clock.compare({form: partial(run, x) for form, (run, _) in made.items()})
     classes = torch.cat([model(one) for one in inputs.split(1)]).argmax(1)
     for form, (run, size) in made.items():
         is_other = form == 'stream' or 'int8' in form  # it sees one step, or was calibrated on noise

@@ -460,6 +460,7 @@ def _drive_factors(model: Any) -> dict[str, Tensor]:
     factors = {}
     for name, module in model.named_modules():
         if isinstance(module, DualSpikeSelfAttention):
+            assert module.num_patches is not None  # or `why_not_quantized` has refused it
             for neuron, rate, length in (
                 ('attn_lif', module.lif_rate, module.head_dim),
                 ('out_lif', module.attn_rate, module.num_patches),
@@ -473,8 +474,7 @@ def _drive_factors(model: Any) -> dict[str, Tensor]:
 def _quantise_neuron(made: Quantization, name: str, neuron: Any, flow: _Flow, factor: Tensor) -> None:
     """Thresholds in units of the membrane, which are those of currents, or of counts with some bits of fraction."""
     count_bits = None if flow.worth is None else COUNT_BITS
-    unit = 2.0**made.fraction_bits if flow.worth is None else 2.0**COUNT_BITS / flow.worth
-    unit = unit / factor
+    unit = (2.0**made.fraction_bits if flow.worth is None else 2.0**COUNT_BITS / flow.worth) / factor
     if isinstance(neuron, IntegerNeuron):
         steps = (torch.arange(neuron.levels, dtype=torch.float64) + 0.5) * neuron.v_threshold
         thresholds = (steps * unit.unsqueeze(-1) if unit.ndim else steps * unit).ceil()

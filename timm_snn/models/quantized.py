@@ -163,8 +163,8 @@ def _check_ranges(model: nn.Module, where: str) -> None:
         if isinstance(module, FixedConv):
             limit = module.input_limit if module.takes != 'spikes' else 1
             sums = module.weight.to(torch.int64).abs().flatten(1).sum(1).max() * limit
-            fits = 1 <= module.shift <= 46 and 0 <= module.input_limit < 2**15 and sums < MAX_SUM
-            fits = fits and module.multiplier.min() >= 0 and module.multiplier.max() < 2**MULTIPLIER_BITS
+            fits = 1 <= module.shift <= 46 and 0 <= module.input_limit < 2**15 and sums.item() < MAX_SUM
+            fits = fits and 0 <= module.multiplier.min().item() <= module.multiplier.max().item() < 2**MULTIPLIER_BITS
             numbers = module.bias
         elif isinstance(module, (FixedLIF, FixedLevels)):
             numbers = module.threshold if isinstance(module, FixedLIF) else module.thresholds
@@ -207,7 +207,7 @@ def _fixed(network: Any, made: Quantization) -> Any:
         elif isinstance(module, ConvBn):
             module.bn = nn.Identity()  # type: ignore[assignment]
             if isinstance(module.pool, nn.MaxPool2d):
-                module.pool = FixedMaxPool()
+                module.pool = FixedMaxPool()  # type: ignore[assignment]
             if isinstance(module, ConvBnLif):
                 module.__class__ = FixedConvBnLif
     for name, settings in made.convolutions.items():
