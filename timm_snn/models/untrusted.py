@@ -145,6 +145,10 @@ def check_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, layouts
 
     `layouts` names the key layouts that the family reads. Raises: WeightsMismatch, a RuntimeError.
     """
+    if any(key.endswith('.multiplier') for key in state_dict):
+        raise WeightsMismatch(
+            'these are the whole numbers of a quantised model: timm_snn.load_quantized(folder) loads it'
+        )
     if found := find_mismatches(state_dict, model, strict=False):
         summary = ', '.join(f'{len(keys)} keys {kind} (first: {printable(keys[0])})' for kind, keys in found.items())
         raise WeightsMismatch(
