@@ -35,7 +35,7 @@ def test_both_networks_are_measured_and_the_whole_numbers_saved(tmp_path, capsys
 
 
 def test_a_model_without_a_form_in_whole_numbers_is_refused_in_one_line(tmp_path):
+    model = ['--model', 'msvit_4_96', '--model-kwargs', 'lif_layer=psn', *WEIGHTS[3:]]
     with pytest.raises(SystemExit, match=r'^error: cannot quantise .*stem\.units\.0\.lif: PSN') as stop:
-        model = ['--model', 'msvit_4_96', '--model-kwargs', 'lif_layer=psn', *WEIGHTS[3:]]
         run('recipes/quantize.py', *model, '--calibration', 4, '-n', 4, '--output', tmp_path / 'out')
     assert '\n' not in str(stop.value) and not (tmp_path / 'out').exists()
