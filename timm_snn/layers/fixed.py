@@ -51,6 +51,11 @@ class FixedConv(nn.Module):
     Raises: TypeError for input of another kind.
     """
 
+    # what every one of them has, by the names that torch's convolutions have for it
+    dilation = (1, 1)
+    transposed = False
+    padding_mode = 'zeros'
+
     def __init__(self, conv: nn.Module, *, shift: int, takes: str, input_shift: int = 0, input_limit: int = 0) -> None:
         super().__init__()
         made: Any = conv

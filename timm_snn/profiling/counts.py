@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.fixed import FixedConv
+
 __all__ = [
     'CONVOLUTIONS',
     'Activity',
@@ -34,7 +36,15 @@ __all__ = [
     'steps_and_samples',
 ]
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    FixedConv,
+)
 
 
 class PerSample:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from ..layers.fixed import FixedConv
 from ..wrappers import unwrapped
-from .energy import AC_PJ, MAC_PJ
+from .energy import AC_PJ, INT8_AC_PJ, INT8_MAC_PJ, MAC_PJ
 from .recorder import Recorder
 from .report import Report
 from .summary import summarize
@@ -25,8 +25,8 @@ def profile(
     num_samples: int | None = None,
     batch_size: int = 32,
     num_steps: int | None = None,
-    mac_pj: float = MAC_PJ,
-    ac_pj: float = AC_PJ,
+    mac_pj: float | None = None,
+    ac_pj: float | None = None,
     progress: bool = True,
     model_name: str | None = None,
     data_name: str | None = None,
@@ -48,23 +48,29 @@ def profile(
         batch_size: For data sets. No number in the report depends on it.
         num_steps: T, for networks whose neurons are not known; else it is measured, and compared with this. Those known
             are ours, `timm_snn.lif`, SpikingJelly's, snnTorch's and modules that say they have a `v_threshold`.
-        mac_pj: Price of a multiply-accumulate in pJ.
-        ac_pj: Price of an accumulate in pJ. The defaults are 32-bit floats at 45 nm (Horowitz, ISSCC 2014).
+        mac_pj: Price of a multiply-accumulate in pJ; None for 4.6, or 0.23 in a network that `timm_snn.quantize` made.
+        ac_pj: Price of an accumulate in pJ; None for 0.9, or 0.03. These are 32-bit floats at 45 nm (Horowitz, ISSCC
+            2014), and 8-bit integers (SpikingJelly 2.0).
         progress: Whether to show a progress bar.
-        model_name: For the report; by default the name and tag timm knows it by, or its class.
+        model_name: For the report; by default the name and tag timm knows it by, or its class, and if it is quantised.
         data_name: For the report: say data set and split.
 
     What is counted is defined in `timm_snn.profiling.counts`, the conventions A, B and C in `.energy` beside it.
     All counts are means per sample; intervals are 95 % for the mean over samples, by the normal approximation.
     Raises: ValueError for data and models that cannot be profiled, and where T cannot be measured or is another one.
     """
+    model = eager(model)
+    is_fixed = any(isinstance(module, FixedConv) for module in model.modules())
+    if mac_pj is None:
+        mac_pj = INT8_MAC_PJ if is_fixed else MAC_PJ
+    if ac_pj is None:
+        ac_pj = INT8_AC_PJ if is_fixed else AC_PJ
     if not (mac_pj >= 0 and ac_pj >= 0):
         raise ValueError(f'expected prices of at least 0 pJ, got mac_pj={mac_pj}, ac_pj={ac_pj}')
     if num_samples is not None and num_samples < 1:
         raise ValueError(f'num_samples must be at least 1, or None for all, got {num_samples}')
     if num_steps is not None and (type(num_steps) is not int or num_steps < 1):
         raise ValueError(f'num_steps must be a whole number of at least 1, or None to measure it, got {num_steps!r}')
-    model = eager(model)
     hits = labelled = 0
     shape: tuple[int, ...] = ()
     with Recorder(model, num_steps=num_steps) as recorder:
@@ -80,7 +86,7 @@ def profile(
         recorder,
         mac_pj=mac_pj,
         ac_pj=ac_pj,
-        model_name=model_name or _name_of(model),
+        model_name=model_name or _name_of(model) + (', quantised' if is_fixed else ''),
         data_name=data_name or 'unnamed data',
         input_shape=shape,
         top1=100 * hits / labelled if labelled else None,
@@ -94,11 +100,6 @@ def eager(model: nn.Module) -> nn.Module:
         raise ValueError(f'expected a model, an nn.Module, got {type(model).__name__}')
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError('a scripted or traced model cannot be watched: profile the model that it was made from')
-    if any(isinstance(module, FixedConv) for module in model.modules()):
-        raise ValueError(
-            'a quantised model is not profiled: profile the model that it was made of, whose spikes are the same but '
-            'for rounding, with the prices of its arithmetic: profile(..., mac_pj=0.23, ac_pj=0.03), 8 bits at 45 nm'
-        )
     return model
 
 
@@ -106,7 +107,8 @@ def batches(
     model: nn.Module, data: Any, batch_size: int = 32, num_samples: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(images, labels or None) in the dtype and on the device of the model, at most `num_samples` of them."""
-    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    device = next(model.parameters(), torch.empty(0)).device
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device=device))
     if isinstance(data, (Dataset, IterableDataset)):
         data = DataLoader(data, batch_size, collate_fn=_collate_for(model))
     elif isinstance(data, Tensor) or _is_labelled_batch(data):

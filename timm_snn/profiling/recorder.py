@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers import ConvBn, ConvBnLif, SpikingStem
+from ..layers.fixed import FixedConv, FixedMean
 from ..modes import evaluating
 from ..ops.switches import switched
 from .counts import (
@@ -82,6 +83,8 @@ class Recorder:
         self._is_counting = False  # hooks see a first run too, that measures T
         self._input = 0  # where the batch lies in memory
         self._unknown: str | None = None  # a layer that is fed spikes of nobody knows which neuron
+        # of the currents of a quantised network
+        self._fraction_bits = next((m.fraction_bits for m in model.modules() if isinstance(m, FixedMean)), 0)
         self._state: Any = None  # of the modules
         self._exit = ExitStack()
 
@@ -279,12 +282,12 @@ class Recorder:
         if not isinstance(unit.conv, CONVOLUTIONS):  # it is made of some, which are sites of their own
             return
         geometry = self._geometry_of(unit.conv)
-        rows = x.reshape(-1, *x.shape[2:])
-        out_size = geometry.output_size(x.shape[3:])
+        rows = _as_kernel(x.reshape(-1, *x.shape[2:]), unit.conv)
+        out_size = geometry.output_size(rows.shape[2:])
         # its bias vanishes in the batch norm, or is the batch norm
         counts = count_convolution(rows, unit.conv.weight, out_size, geometry, self._zeros_in(unit.conv), False)
         counts.effective = counts.effective.reshape(x.shape[:2])
-        site.operate('connection', [x], counts, repeats)
+        site.operate('connection', [self._real(x)], counts, repeats)
 
     def _unit_ends(self, unit: Any, x: Tensor, spikes: Tensor) -> None:
         if not isinstance(unit, ConvBnLif):  # currents
@@ -302,10 +305,17 @@ class Recorder:
         rule.count(layer, self._spikes.pop(layer), site)
 
     def _connection_ends(self, layer: Any, x: Tensor, output: Tensor) -> None:
-        kind = 'linear' if isinstance(layer, nn.Linear) else 'conv'
+        is_fixed = isinstance(layer, FixedConv)
+        kind = 'linear' if isinstance(layer, nn.Linear) or (is_fixed and x.ndim == 2) else 'conv'
         site = self._site_of(layer, kind)
         has_bias = layer.bias is not None and site.name == self.names[layer]  # that of a unit vanishes in its norm
-        if kind == 'linear':
+        if is_fixed:
+            feature_dims = x.ndim - 1
+            rows, out_size = _as_kernel(x, layer), _as_kernel(output, layer).shape[2:]
+            geometry = self._geometry_of(layer)
+            # its bias is added where its sums are scaled, which is not counted
+            counts = count_convolution(rows, layer.weight, out_size, geometry, self._zeros_in(layer), False)
+        elif kind == 'linear':
             feature_dims = 1
             counts = count_linear(x, layer.weight, self._zeros_in(layer), has_bias)
         else:
@@ -316,7 +326,7 @@ class Recorder:
             counts = count_convolution(rows, layer.weight, out_size, geometry, self._zeros_in(layer), has_bias)
             counts.effective = counts.effective.reshape(lead)
         counts.effective = self._by_step(counts.effective, 0)
-        site.operate('connection', [self._by_step(x, feature_dims)], counts)
+        site.operate('connection', [self._by_step(self._real(x), feature_dims)], counts)
         entering = site.input
         if x.data_ptr() != self._input and entering is not None and entering.largest >= 1 and entering.kind != 'real':
             self._unknown = self._unknown or site.name
@@ -358,6 +368,10 @@ class Recorder:
         """`steps_and_samples` of this run: [steps, B, ...]."""
         return steps_and_samples(x, self.record.num_steps, self._batch_size, feature_dims)
 
+    def _real(self, x: Tensor) -> Tensor:
+        """Currents of a quantised network as the real numbers that they stand for, anything else as it is."""
+        return x.double() * 2.0**-self._fraction_bits if x.dtype == torch.int32 else x
+
     def _geometry_of(self, conv: Any) -> Geometry:
         if conv not in self._geometry:
             self._geometry[conv] = Geometry.of(conv)
@@ -368,6 +382,13 @@ class Recorder:
         if layer not in self._has_zeros:
             self._has_zeros[layer] = bool((layer.weight == 0).any())
         return self._has_zeros[layer]
+
+
+def _as_kernel(x: Tensor, conv: nn.Module) -> Tensor:
+    """Rows [N, C, ...] with as many axes as the kernel, which for a `FixedConv` is always one of maps."""
+    if not isinstance(conv, FixedConv) or x.ndim == 4:
+        return x
+    return x.unsqueeze(2) if x.ndim == 3 else x[:, :, None, None]
 
 
 class _Products(TorchDispatchMode):

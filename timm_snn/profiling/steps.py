@@ -6,15 +6,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers import LIF, neurons
+from ..layers.fixed import FixedLevels, FixedLIF
 from ..ops.backend import Backend
 
 __all__ = ['Steps', 'WatchedBackend', 'is_neuron', 'is_ours']
 
 
 def is_ours(module: nn.Module) -> bool:
-    """True for our neurons and those that a user registered, which see [T, B, ...]."""
+    """True for our neurons, in whole numbers too, and those that a user registered, which see [T, B, ...]."""
     registered = tuple(layer for name in neurons.names() if isinstance(layer := neurons.get(name), type))
-    return isinstance(module, (LIF, *registered))
+    return isinstance(module, (LIF, FixedLIF, FixedLevels, *registered))
 
 
 def is_neuron(module: nn.Module) -> bool:

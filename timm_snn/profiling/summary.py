@@ -87,7 +87,7 @@ def _depth_of_model(model: Any, names: Sequence[str]) -> int:
     depth = 0
     while parts and all(len(p) > depth + 1 and p[depth] == parts[0][depth] for p in parts):
         name = parts[0][depth]
-        if name not in ('model', 'body', 'module', 'backbone') and not isinstance(model, nn.Sequential):
+        if name not in ('model', 'body', 'module', 'backbone', 'network') and not isinstance(model, nn.Sequential):
             break
         model, depth = before_compiling(getattr(model, name)), depth + 1
     return depth
