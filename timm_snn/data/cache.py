@@ -98,7 +98,9 @@ class FrameCache:
 
 
 def checksum(array: np.ndarray) -> str:
-    return f'{array.dtype}{list(array.shape)} {zlib.crc32(np.ascontiguousarray(array).data):08x}'
+    # as bytes, since a buffer has no name for types that other packages give NumPy, such as ml_dtypes' bfloat16
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return f'{array.dtype}{list(array.shape)} {zlib.crc32(content.data):08x}'
 
 
 def cannot_write(path: Path, error: OSError) -> CacheFolderError:
