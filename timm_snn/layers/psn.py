@@ -114,8 +114,11 @@ class SlidingPSN(TorchNeuron):
 
 
 def _over_time(x: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
-    """`mix` of the steps [T, N] of x [T, B, ...], as x; N in the order of memory, so that channels_last is no copy."""
+    """`mix` of the steps [T, N] of x [T, B, ...], as x; N in the order of memory, so that channels_last is no copy.
+
+    A compiler orders memory itself, and cannot sort strides that are unknown to it.
+    """
     axes = list(range(1, x.ndim))
-    in_memory = sorted(axes, key=x.stride, reverse=True)
+    in_memory = axes if torch.compiler.is_compiling() else sorted(axes, key=x.stride, reverse=True)
     steps = x.movedim(in_memory, axes)
     return mix(steps.flatten(1)).unflatten(1, steps.shape[1:]).movedim(axes, in_memory)
