@@ -395,7 +395,8 @@ def train_epoch(run: Run, epoch: int) -> float:
                 run.checkpoints.save()
         next(batches, None)  # Accelerate notes the end of a loader when it is asked for more
     bar.close()
-    return (progress.seen - seen_before) / (progress.seconds - seconds_before)
+    seconds = progress.seconds - seconds_before
+    return (progress.seen - seen_before) / seconds if seconds else 0.0  # nothing was left of the epoch
 
 
 def validate(run: Run) -> dict[str, float]:
