@@ -48,7 +48,7 @@ def test_its_costs_are_those_measured():
     with open(RESULTS, newline='') as file:
         measured = list(csv.DictReader(line for line in file if not line.startswith('#')))
     times = {(row['neuron'], row['variant'], row['pass']): row for row in measured}
-    for name, *cells in tables()[2]:
+    for name, *cells in next(table for table in tables() if len(table[0]) == 10):
         expected = []
         for kind in ('forward', 'forward + backward'):
             for variant, column in (('timm_snn', 'of lif'), ('compiled', 'of lif'), ('timm_snn', 'of spikingjelly')):

@@ -214,6 +214,7 @@ class TestTimmContract:
             'msvit_4_384.cifar100',
             'msvit_2_256.cifar10_dvs',
             'msvit_2_256.dvs128_gesture',
+            'msvit_3_192.cifar10',
             'msvit_4_96.digits',
             'msvit_4_96.event_digits',
             'msvit_4_96.fashion_mnist',

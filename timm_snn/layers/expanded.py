@@ -46,7 +46,7 @@ class ExpandedNeuron(nn.Module):
         current = x.unflatten(0, [-1, self.levels]).mean(1)
         n = count_spikes(current, self.levels, self.v_threshold, normalize=False).unsqueeze(1)
         step = arange(self.levels, device=x.device).view(-1, *[1] * current[0].ndim)
-        return (step < n).to(x.dtype).flatten(0, 1)
+        return merge_time((step < n).to(x.dtype))
 
     def extra_repr(self) -> str:
         return f'levels={self.levels}, v_threshold={self.v_threshold}'

@@ -57,7 +57,7 @@ def _events(
     """Frames of a square sensor, by number as in all papers; how many is the model's `num_steps`."""
 
     def make(**cfg: Any) -> Cfg:
-        pool_size = (size // 16, size // 16)
+        pool_size = (-(-size // 16), -(-size // 16))  # each of four poolings rounds up
         made = _small(label_names, cfg, input_size=(2, size, size), pool_size=pool_size, mean=(0, 0), std=(1, 1))
         channels, *frame = made['input_size']
         frames = dict(split_by=split_by, sensor_size=(sensor, sensor), channels=channels, size=tuple(frame))

@@ -8,7 +8,6 @@ The file takes batches of any size, has what a program needs to know of the clas
 with the model before it is written. docs/export.md says what each format takes.
 """
 
-from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from ..export import FORMATS
 from .errors import one_line_errors, script
 from .labels import descriptions_of, open_labels
 from .models import input_config, open_model
-from .options import ArgumentParser, image_options, model_options, model_parser
+from .options import ArgumentParser, Flag, image_options, model_options, model_parser
 
 __all__ = ['main']
 
@@ -31,7 +30,7 @@ def make_parser() -> ArgumentParser:
     add('--format', choices=FORMATS, help="default: what --output's suffix says, or onnx")
     add('--output', type=Path, metavar='FILE', help='default: NAME.onnx, or with the suffix of --format')
     add('--labels', type=Path, help='names of the classes, one in each line; default: those saved with the model')
-    add('--check', action=BooleanOptionalAction, default=True, help='run the file and compare it with the model')
+    add('--check', action=Flag, default=True, help='run the file and compare it with the model')
     return parser
 
 

@@ -14,10 +14,10 @@ from timm.utils import ParseKwargs
 from .data import EVENT_DATASETS, DataSource
 from .errors import UserError, one_line_errors
 from .imports import import_own
-from .schedules import EpochNumbers
 
 __all__ = [
     'ArgumentParser',
+    'Flag',
     'accelerator_options',
     'add_camera_options',
     'add_recording_options',
@@ -45,6 +45,8 @@ __all__ = [
     'training_options',
     'transform_options',
 ]
+
+Flag = argparse.BooleanOptionalAction  # --name and --no-name
 
 # Options that would be ignored without others, and are refused rather.
 FOR_IMAGES = (
@@ -113,6 +115,29 @@ class NumberOrKwargs(ParseKwargs):
             found = ' '.join(values)
             raise argparse.ArgumentError(self, f'expected a rate from 0 to 1, or NAME=RATE ..., got {found!r}')
         setattr(namespace, self.dest, rates[''] if is_one else rates)
+
+
+class EpochNumbers(ParseKwargs):
+    """Numbers by the epoch from which on they hold, EPOCH=NUMBER ...; in a config a mapping.
+
+    Epochs count from 0, and a key between 0 and 1 is a share of all epochs.
+    """
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        numbers = {}
+        for value in values:
+            start, _, number = value.partition('=')
+            try:
+                epoch = float(start)
+                numbers[int(epoch) if epoch == int(epoch) else epoch] = int(number)
+                is_right = 0 <= epoch < 1 or epoch == int(epoch) > 0
+            except (ValueError, OverflowError):
+                is_right = False
+            if not is_right or int(number) < 1:
+                raise argparse.ArgumentError(
+                    self, f'expected EPOCH=NUMBER ..., with epochs from 0 or shares of all below 1, got {value!r}'
+                )
+        setattr(namespace, self.dest, dict(sorted(numbers.items())))
 
 
 def tag_of(model: str) -> str | None:
@@ -319,7 +344,7 @@ def add_camera_options(add: Callable[..., Any]) -> None:
 
 
 def training_parser(description: str | None = None) -> ArgumentParser:
-    flag = argparse.BooleanOptionalAction
+    flag = Flag
     parser = ArgumentParser('recipes/train.py', description)
     parser.add_argument(
         '--config', '-c', type=Path, help='YAML file with any of the options below; its key config names a parent'
@@ -669,7 +694,7 @@ def config_arguments(path: Path, parser: ArgumentParser) -> list[str]:
         if value is None:
             continue
         option, flag = options[key], f'--{key.replace("_", "-")}'
-        if isinstance(option, argparse.BooleanOptionalAction):
+        if isinstance(option, Flag):
             expected, right = 'true or false', isinstance(value, bool)
             words = [flag if value else f'--no-{flag[2:]}']
         elif isinstance(option, NumberOrKwargs) and not isinstance(value, dict):

@@ -5,41 +5,16 @@ trained with few steps and small images, for a fraction of the cost, and the las
 """
 
 import copy
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.utils import ParseKwargs
 
 from ..profiling import profile
 from .errors import UserError, one_line_errors
 from .models import steps_of
 
-__all__ = ['EpochNumbers', 'Phase', 'Phases']
-
-
-class EpochNumbers(ParseKwargs):
-    """Numbers by the epoch from which on they hold, EPOCH=NUMBER ...; in a config a mapping.
-
-    Epochs count from 0, and a key between 0 and 1 is a share of all epochs.
-    """
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        numbers = {}
-        for value in values:
-            start, _, number = value.partition('=')
-            try:
-                epoch = float(start)
-                numbers[int(epoch) if epoch == int(epoch) else epoch] = int(number)
-                is_right = 0 <= epoch < 1 or epoch == int(epoch) > 0
-            except (ValueError, OverflowError):
-                is_right = False
-            if not is_right or int(number) < 1:
-                raise ArgumentError(
-                    self, f'expected EPOCH=NUMBER ..., with epochs from 0 or shares of all below 1, got {value!r}'
-                )
-        setattr(namespace, self.dest, dict(sorted(numbers.items())))
+__all__ = ['Phase', 'Phases']
 
 
 class Phase(NamedTuple):
@@ -60,7 +35,7 @@ class Phases:
         shape: Of its input without the batch, [C, H, W] or [T, C, H, W]; H and W are the largest.
         device: That it will run on.
         epochs: Of the run, which shares refer to.
-        num_steps, heights: By the first epoch that they hold for, see `EpochNumbers`.
+        num_steps, heights: By the first epoch that they hold for, see `options.EpochNumbers`.
 
     Raises: UserError for what the model cannot run.
     """
