@@ -18,6 +18,7 @@ import timm_snn
 from tests.support.damage import cut, flip_a_bit
 from tests.support.kills import killed_at_change
 from tests.support.processes import run_script
+from tests.support.scripts import load
 from tests.support.training import QUICK, TRAIN, assert_same_run, assert_same_weights, weights
 from timm_snn.training.checkpoints import damage, write_manifest
 from timm_snn.training.data import Samples, TrainingSamples
@@ -182,6 +183,7 @@ def test_a_validation_sample_with_nan_is_named_and_the_run_goes_on(train, tmp_pa
             image, label = super().__getitem__(number)
             return image * (math.nan if number == 5 else 1), label
 
+    load('recipes/train.py')  # the classes of what it imports are not made of the spoiled one
     with monkeypatch.context() as patch:
         patch.setattr('timm_snn.training.data.Samples', Spoiled)
         match = r'cannot evaluate: sample \d+ has pixels that are not finite .*; --resume auto goes on from .*_step_'
