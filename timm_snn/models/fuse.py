@@ -15,10 +15,10 @@ from ..layers.neuron import FUSED
 from ..wrappers import unwrapped
 from .graphs import use_graphs
 
-__all__ = ['fuse']
+__all__ = ['CONVOLUTIONS', 'NORMS', 'fuse']
 
-_CONVOLUTIONS = (MapConv, TokenConv, nn.Conv1d, nn.Conv2d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+CONVOLUTIONS = (MapConv, TokenConv, nn.Conv1d, nn.Conv2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def fuse(model: nn.Module, *, cuda_graphs: bool = False) -> nn.Module:
@@ -115,7 +115,7 @@ def _why_not(part: Any) -> str | None:
             'its weight is computed from others, as by pruning and weight norm: call torch.nn.utils.prune.remove, '
             'remove_weight_norm or remove_spectral_norm first'
         )
-    if type(part) not in (*_CONVOLUTIONS, *_NORMS, RepConv):
+    if type(part) not in (*CONVOLUTIONS, *NORMS, RepConv):
         return (
             f"it is a {type(part).__module__}.{type(part).__name__}, and folding knows torch's convolutions and batch "
             'norms: merge or convert it into one of these first, as merging an adapter does'

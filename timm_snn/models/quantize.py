@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import (
-    IF,
-    LIF,
     ConvBn,
     DualSpikeSelfAttention,
     IntegerNeuron,
@@ -26,12 +24,12 @@ from ..layers import (
     RunningFiringRate,
     SoftmaxAttention,
 )
-from ..layers.conv import MapConv, TokenConv
 from ..layers.fixed import FIXED_ATTENTIONS
+from ..layers.neuron import FUSED
 from ..ops.fixed import LIMIT, MAX_SUM, MULTIPLIER_BITS
 from ..wrappers import unwrapped
 from .base import SpikingTransformer
-from .fuse import fuse
+from .fuse import CONVOLUTIONS, NORMS, fuse
 from .quantized import Quantization, QuantizedModel
 from .spiking_resnet import SpikingResNetBlock
 from .streaming import is_neuron
@@ -50,8 +48,8 @@ _SAMPLE = 4096  # numbers that are kept of each batch that a layer sees
 _SYMBOLS = (0.7390851332151607, 0.5671432904097838)
 _UNLIKE = 0.8346268416740732  # what makes a mean of spikes no multiple of them
 
-_CONVOLUTIONS = (MapConv, TokenConv, nn.Conv1d, nn.Conv2d, nn.Linear)
-_NEURONS = (LIF, IF, ParametricLIF, IntegerNeuron)
+_CONVOLUTIONS = (*CONVOLUTIONS, nn.Linear)
+_NEURONS = (*FUSED, IntegerNeuron)
 
 
 def quantize(
@@ -141,12 +139,9 @@ def _why_not(name: str, module: Any, round_tau: bool) -> str | None:
     elif isinstance(module, ConvBn):
         if isinstance(module.pool, nn.MaxPool1d):
             return 'pooling of tokens has no kernel of whole numbers'
-    elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, (*_CONVOLUTIONS, *_NORMS)):
+    elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, (*_CONVOLUTIONS, *NORMS)):
         return f'{kind} has parameters, and no form in whole numbers'
     return None
-
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def _why_not_tau(lif: Any, round_tau: bool) -> str | None:
@@ -297,12 +292,8 @@ def _observe(model: Any, batches: Iterable[Tensor], names: Iterable[str]) -> dic
         for name, module in model.named_modules():
             if name in seen:
                 hooks.before(module, seen[name].add)
-        count = 0
         for batch in batches:
             model.forward_steps(batch)
-            count += len(batch)
-    if not count:
-        raise ValueError('quantize needs calibration data: got no batch')
     return seen
 
 
@@ -403,9 +394,7 @@ def _quantise_convolution(
         unit = 2.0**shift / one
     ratio = scale * unit * one
     settings['shift'] = max(1, min(46, MULTIPLIER_BITS - 1 - math.floor(math.log2(ratio.max().item()))))
-    multiplier = (ratio * 2.0 ** settings['shift']).round()
-    if multiplier.max() >= 2**MULTIPLIER_BITS:
-        multiplier = multiplier.clamp(max=2**MULTIPLIER_BITS - 1)
+    multiplier = (ratio * 2.0 ** settings['shift']).round().clamp(max=2**MULTIPLIER_BITS - 1)
     bias = torch.zeros(len(weight)).double() if conv.bias is None else conv.bias
     if correct_bias:
         lost = (weight - whole * scale.view(by)).reshape(*weight.shape[:2], -1).sum(2)

@@ -30,6 +30,7 @@ from .pretrained import FILENAME, save_for_hf
 __all__ = ['Quantization', 'QuantizedModel', 'load_quantized']
 
 _VERSION = 1  # of the entry `quantization` in config.json
+_SAVED = ('fraction_bits', 'convolutions', 'neurons', 'shortcuts', 'mean')  # of a Quantization, in that entry
 
 
 @dataclass
@@ -120,16 +121,8 @@ class QuantizedModel(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """model.safetensors and config.json, for `load_quantized`."""
-        spec = self.quantization
-        settings = dict(
-            version=_VERSION,
-            fraction_bits=spec.fraction_bits,
-            mean=spec.mean,
-            convolutions=spec.convolutions,
-            neurons=spec.neurons,
-            shortcuts=spec.shortcuts,
-        )
-        save_for_hf(self, folder, model_config={'quantization': settings})
+        settings = {name: getattr(self.quantization, name) for name in _SAVED}
+        save_for_hf(self, folder, model_config={'quantization': {'version': _VERSION, **settings}})
 
 
 def load_quantized(folder: str | Path) -> QuantizedModel:
@@ -181,13 +174,7 @@ def _read_settings(settings: Mapping[str, Any], where: str) -> Quantization:
             f'{where} has a quantization of version {settings.get("version")!r}, expected {_VERSION}: update timm-snn'
         )
     try:
-        return Quantization(
-            settings['fraction_bits'],
-            settings['convolutions'],
-            settings['neurons'],
-            settings['shortcuts'],
-            settings['mean'],
-        )
+        return Quantization(**{name: settings[name] for name in _SAVED})
     except KeyError as error:
         raise ValueError(f'{where} has a quantization without {error}') from error
 
