@@ -46,9 +46,8 @@ def example_input(model: Any) -> Tensor:
     channels = getattr(model, 'in_chans', None) or resolve_model_data_config(model)['input_size'][0]
     steps = (model.num_steps,) if getattr(model, 'takes_events', False) else ()
     random = torch.Generator().manual_seed(0)
-    dtype = next(model.parameters()).dtype
-    if not dtype.is_floating_point:  # a quantised model takes real images
-        dtype = torch.float32
+    # a quantised model has no real numbers, but takes real images
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return torch.randn(2, *steps, channels, height, width, generator=random).to(dtype)
 
 

@@ -223,15 +223,14 @@ def _translate_lif(x: Any, tau: Any, neuron: str) -> Any:
         return op.Add(op.Sub(v, over_tau(leak)), x_t)
 
     num_steps, v, spikes = x.shape[0], None, []
-    steps = op.Split(current, num_outputs=num_steps, axis=0) if num_steps > 1 else [current]
-    for t, x_t in enumerate(steps, 1):
+    for t, x_t in enumerate(_steps(current, num_steps), 1):
         h = charge(v, x_t)
         fires = op.GreaterOrEqual(h, threshold)
         s = op.Where(op.IsNaN(h), h, op.Cast(fires, to=membrane))
         spikes.append(op.Cast(s, to=dtype) if is_half else s)
         if t < num_steps:
             v = op.Sub(h, op.Mul(s, threshold)) if settings.v_reset is None else op.Where(fires, rest, h)
-    return op.Concat(*spikes, axis=0) if num_steps > 1 else op.Identity(spikes[0])
+    return _joined(spikes)
 
 
 def _translate_fixed_lif(x: Any, threshold: Any, leak_shift: Any, v_reset: Any, decay_input: bool) -> Any:
@@ -254,9 +253,8 @@ def _translate_fixed_lif(x: Any, threshold: Any, leak_shift: Any, v_reset: Any, 
     def shifted(y: Any) -> Any:
         return op.Floor(op.Mul(y, constant(2.0**-leak_shift))) if leak_shift else y
 
-    num_steps, v, spikes = x.shape[0], rest, []
-    steps = op.Split(current, num_outputs=num_steps, axis=0) if num_steps > 1 else [current]
-    for x_t in steps:
+    v, spikes = rest, []
+    for x_t in _steps(current, x.shape[0]):
         if leak_shift is None:
             h = op.Add(v, x_t)
         elif decay_input:
@@ -267,7 +265,21 @@ def _translate_fixed_lif(x: Any, threshold: Any, leak_shift: Any, v_reset: Any, 
         fires = op.GreaterOrEqual(h, threshold)
         v = op.Where(fires, op.Sub(h, threshold) if v_reset is None else rest, h)
         spikes.append(op.Cast(fires, to=onnx_ir.DataType.INT64))
-    return op.Concat(*spikes, axis=0) if num_steps > 1 else op.Identity(spikes[0])
+    return _joined(spikes)
+
+
+def _steps(x: Any, num_steps: int) -> Any:
+    """[T, B, ...] -> T times [1, B, ...]."""
+    from onnxscript import opset20 as op
+
+    return op.Split(x, num_outputs=num_steps, axis=0) if num_steps > 1 else [x]
+
+
+def _joined(steps: list[Any]) -> Any:
+    """The inverse of `_steps`."""
+    from onnxscript import opset20 as op
+
+    return op.Concat(*steps, axis=0) if len(steps) > 1 else op.Identity(steps[0])
 
 
 def _translate_right_shift(x: Any, bits: int) -> Any:
