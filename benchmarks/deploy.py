@@ -17,6 +17,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,46 +117,18 @@ def make(model: Any, form: str, folder: Path, threads: int) -> tuple[Run, float]
     file = folder / f'{form.replace(" ", "_")}{FORMATS[format]}'
     if not file.exists():
         timm_snn.export(exported, file, format=format, example=example_input(model))
-    return LOADERS[format](file, threads), file.stat().st_size
+    return load(format, file, threads), file.stat().st_size
 
 
 def size_of(model: torch.nn.Module) -> int:
     return len(save({key: value.contiguous() for key, value in model.state_dict().items()}))
 
 
-def onnx_runtime(file: Path, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-
-
-def torch_export(file: Path, threads: int) -> Run:
-    program: Any = torch.export.load(file).module()
-    return program
-
-
-def aoti(file: Path, threads: int) -> Run:
-    program: Any = torch._inductor.aoti_load_package(str(file))
-    return lambda x: program(x)[0] if isinstance(program(x), (list, tuple)) else program(x)
-
-
-def executorch(file: Path, threads: int) -> Run:
-    from executorch.runtime import Runtime
-
-    method: Any = Runtime.get().load_program(str(file)).load_method('forward')
-    return lambda x: method.execute([x])[0]
-
-
-LOADERS: dict[str, Callable[[Path, int], Run]] = {
-    'onnx': onnx_runtime,
-    'torch_export': torch_export,
-    'aoti': aoti,
-    'executorch': executorch,
-}
+def load(format: str, file: Path, threads: int) -> Run:
+    """A file of `timm_snn.export`, by that format's own loader."""
+    writer = import_module(f'timm_snn.export.{format}')
+    run = writer.load(file, threads) if format == 'onnx' else writer.load(file)
+    return lambda x: run(x)[0]
 
 
 if __name__ == '__main__':

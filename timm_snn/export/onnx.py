@@ -131,11 +131,13 @@ def write(model: nn.Module, example: Tensor, names: list[str], metadata: dict[st
     exported.save(file, external_data=False)
 
 
-def load(file: Path) -> Callable[[Tensor], list[Tensor]]:
-    """The file in ONNX Runtime, on the CPU."""
+def load(file: Path, num_threads: int = 0) -> Callable[[Tensor], list[Tensor]]:
+    """The file in ONNX Runtime, on the CPU; 0 threads are as many as there are cores."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {INPUT: x.numpy()})]
 
 

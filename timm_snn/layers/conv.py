@@ -3,7 +3,6 @@
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
@@ -215,9 +214,7 @@ def pool_spikes(x: Tensor) -> Tensor:
 
     Shape: [T, B, C, H, W] -> [T, B, C, H', W'], rounded up.
     """
-    spikes = merge_time(x)
-    pooled = F.max_pool2d(spikes, 3, 2, 1) if x.is_floating_point() else max_pool(spikes)
-    return split_time(pooled, x.shape[0])
+    return split_time(max_pool(merge_time(x)), x.shape[0])
 
 
 def is_plain(module: nn.Module, types: tuple[type, ...]) -> bool:

@@ -1,6 +1,5 @@
 """Spike-driven self-attention (SDSA): masks and sums in place of products of matrices."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.fixed import max_pool
@@ -78,6 +77,4 @@ class SpikeDrivenSelfAttention(nn.Module):
 
 def _dilate(x: Tensor) -> Tensor:
     """Maximum over 3x3 windows of the last two axes, with stride 1. Shape: [T, B, C, H, W] -> the same."""
-    spikes = merge_time(x)
-    dilated = F.max_pool2d(spikes, 3, 1, 1) if x.is_floating_point() else max_pool(spikes, stride=1)
-    return split_time(dilated, x.shape[0])
+    return split_time(max_pool(merge_time(x), stride=1), x.shape[0])
