@@ -233,6 +233,18 @@ def render_weights() -> str:
     return markdown('model | weights | address | input | classes | licence', rows)
 
 
+def render_shipped() -> str:
+    """The weights in the package, with what they were measured to have."""
+    rows = []
+    for run in read_csv(ROOT / 'hub' / 'results.csv'):
+        if run['weights']:
+            file, facts = ROOT / 'timm_snn' / 'weights' / f'{run["weights"]}.safetensors', describe(run['weights'])
+            data = f'{run["dataset"]}, {run["split"]}'
+            counts = [str(facts['steps']), f'{facts["parameters"] / 1e6:.2f} M', f'{file.stat().st_size / 1e6:.2f} MB']
+            rows.append([f'`{run["weights"]}`', data, *counts, f'**{run["top1"]}**'])
+    return markdown('weights | data | T | parameters | file | top-1', rows)
+
+
 def title_of(family: str) -> str:
     """What the docstring of a family's module calls it."""
     return re.split('[:,]', sys.modules[family].__doc__ or '')[0]
@@ -325,8 +337,8 @@ def check() -> None:
 
 # By page, its tables in their order; each stands between two marks.
 PAGES = {
-    'README.md': [render_families],
-    'docs/models.md': [render_models, render_equal_terms, render_measured],
+    'README.md': [render_shipped],
+    'docs/models.md': [render_families, render_models, render_equal_terms, render_measured],
     'docs/hub.md': [render_weights],
     'docs/tradeoff.md': [render_tradeoff],
 }

@@ -20,6 +20,7 @@ from timm_snn.training.errors import UserError
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 PAGES = [*ROOT.glob('*.md'), *(path for folder in ('docs', 'hub', 'recipes') for path in (ROOT / folder).glob('*.md'))]
+RESULTS_PAGE = (ROOT / 'docs' / 'results.md').read_text()
 MODELS_PAGE = (ROOT / 'docs' / 'models.md').read_text()
 
 
@@ -40,7 +41,7 @@ def tables() -> dict[str, Any]:
 
 
 def test_the_page_of_models_lists_every_tag_with_its_facts(tables):
-    rows = first_table(MODELS_PAGE)
+    rows = table('Every model', MODELS_PAGE)
     assert {tag for name in [*MODELS, *ARTIFICIAL] for tag in timm.list_models(f'{name}.*', include_tags=True)} == {
         row[0].strip('`') for row in rows
     }
@@ -52,13 +53,15 @@ def test_the_page_of_models_lists_every_tag_with_its_facts(tables):
 
 @pytest.mark.parametrize('name', SMALLEST)
 def test_the_page_of_models_has_the_operations_of_a_step(name, tables):
-    listed = {row[0].strip('`'): row[5] for row in first_table(MODELS_PAGE)}
+    listed = {row[0].strip('`'): row[5] for row in table('Every model', MODELS_PAGE)}
     tag = f'{name}.{timm.get_pretrained_cfg(name).tag}'
     assert f'{tables["dense_macs"](tag) / 1e9:#.3g}' == listed[tag]
 
 
 def test_the_other_tables_of_models_are_those_of_the_registry_and_of_what_was_measured(tables):
-    assert f'\n{tables["render_families"]()}\n' in README and len(table('Models')) == len(FAMILIES)
+    assert f'\n{tables["render_families"]()}\n' in MODELS_PAGE and len(table('Families', MODELS_PAGE)) == len(FAMILIES)
+    assert all(f'[{family[0]}]' in README for family in table('Families', MODELS_PAGE))
+    assert f'\n{tables["render_shipped"]()}\n' in README
     assert f'\n{tables["render_weights"]()}\n' in (ROOT / 'docs' / 'hub.md').read_text()
     assert f'\n{tables["render_measured"]()}\n' in MODELS_PAGE
     assert f'\n{tables["render_tradeoff"]()}\n' in (ROOT / 'docs' / 'tradeoff.md').read_text()
@@ -120,7 +123,7 @@ def test_the_results_tables_show_the_measured_results(tables):
         time = ''.join(f'{longest:.0f} min, ' for longest in sorted(minutes)[-1:]) + same[0]['hardware']
         top1 = f'{shown} ({each})' if len(same) > 1 else shown
         rows.append([f'`{model}`', f'{dataset}, {split}', top1, seeds, epochs, time, f'`{config}`'])
-    assert table('Results') == rows
+    assert table('Runs', RESULTS_PAGE) == rows
     assert f'\n{tables["render_equal_terms"]()}\n' in MODELS_PAGE
     section = MODELS_PAGE.split('\n## On equal terms\n')[1].split('\n## ')[0]
     assert {Path(config).stem for config in equal} == set(FAMILIES) - set(not_in_table(section, 'Not trained'))
@@ -205,7 +208,7 @@ def test_the_energy_table_shows_the_measured_report():
         total, energies = report.total, [f'{energy.mj:.4f}' for energy in report.energy.values()]
         facts = [f'{report.top1:.2f}', f'{100 * total.firing_rate:.2f} %', f'{total.dense_macs_per_step / 1e6:.2f} M']
         rows.append([f'`{report.model}`', 'Fashion-MNIST, 10,000 test images', *facts, *energies])
-    assert rows and table('See inside') == rows
+    assert rows and table('Energy', RESULTS_PAGE) == rows
 
 
 def test_the_speed_table_shows_the_measured_times():
