@@ -20,7 +20,6 @@ the price of its multiply-accumulates. The models run as they are for the accura
 import platform
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,13 @@ from torch.utils.benchmark import Timer
 
 import timm_snn
 from timm_snn.files import write_whole
-from timm_snn.models.pretrained import recipe_of
 from timm_snn.profiling.page import COLORS, STYLE
-from timm_snn.training.data import DataSource, open_samples
+from timm_snn.training.data import open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.labels import labelled_batches
 from timm_snn.training.models import fused, open_model, steps_of
-from timm_snn.training.options import ArgumentParser, data_source, positive_int, training_options
+from timm_snn.training.options import ArgumentParser, positive_int
+from timm_snn.training.sources import source_of
 from timm_snn.training.tables import make_table, read_csv, wide_console, write_csv
 
 CONVENTIONS = ('A', 'B', 'C')
@@ -47,7 +46,6 @@ COLUMNS = (
     *('mj_dense', 'images_per_s', 'hardware'),
 )
 SHOWN = 16  # points below the best that the picture has room for; with too few steps a network says nothing
-CONFIGS = Path(__file__).parent / 'configs'
 
 
 def make_parser() -> ArgumentParser:
@@ -66,18 +64,6 @@ def make_parser() -> ArgumentParser:
     add('--again', action='store_true', help='measure rows that are there too')
     add('--output', type=Path, default=Path('output/tradeoff'))
     return parser
-
-
-def source_of(name: str, args: Namespace) -> DataSource:
-    """The data that the config of NAME.TAG trains on, but for what the options say."""
-    recipe = recipe_of(name)
-    if not (recipe or args.dataset):
-        raise UserError(f'{name} has no tag that names a config: pass --dataset, and --data-dir where it needs one')
-    config = ['--config', str(CONFIGS / f'{recipe}.yaml')] if recipe and not args.dataset else []
-    given = [f'--dataset={args.dataset}'] if args.dataset else []
-    given += [f'--data-dir={args.data_dir}'] if args.data_dir else []
-    # the model says how frames are made
-    return replace(data_source(training_options([*config, *given])), split_by=None, bin_us=None, events_per_bin=None)
 
 
 def runs(args: Namespace) -> Iterator[tuple[str, str, Any, int]]:
@@ -102,7 +88,7 @@ def opened(source: str, network: str, T: int) -> Any:
 
 def measure(name: str, network: str, source: str, T: int, args: Namespace, known: dict[str, str]) -> dict[str, Any]:
     """Accuracy, rate and energy of one row; as `known` where that is of the same samples."""
-    data, model = source_of(name, args), opened(source, network, T)
+    data, model = source_of(name, args.dataset, args.data_dir), opened(source, network, T)
     samples = open_samples(data, args.split, model, args.max_val_samples)
     if known.get('data') == samples.description and not args.again:
         return known
@@ -131,7 +117,7 @@ def timed(name: str, network: str, source: str, T: int, args: Namespace, known: 
     if known['images_per_s'] and not args.again:
         return known
     model = opened(source, network, T)
-    samples = open_samples(source_of(name, args), args.split, model, args.batch_size)
+    samples = open_samples(source_of(name, args.dataset, args.data_dir), args.split, model, args.batch_size)
     images = torch.stack([image for image, _ in (samples[i] for i in range(len(samples)))])
     threads = torch.get_num_threads()
     with torch.inference_mode(), one_line_errors(f'run {source!r} with T = {T}'):

@@ -26,6 +26,7 @@ def checkout(tmp_path):
         shutil.copy(ROOT / name, checkout)
     shutil.copy(ROOT / 'timm_snn' / 'version.py', checkout / 'timm_snn')
     shutil.copy(build.__file__, native)
+    shutil.copytree(ROOT / 'recipes', checkout / 'recipes')
     for folder in (native, *native.parents[:2]):
         (folder / '__init__.py').write_text('')
     for name in build.LIBRARIES:
@@ -47,6 +48,12 @@ def build_wheel(checkout, kind='wheel', **environment) -> tuple[Path, str]:
     return wheel, done.stderr
 
 
+def what_a_wheel_has_of_the_recipes() -> set[str]:
+    """The scripts and the configs, but not the notes for those who have a clone."""
+    files = {str(file.relative_to(ROOT / 'recipes')) for file in (ROOT / 'recipes').rglob('*.*')}
+    return {file for file in files if file.endswith(('.yaml', '.py'))}
+
+
 def built(checkout) -> set[str]:
     cache = checkout / 'the cache' / 'timm_snn'
     return {path.name.split('-')[0] for path in cache.glob('*.so')}
@@ -59,7 +66,10 @@ def test_an_install_builds_into_the_cache_of_the_user_and_not_into_the_wheel(kin
     assert built(checkout) == {Path(name).stem for name in build.LIBRARIES}
     assert wheel.name.endswith('-py3-none-any.whl')
     with zipfile.ZipFile(wheel) as file:
-        assert not [name for name in file.namelist() if name.endswith(('.so', 'setup.py'))]
+        names = file.namelist()
+    assert not [name for name in names if name.endswith(('.so', 'setup.py'))]
+    inside = {name.removeprefix('timm_snn/_recipes/') for name in names if name.startswith('timm_snn/_recipes/')}
+    assert inside == (set() if kind == 'editable' else what_a_wheel_has_of_the_recipes())
 
 
 @pytest.mark.parametrize(

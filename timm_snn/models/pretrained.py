@@ -236,10 +236,10 @@ def refuse_untrained(cfg: Mapping[str, Any]) -> None:
     by_tag = is_from_hub(cfg) and not cfg.get('source') and name in _recipes
     module = module_of(cfg['architecture'])
     if module.startswith('timm_snn.') and by_tag and cfg['hf_hub_id'] == f'{_OUR_ORG}/{name}' and name not in PUBLISHED:
-        how = f'--config recipes/configs/{_recipes[name]}.yaml --model {name}'
+        how = f'--config {_recipes[name]} --model {name}'
         raise RuntimeError(
             f'No pretrained weights exist for {name}: it has not been trained yet, or not been published, and would be '
-            f'at https://huggingface.co/{cfg["hf_hub_id"]}. Train it with `accelerate launch recipes/train.py {how}`, '
+            f'at https://huggingface.co/{cfg["hf_hub_id"]}. Train it with `timm-snn train {how}`, '
             f"load a file of yours with pretrained_cfg_overlay=dict(file='model.safetensors'), or set TIMM_SNN_HUB_ORG "
             'to an organisation that has it; timm_snn.list_pretrained() lists what can be loaded'
         )

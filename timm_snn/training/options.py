@@ -3,6 +3,8 @@
 import argparse
 import difflib
 import math
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +13,8 @@ import yaml
 from timm.models import split_model_name_tag
 from timm.utils import ParseKwargs
 
+from .. import recipes as shipped
+from ..cli import COMMANDS
 from .data import EVENT_DATASETS, DataSource
 from .errors import UserError, one_line_errors
 from .imports import import_own
@@ -69,12 +73,17 @@ NOT_IN_CONFIGS = ('config', 'help', 'traceback')
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """The options of a script, which is named as users call it. Mistakes are one line, without the usage."""
+    """The options of a script, which is named as users call it: by its path, or as a command of `timm-snn`.
+
+    Mistakes are one line, without the usage.
+    """
 
     def __init__(self, script: str, description: str | None) -> None:
+        if sys.argv[0].startswith('timm-snn '):
+            script = sys.argv[0]
         super().__init__(
-            prog=Path(script).name,
-            description=description,
+            prog=script if ' ' in script else Path(script).name,
+            description=as_commands(description or '') if ' ' in script else description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -99,6 +108,17 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; see {self.script} --help')
+
+
+def as_commands(text: str) -> str:
+    """A text about scripts of `recipes/`, of which a wheel has no paths, as one about `timm-snn`."""
+    words = {module.removeprefix('timm_snn.recipes.'): word for word, (module, _) in COMMANDS.items()}
+    text = re.sub(
+        r'(?:(?:python|accelerate launch) )?recipes/(\w+)\.py',
+        lambda found: f'timm-snn {words[found[1]]}' if found[1] in words else found[0],
+        text,
+    )
+    return re.sub(r'recipes/configs/([\w/]+)\.yaml', r'\1', text)
 
 
 class NumberOrKwargs(ParseKwargs):
@@ -347,7 +367,10 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     flag = Flag
     parser = ArgumentParser('recipes/train.py', description)
     parser.add_argument(
-        '--config', '-c', type=Path, help='YAML file with any of the options below; its key config names a parent'
+        *('--config', '-c'),
+        type=Path,
+        help='YAML file with any of the options below, whose key config names a parent, or the name of one of ours, as '
+        "'msvit/digits'",
     )
     add = parser.add_argument_group('model').add_argument
     add('--model', default='msvit_4_96', help='any timm model, with or without a tag')
@@ -614,7 +637,7 @@ def training_options(
     parser = training_parser(description)
     args = argparse.Namespace()
     config = parser.parse_known_args(argv)[0].config
-    for path in config_and_parents(config and folder / config):
+    for path in config_and_parents(config and find_config(config, folder)):
         try:
             args = parser.parse_args(config_arguments(path, parser), args)
         except UserError as error:
@@ -652,6 +675,28 @@ def training_options(
             if plain(getattr(args, name)) != plain(parser.get_default(name)):
                 parser.error(f'argument --{name.replace("_", "-")}: it needs {needed}')
     return args
+
+
+def find_config(config: Path, folder: Path) -> Path:
+    """The file of this path, from `folder`, or the config of this name that comes with the recipes.
+
+    Raises: UserError with names that are close, for what is neither.
+    """
+    path, ours = folder / config, shipped.CONFIGS / config.with_suffix('.yaml')
+    if path.is_file() or not ours.is_relative_to(shipped.CONFIGS):
+        return path
+    if config.suffix in ('', '.yaml') and ours.is_file():
+        return ours
+    name = config.with_suffix('').as_posix()
+    names = shipped.configs()
+    by_last_part = {ours.rpartition('/')[2]: ours for ours in names}
+    close = difflib.get_close_matches(name, names, n=3)
+    close = close or [by_last_part[part] for part in difflib.get_close_matches(name, list(by_last_part), n=3)]
+    raise UserError(
+        f'there is no such config, and none of ours is called {name!r}: '
+        + (f'did you mean {" or ".join(map(repr, close))}?' if close else f'ours are {", ".join(names)}')
+        + f' (in {path})'
+    )
 
 
 def config_and_parents(config: Path | None) -> list[Path]:
