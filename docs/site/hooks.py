@@ -18,7 +18,7 @@ PAGES = {
     'recipes.md': 'recipes/README.md',
 }
 PICTURES = {'.gif', '.png', '.svg'}
-WITHOUT_SIDEBARS = {'index.md', 'models.md'}  # the second for the sake of its tables
+WITHOUT_SIDEBARS = {'index.md', 'models.md', 'results.md'}  # the latter for the sake of their tables
 LINK = re.compile(r'\[(?P<text>[^\]\n]*)\]\((?P<target>[^)#\s:]+)(?P<heading>#[\w-]+)?\)')
 
 

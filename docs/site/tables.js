@@ -1,7 +1,7 @@
 // Long tables can be sorted by a click on a column's head and filtered; without JavaScript they are plain tables.
 const SORTED_FROM = 6; // rows
-const FILTERED_FROM = 24;
-const MOST_CHOICES = 20; // values of a column that is offered as a choice
+const FILTERED_FROM = 30;
+const ROWS_PER_CHOICE = 4; // at least, in a column whose values are offered as choices
 
 const text = (row, column) => row.cells[column].textContent.trim();
 const numeric = (value) => /^[\d.]/.test(value) && !/^\d[\d.]* x /.test(value);
@@ -51,7 +51,7 @@ function makeFilterable(table) {
   [...table.tHead.rows[0].cells].forEach((head, column) => {
     const values = [...new Set(rows.map((row) => text(row, column)))].filter(Boolean).sort(compare);
     const short = values.every((value) => value.length <= 32);
-    if (column === 0 || values.length < 2 || values.length > MOST_CHOICES || !short) return;
+    if (column === 0 || values.length < 2 || ROWS_PER_CHOICE * values.length > rows.length || !short) return;
     const select = document.createElement('select');
     select.append(new Option('all', ''), ...values.map((value) => new Option(value)));
     choices.push([select, column]);
@@ -74,6 +74,7 @@ function makeFilterable(table) {
   bar.addEventListener('input', filter);
   filter();
   (table.closest('.md-typeset__scrollwrap') ?? table).before(bar);
+  table.dataset.long = ''; // style.css keeps its rows to one line
 }
 
 for (const table of document.querySelectorAll('article table:not([class])')) {
