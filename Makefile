@@ -8,7 +8,7 @@ endif
 
 VERSION := $(shell sed -n "s/^__version__ = '\(.*\)'/\1/p" timm_snn/version.py)
 
-.PHONY: quickstart test test-slow test-gpu campaign format lint type build test-package release-notes clean
+.PHONY: quickstart test test-slow test-gpu campaign format lint type docs build test-package release-notes clean
 
 quickstart: $(VENV)/.train  ## train on scikit-learn's digits, save the model, predict with it
 	$(BIN)/accelerate launch recipes/train.py --config recipes/configs/msvit/digits.yaml
@@ -36,6 +36,9 @@ lint: $(VENV)/.dev
 type: $(VENV)/.dev
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs  ## the documentation site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 build: $(VENV)/.build  ## the wheel and the source distribution, in dist/
 	rm -rf build dist
 	$(BIN)/python -m build
@@ -57,12 +60,12 @@ release-notes:  ## release-notes.md, the section of CHANGELOG.md for TAG=vX.Y.Z
 	test -s release-notes.md
 
 clean:
-	rm -rf $(VENV) $(VENV)-package .cache build dist output release-notes.md *.egg-info
+	rm -rf $(VENV) $(VENV)-package .cache build dist output site release-notes.md *.egg-info
 
 # Stamps: one per set of extras, renewed when the dependencies may have changed.
 make_venv := $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/.train $(VENV)/.dev: pyproject.toml
+$(VENV)/.train $(VENV)/.dev $(VENV)/.docs: pyproject.toml
 	$(make_venv)
 	$(BIN)/python -m pip install -q -e '.[$(patsubst .%,%,$(notdir $@))]'
 	touch $@

@@ -45,16 +45,17 @@ MEASURED = {
     'benchmarks/results/cpu/rate_energy.csv': 'top-1',
 }
 CHECKED = ('README.md', 'docs/*.md', 'hub/README.md', 'recipes/README.md', 'timm_snn/weights/*.md')
-KINDS = {
-    'in1k': 'ImageNet',
-    'cifar10': 'CIFAR',
-    'cifar100': 'CIFAR',
-    'cifar10_dvs': 'events',
-    'dvs128_gesture': 'events',
-    'event_digits': 'events',
-    'nmnist_small': 'events',
-    'digits': 'digits',
-    'fashion_mnist': 'Fashion-MNIST',
+# Of the tags' data, the name and the kind.
+DATA = {
+    'in1k': ('ImageNet', 'ImageNet'),
+    'cifar10': ('CIFAR-10', 'CIFAR'),
+    'cifar100': ('CIFAR-100', 'CIFAR'),
+    'cifar10_dvs': ('CIFAR10-DVS', 'events'),
+    'dvs128_gesture': ('DVS128 Gesture', 'events'),
+    'event_digits': ('event digits', 'events'),
+    'nmnist_small': ('N-MNIST-small', 'events'),
+    'digits': ('digits', 'digits'),
+    'fashion_mnist': ('Fashion-MNIST', 'Fashion-MNIST'),
 }
 
 
@@ -68,12 +69,14 @@ def describe(tag: str) -> dict[str, Any]:
     """What the registry knows of NAME.TAG, from a model without memory."""
     model: Any = timm.create_model(tag, device='meta')
     cfg: Any = timm.get_pretrained_cfg(tag)
+    data, kind = DATA[cfg.tag]
     return {
         'family': model_entrypoint(tag.partition('.')[0]).__module__,
         'parameters': sum(p.numel() for p in model.parameters()),
         'steps': model.num_steps,
-        'input': ' x '.join(map(str, cfg.input_size)) + (' frames' if KINDS[cfg.tag] == 'events' else ''),
-        'kind': KINDS[cfg.tag],
+        'input': ' x '.join(map(str, cfg.input_size)) + (' frames' if kind == 'events' else ''),
+        'data': data,
+        'kind': kind,
         'paper': cfg.paper_ids.removeprefix('arXiv:'),
     }
 
@@ -120,7 +123,9 @@ def render_families() -> str:
                 title_of(family),
                 f'`{prefix}*`: ' + ', '.join(f'`{name.removeprefix(prefix)}`' for name in names),
                 ', '.join(
-                    kind for kind in dict.fromkeys(KINDS.values()) if any(fact['kind'] == kind for fact in facts)
+                    kind
+                    for kind in dict.fromkeys(kind for _, kind in DATA.values())
+                    if any(fact['kind'] == kind for fact in facts)
                 ),
                 ', '.join(map(str, sorted({fact['steps'] for fact in facts}))),
                 f'{min(counts):.1f} to {max(counts):.1f} M',
@@ -131,27 +136,40 @@ def render_families() -> str:
 
 
 def render_models() -> str:
-    """A row for every tag."""
-    header = (
-        'model | parameters | as released | input | T | GMACs per step | published top-1 | source | top-1 here | '
-        'compared with'
-    )
+    """A row for every tag, with what one chooses by; the site sorts and filters it."""
+    header = 'model | family | data | T | parameters | GMACs per step | input | weights | top-1 here'
     return markdown(header, [model_row(tag, f'{dense_macs(tag) / 1e9:#.3g}') for tag in tags()])
 
 
 def model_row(tag: str, gmacs: str) -> list[str]:
-    fact, paper = describe(tag), published().get(tag, {})
+    fact = describe(tag)
+    return [
+        f'`{tag}`',
+        title_of(fact['family']),
+        fact['data'],
+        str(fact['steps']),
+        f'{fact["parameters"]:,}',
+        gmacs,
+        fact['input'],
+        weights_status(tag),
+        measured_top1(tag),
+    ]
+
+
+def render_origins() -> str:
+    """A row for every tag, with what others published of it and what it was compared with."""
+    header = 'model | as released | published top-1 | source | compared with'
+    return markdown(header, [origin_row(tag) for tag in tags()])
+
+
+def origin_row(tag: str) -> list[str]:
+    paper = published().get(tag, {})
     released = paper.get('released_parameters')
     return [
         f'`{tag}`',
-        f'{fact["parameters"]:,}',
         f'{int(released):,}' if released else '',
-        fact['input'],
-        str(fact['steps']),
-        gmacs,
         paper.get('top1', '') + (f' ({paper["note"]})' if paper.get('note') else ''),
         link(paper['source']) if paper.get('source') else '',
-        measured_top1(tag),
         compared().get(tag.partition('.')[0], ''),
     ]
 
@@ -338,7 +356,7 @@ def check() -> None:
 # By page, its tables in their order; each stands between two marks.
 PAGES = {
     'README.md': [render_shipped],
-    'docs/models.md': [render_families, render_models, render_equal_terms, render_measured],
+    'docs/models.md': [render_families, render_models, render_origins, render_equal_terms, render_measured],
     'docs/hub.md': [render_weights],
     'docs/tradeoff.md': [render_tradeoff],
 }

@@ -48,7 +48,7 @@ def test_the_page_of_models_lists_every_tag_with_its_facts(tables):
     for row in rows:
         assert row == tables['model_row'](row[0].strip('`'), row[5])
         model = timm.create_model(row[0].strip('`'), device='meta')
-        assert row[1] == f'{sum(p.numel() for p in model.parameters()):,}' and row[4] == str(model.num_steps)
+        assert row[4] == f'{sum(p.numel() for p in model.parameters()):,}' and row[3] == str(model.num_steps)
 
 
 @pytest.mark.parametrize('name', SMALLEST)
@@ -64,6 +64,7 @@ def test_the_other_tables_of_models_are_those_of_the_registry_and_of_what_was_me
     assert f'\n{tables["render_shipped"]()}\n' in README
     assert f'\n{tables["render_weights"]()}\n' in (ROOT / 'docs' / 'hub.md').read_text()
     assert f'\n{tables["render_measured"]()}\n' in MODELS_PAGE
+    assert f'\n{tables["render_origins"]()}\n' in MODELS_PAGE
     assert f'\n{tables["render_tradeoff"]()}\n' in (ROOT / 'docs' / 'tradeoff.md').read_text()
     section = MODELS_PAGE.split('\n## Before training\n')[1]
     measured = {row[0].strip('`').split('.')[0] for row in first_table(section)}

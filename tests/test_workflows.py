@@ -55,7 +55,7 @@ def test_a_release_is_named_after_the_version_of_the_package():
 
 
 def test_continuous_integration_runs_what_github_does():
-    assert 'make lint type test ' in (ROOT / '.ci' / 'run').read_text()
+    assert 'make lint type docs test ' in (ROOT / '.ci' / 'run').read_text()
     runs = [step['run'] for job in TESTS['jobs'].values() for step in job['steps'] if 'run' in step]
     assert runs == ['make lint', 'make type', 'make test', 'make build', 'make test-package']
 

@@ -85,15 +85,17 @@ def read_events(
 ) -> Events:
     """All events of a recording; takes up to twice the memory that they need.
 
-    kind: The name of its format, as recording_info gives it; by default it follows from the first bytes of the file,
-        and from the suffix where these say nothing (.bin is N-MNIST). A file may be compressed by gzip.
-    order: Of columns without names, in arrays and text: 'txyp', 'xytp', 'xypt' or another order of these letters.
-    time_unit: Of times in arrays, text and HDF5: 's', 'ms', 'us' or 'ns'. The default is microseconds or what the
-        file says; floating-point times need it. Others have a unit of their own.
-    stream: Which camera, where a file has several: a topic of a bag, a group in HDF5, the name of a stream of DV.
-    max_unpacked: The most bytes that a compressed file may unpack to: a few kilobytes can hold gigabytes of zeros.
+    Args:
+        kind: The name of its format, as recording_info gives it; by default it follows from the first bytes of the
+            file, and from the suffix where these say nothing (.bin is N-MNIST). A file may be compressed by gzip.
+        order: Of columns without names, in arrays and text: 'txyp', 'xytp', 'xypt' or another order of these letters.
+        time_unit: Of times in arrays, text and HDF5: 's', 'ms', 'us' or 'ns'. The default is microseconds or what the
+            file says; floating-point times need it. Others have a unit of their own.
+        stream: Which camera, where a file has several: a topic of a bag, a group in HDF5, the name of a stream of DV.
+        max_unpacked: The most bytes that a compressed file may unpack to: a few kilobytes can hold gigabytes of zeros.
+
     Raises: EventFileError (a ValueError) if the file is not a whole recording with events, or leaves open which column
-        is which; ModuleNotFoundError that says what to install; OSError from the system.
+    is which; ModuleNotFoundError that says what to install; OSError from the system.
     """
     parts = list(
         iter_events(path, kind=kind, order=order, time_unit=time_unit, stream=stream, max_unpacked=max_unpacked)

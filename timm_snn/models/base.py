@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 # For each convolution of a stem or a patch embedding: whether the map is pooled to half its size, or kept.
-POOL, KEEP = True, False
+POOL = True
+KEEP = False
 
 
 def check_num_steps(num_steps: Any) -> None:

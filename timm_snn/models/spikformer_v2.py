@@ -69,7 +69,8 @@ class SpikformerV2(SpikingTransformer):
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
 
     Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, num_classes]. H and W should be divisible by 16:
-        what is left over at the border is not seen.
+    what is left over at the border is not seen.
+
     Raises: ValueError for arguments and input that do not fit, with what was expected.
     """
 
