@@ -4,6 +4,9 @@ import csv
 import re
 from pathlib import Path
 
+import timm
+import torch
+
 import timm_snn
 from timm_snn.layers import TorchNeuron, neurons
 
@@ -36,12 +39,15 @@ def test_it_has_every_neuron_with_its_class():
 def test_its_blocks_run(monkeypatch):
     monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))
     monkeypatch.setattr('timm_snn.ops.surrogate._OWN', {})
-    spaces = [{} for _ in re.findall(r'```python\n', PAGE)]
-    for block, space in zip(re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL), spaces, strict=True):
+    printed = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
+    spaces = [{} for _ in printed]
+    spaces[1] = {'timm': timm, 'timm_snn': timm_snn, 'images': torch.rand(1, 3, 32, 32)}
+    for block, space in zip(printed, spaces, strict=True):
         exec(block, space)
     assert spaces[0]['model'].stem.units[0].lif.tau == 4.0
-    assert type(spaces[1]['model'].stem.units[0].lif).__name__ == 'Absolute'
-    assert spaces[2]['spikes'].shape == (4, 2, 8) and timm_snn.ops.surrogate.get_surrogate('rectangle')
+    assert spaces[1]['report'].num_steps == 4
+    assert type(spaces[2]['model'].stem.units[0].lif).__name__ == 'Absolute'
+    assert spaces[3]['spikes'].shape == (4, 2, 8) and timm_snn.ops.surrogate.get_surrogate('rectangle')
 
 
 def test_its_costs_are_those_measured():
