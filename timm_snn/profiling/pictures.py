@@ -1,4 +1,4 @@
-"""Pictures of a spiking model at work, as matplotlib figures: spikes, attention, membranes, accuracy against T.
+"""Pictures of a spiking model at work, as matplotlib figures: spikes, attention, membranes, answers, events, accuracy.
 
 Spikes, attention and membranes are drawn from what `timm_snn.record` has recorded, of one sample of the last pass:
 
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,9 +33,19 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ['accuracy_and_energy', 'attention_maps', 'membrane_traces', 'profile_steps', 'spike_raster']
+__all__ = [
+    'accuracy_and_energy',
+    'attention_maps',
+    'event_frames',
+    'evidence',
+    'membrane_traces',
+    'paint_events',
+    'profile_steps',
+    'spike_raster',
+]
 
 INK, SPIKE = '#1f2430', '#b4532a'
+CLASSES = ('#0072b2', '#d55e00', '#009e73', '#cc79a7')  # Okabe and Ito's, which the colour-blind tell apart
 
 
 def spike_raster(
@@ -208,6 +219,79 @@ def accuracy_and_energy(reports: Sequence[Report]) -> 'Figure':
         right.set_ylim(bottom=0)
         right.legend(fontsize=8)
     return figure
+
+
+def evidence(answers: Tensor, names: Sequence[str] | None = None) -> 'Figure':
+    """Probabilities of the classes after every step, of logits [T, classes] such as `timm_snn.stream(model)(x)[0]`.
+
+    The four classes that are likeliest at any step are named at the ends of their lines, all others are grey.
+    Raises: ValueError for answers of another shape, and for another number of names.
+    """
+    if answers.ndim != 2 or 0 in answers.shape:
+        raise ValueError(f'expected logits [T, classes] of one sample, got {list(answers.shape)}')
+    T, num_classes = answers.shape
+    names = [str(i) for i in range(num_classes)] if names is None else names
+    if len(names) != num_classes:
+        raise ValueError(f'expected a name for each of {num_classes} classes, got {len(names)}')
+    percent = 100 * answers.detach().float().cpu().softmax(1)  # [T, classes]
+    named = percent.amax(0).topk(min(len(CLASSES), num_classes)).indices.tolist()
+    steps = range(1, T + 1)
+    with _style():
+        figure, grid = _grid(1, 1, 6.4, 3.0)
+        axes = grid[0, 0]
+        for index in set(range(num_classes)) - set(named):
+            axes.plot(steps, percent[:, index].numpy(), color='#c6ccd4', linewidth=1, marker='o', markersize=2.5)
+        lowest = 0.0  # of the next label, which must not cover the one below
+        for index, color in sorted(zip(named, CLASSES, strict=False), key=lambda pair: percent[-1, pair[0]].item()):
+            axes.plot(steps, percent[:, index].numpy(), color=color, linewidth=1.8, marker='o', markersize=4)
+            at = max(percent[-1, index].item(), lowest)
+            label = f'{names[index]}: {percent[-1, index]:.0f} %'
+            axes.annotate(label, (T, at), (8, 0), textcoords='offset points', va='center', color=color, fontsize=9)
+            lowest = at + 7
+        axes.set(xticks=_ticks(T), ylim=(-3, 103), xlabel='time step', ylabel='probability (%)')
+        axes.set_title('Probability of each class after every time step')
+    return figure
+
+
+def event_frames(counts: Any, titles: Sequence[str] = (), name: str = '') -> 'Figure':
+    """Frames of events side by side, in the colours of `paint_events`, of counts [T, 2, H, W] as `to_frames` gives.
+
+    Each frame has its number for a title unless `titles` are given; `name` is that of the recording.
+    Raises: as `paint_events`.
+    """
+    images = paint_events(counts)
+    rows = -(-len(images) // 10)
+    columns = -(-len(images) // rows)
+    height, width = images.shape[1:3]
+    with _style():
+        figure, grid = _grid(rows, columns, 1.5 * columns, 0.4 + (0.6 + 1.5 * height / width) * rows)
+        for axes in grid.flat:
+            axes.axis('off')
+        for axes, image, title in zip(grid.flat, images, titles or range(1, len(images) + 1), strict=False):
+            axes.imshow(image, interpolation='nearest')
+            axes.set_title(str(title), fontsize=7, loc='center')
+        shown = f'positive red, negative blue, full colour from {_full_color(counts):g} events'
+        figure.suptitle(': '.join(filter(None, (name, shown))), fontsize=9)
+    return figure
+
+
+def paint_events(counts: Any) -> np.ndarray:
+    """Counts of events [T, 2, H, W], negative first, as ink on white: uint8 [T, H, W, 3].
+
+    Positive events are red, negative ones blue, and a pixel that has both is dark. The 99th percentile of the counts
+    that are not zero is a full colour. Raises: ValueError for counts of another shape.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 4 or counts.shape[1] != 2 or not len(counts):
+        raise ValueError(f'expected counts [T, 2, H, W] of negative and positive events, got {list(counts.shape)}')
+    negative, positive = np.moveaxis(np.minimum(counts / _full_color(counts), 1), 1, 0)
+    ink = np.stack([negative, np.maximum(negative, positive), positive], axis=-1)
+    return (255 * (1 - ink)).round().astype(np.uint8)
+
+
+def _full_color(counts: Any) -> float:
+    counts = np.asarray(counts)
+    return max(1.0, float(np.percentile(counts[counts > 0], 99))) if counts.any() else 1.0
 
 
 def _recording_of(source: nn.Module | Recording, image: Tensor | None, membranes: bool = False) -> Recording:
