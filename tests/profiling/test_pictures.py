@@ -158,3 +158,17 @@ def test_event_frames_show_negative_events_in_blue_and_both_as_dark():
     assert (pictures.paint_events(torch.zeros(1, 2, 2, 2)) == 255).all()  # no events at all
     with pytest.raises(ValueError, match=r'counts \[T, 2, H, W\] .* got \[2, 3, 4\]'):
         pictures.event_frames(counts[0])
+
+
+@pytest.mark.parametrize('by', ['input', 'stage'])
+def test_parts_of_the_energy_add_up_to_each_convention(small, by):
+    report = timm_snn.profile(small, IMAGE.unsqueeze(0), progress=False)
+    axes = pictures.energy_parts(report, by).axes[0]
+    parts = [[bar.get_width() for bar in container] for container in axes.containers]
+    sums = [energy.mj for energy in report.energy.values()]
+    assert [sum(bars) for bars in zip(*parts, strict=True)] == pytest.approx(sums)
+    labels = [text.get_text() for text in axes.texts]
+    times = report.energy['A'].mj / report.energy['ANN twin'].mj
+    assert labels[0] == f'{report.energy["A"].mj:.3g} mJ, {times:.2g} x the twin' and 'twin' not in labels[-1]
+    with pytest.raises(ValueError, match="expected by='input' or by='stage', got 'layer'"):
+        pictures.energy_parts(report, 'layer')

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..layers import MultiScaleSpikingAttention
 from ..modes import evaluating
+from .energy import ANN_TWIN
 from .page import COLORS, STYLE
 from .profiler import eager, profile
 from .recording import Recording, record
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     'accuracy_and_energy',
     'attention_maps',
+    'energy_parts',
     'event_frames',
     'evidence',
     'membrane_traces',
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 INK, SPIKE = '#1f2430', '#b4532a'
+INPUTS = {'real': 'real numbers', 'integer': 'whole numbers', 'binary': '0 and 1', '': 'sums and masks of attention'}
 CLASSES = ('#0072b2', '#d55e00', '#009e73', '#cc79a7')  # Okabe and Ito's, which the colour-blind tell apart
 
 
@@ -218,6 +221,42 @@ def accuracy_and_energy(reports: Sequence[Report]) -> 'Figure':
         )
         right.set_ylim(bottom=0)
         right.legend(fontsize=8)
+    return figure
+
+
+def energy_parts(report: Report, by: str = 'input') -> 'Figure':
+    """Energy under every convention and of the ANN twin, split up by what enters a layer, or by stage.
+
+    `by` is 'input', which shows why conventions disagree, or 'stage'. The label of a bar is its sum, and how many times
+    the twin's that is. Raises: ValueError for another `by`.
+    """
+    if by not in ('input', 'stage'):
+        raise ValueError(f"expected by='input' or by='stage', got {by!r}")
+    twin = report.energy[ANN_TWIN].mj
+    keys = list(INPUTS) if by == 'input' else [stage.name for stage in report.stages]
+    parts = {key: [layer for layer in report.layers if getattr(layer, by) == key] for key in keys}
+    parts = {key: layers for key, layers in parts.items() if layers}
+    with _style():
+        import matplotlib as mpl
+
+        colors = CLASSES if by == 'input' else mpl.colormaps['cividis'](np.linspace(0.05, 0.95, len(parts)))
+        figure, grid = _grid(1, 1, 7.2, 2.9)
+        axes = grid[0, 0]
+        left = np.zeros(len(report.energy))
+        for (key, layers), color in zip(parts.items(), colors, strict=False):
+            values = np.array([sum(layer.energy_mj[name] for layer in layers) for name in report.energy])
+            name = f'fed {INPUTS[key]}' if by == 'input' and key else INPUTS.get(key, key)
+            axes.barh(list(report.energy), values, 0.62, left, color=color, label=name)
+            left += values
+        for name, energy in report.energy.items():
+            times = '' if name == ANN_TWIN or not twin else f', {energy.mj / twin:.2g} x the twin'
+            label = f'{energy.mj:.3g} mJ{times}'
+            axes.annotate(label, (energy.mj, name), (5, 0), textcoords='offset points', va='center', fontsize=8.5)
+        axes.invert_yaxis()
+        axes.margins(x=0.32)  # for the labels
+        axes.set(xlabel=f'mJ per sample ({NOTICE})', xlim=(0, None))
+        axes.set_title(f'Energy by convention, and {"what layers are fed" if by == "input" else "stage"}')
+        figure.legend(loc='outside lower center', ncols=min(5, len(parts)), fontsize=8.5)
     return figure
 
 

@@ -155,6 +155,9 @@ class Report:
     def __str__(self) -> str:
         return self.to_markdown()
 
+    def _repr_markdown_(self) -> str:  # what a notebook shows
+        return self.to_markdown()
+
     def table(self) -> Any:
         """A `rich` renderable for terminals: energy by convention, then all layers by stage."""
         return _VIEWS['terminal'](self)
