@@ -303,7 +303,8 @@ def event_frames(counts: Any, titles: Sequence[str] = (), name: str = '') -> 'Fi
     columns = -(-len(images) // rows)
     height, width = images.shape[1:3]
     with _style():
-        figure, grid = _grid(rows, columns, 1.5 * columns, 0.4 + (0.6 + 1.5 * height / width) * rows)
+        lines = 1 + max((str(title).count('\n') for title in titles), default=0)
+        figure, grid = _grid(rows, columns, 1.5 * columns, 0.4 + (0.15 + 0.15 * lines + 1.5 * height / width) * rows)
         for axes in grid.flat:
             axes.axis('off')
         for axes, image, title in zip(grid.flat, images, titles or range(1, len(images) + 1), strict=False):
