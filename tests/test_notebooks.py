@@ -1,6 +1,7 @@
 """The notebooks in docs/ are stored as they run, and run from top to bottom."""
 
 import ast
+import json
 import re
 import runpy
 import sys
@@ -84,3 +85,18 @@ def test_a_notebook_runs_and_shows_what_is_stored(path):
     for cell, expected in zip(executed.cells, stored.cells, strict=True):
         kinds = [[sorted(output.get('data', {})) for output in each.get('outputs', [])] for each in (cell, expected)]
         assert kinds[0] == kinds[1], cell.source
+
+
+@each_notebook
+def test_a_notebook_is_a_page_of_the_site(path):
+    """All text, all code and all that the cells have shown, in order."""
+    pytest.importorskip('mkdocs')
+    notebook = json.loads(path.read_text(encoding='utf-8'))
+    page, pictures = runpy.run_path(str(FOLDER / 'site_pages.py'))['as_page'](notebook, path.stem)
+    place = 0
+    for cell in notebook['cells']:
+        place = page.index(''.join(cell['source']), place)
+    shown = [f'{path.stem}_{number}.png' for number in range(len(pictures))]
+    assert re.findall(r'!\[[^]]+\]\(([^)]+)\)', page) == shown
+    assert all(picture.startswith(b'\x89PNG') for picture in pictures)
+    assert len(re.findall('(?m)^```', page)) % 2 == 0

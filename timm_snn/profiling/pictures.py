@@ -253,7 +253,7 @@ def energy_parts(report: Report, by: str = 'input') -> 'Figure':
             label = f'{energy.mj:.3g} mJ{times}'
             axes.annotate(label, (energy.mj, name), (5, 0), textcoords='offset points', va='center', fontsize=8.5)
         axes.invert_yaxis()
-        axes.margins(x=0.32)  # for the labels
+        axes.margins(x=0.36)  # for the labels
         axes.set(xlabel=f'mJ per sample ({NOTICE})', xlim=(0, None))
         axes.set_title(f'Energy by convention, and {"what layers are fed" if by == "input" else "stage"}')
         figure.legend(loc='outside lower center', ncols=min(5, len(parts)), fontsize=8.5)
