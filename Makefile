@@ -8,7 +8,7 @@ endif
 
 VERSION := $(shell sed -n "s/^__version__ = '\(.*\)'/\1/p" timm_snn/version.py)
 
-.PHONY: quickstart test test-slow test-gpu campaign format lint type docs build test-package release-notes clean
+.PHONY: quickstart test test-slow test-gpu campaign format lint type docs build test-package release-notes notebooks clean
 
 quickstart: $(VENV)/.train  ## train on scikit-learn's digits, save the model, predict with it
 	$(BIN)/accelerate launch recipes/train.py --config recipes/configs/msvit/digits.yaml
@@ -58,6 +58,9 @@ release-notes:  ## release-notes.md, the section of CHANGELOG.md for TAG=vX.Y.Z
 	! grep '^## $(VERSION), not released yet' CHANGELOG.md
 	awk '/^## / { section = $$2 } section ~ /^$(VERSION),?$$/' CHANGELOG.md >release-notes.md
 	test -s release-notes.md
+
+notebooks: $(VENV)/.dev  ## run those in docs/notebooks/, and store them with what they show
+	$(BIN)/python docs/notebooks/execute.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-package .cache build dist output site release-notes.md *.egg-info

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -99,12 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = settings_of(args, model, sensor_size)
         windows = windows_of(events, settings, args.window)
         counts = np.concatenate([window.counts(settings, sensor_size) for window in windows])
-    full = max(1.0, float(np.percentile(counts[counts > 0], 99))) if counts.any() else 1.0
-    images = paint(counts, full)
     times = [title for window in windows for title in window.titles(settings, int(events.t.min()))]
-    caption = f'{args.recording.name}: positive red, negative blue, full colour from {full:g} events'
-    figures = {'frames.png': strip(images, times, caption)}
-    shown = enlarge(images)
+    figures = {'frames.png': pictures.event_frames(counts, times, args.recording.name)}
+    shown = enlarge(pictures.paint_events(counts))
     if model is not None:
         busiest = max(windows, key=lambda window: len(window.events))
         with one_line_errors(f'make frames of {args.recording} for {args.model}'):
@@ -263,13 +259,6 @@ def tell_silent(model: Any, frames: Tensor) -> None:
         print(f'silent: no neuron fires in {", ".join(silent)}')
 
 
-def paint(counts: np.ndarray, full: float) -> np.ndarray:
-    """Counts [T, 2, H, W], negative first, as ink on white: uint8 [T, H, W, 3]; `full` events are a full colour."""
-    negative, positive = np.moveaxis(np.minimum(counts / full, 1), 1, 0)
-    ink = np.stack([negative, np.maximum(negative, positive), positive], axis=-1)
-    return (255 * (1 - ink)).round().astype(np.uint8)
-
-
 def enlarge(images: np.ndarray) -> list[Image.Image]:
     """In whole pixels, of at least 256 in all."""
     scale = -(-256 // max(images.shape[1:3]))
@@ -303,21 +292,6 @@ def save_gif(images: list[Image.Image], path: Path, frame_ms: int) -> None:
     """Each frame for `frame_ms`."""
     with write_whole(path) as unfinished:
         images[0].save(unfinished, 'GIF', save_all=True, append_images=images[1:], duration=frame_ms, loop=0)
-
-
-def strip(images: np.ndarray, titles: list[str], caption: str) -> Figure:
-    rows = -(-len(images) // 10)
-    columns = -(-len(images) // rows)
-    height, width = images.shape[1:3]
-    figure = Figure(figsize=(1.5 * columns, 0.4 + (0.6 + 1.5 * height / width) * rows), layout='constrained', dpi=110)
-    grid: Any = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis('off')
-    for axes, image, title in zip(grid.flat, images, titles, strict=False):
-        axes.imshow(image, interpolation='nearest')
-        axes.set_title(title, fontsize=7)
-    figure.suptitle(caption, fontsize=9)
-    return figure
 
 
 if __name__ == '__main__':

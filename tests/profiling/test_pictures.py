@@ -1,6 +1,7 @@
 """Pictures show what the model computed, from outside."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import timm
@@ -126,3 +127,48 @@ def test_pictures_of_a_record_are_those_of_its_samples(small):
 def with_pixels(figure):
     FigureCanvasAgg(figure).draw()
     return figure
+
+
+def test_evidence_names_the_classes_that_are_likeliest_at_any_step():
+    answers = torch.zeros(3, 7).log_softmax(1)
+    answers[0, 6], answers[2, 1] = 5, 9  # the first step says 6, the last one 1
+    axes = pictures.evidence(answers, names='abcdefg').axes[0]
+    assert len(axes.lines) == 7
+    texts = [text.get_text() for text in axes.texts]
+    assert len(texts) == 4 and {text[0] for text in texts} >= {'b', 'g'}
+    assert texts[-1] == f'b: {100 * answers.softmax(1)[2, 1]:.0f} %'
+    places = [text.xy[1] for text in axes.texts]
+    assert all(upper - lower >= 7 for lower, upper in pairwise(places))  # none covers another
+    with pytest.raises(ValueError, match=r'logits \[T, classes\] of one sample, got \[1, 3, 7\]'):
+        pictures.evidence(answers.unsqueeze(0))
+    with pytest.raises(ValueError, match='a name for each of 7 classes, got 2'):
+        pictures.evidence(answers, names='ab')
+
+
+def test_event_frames_show_negative_events_in_blue_and_both_as_dark():
+    counts = torch.zeros(2, 2, 3, 4)
+    counts[0, 0, 0, 0] = counts[0, 1, 0, 1] = 1  # negative, positive
+    counts[1, :, 2, 3] = 1
+    painted = pictures.paint_events(counts)
+    assert painted[0, 0, 0].tolist() == [0, 0, 255] and painted[0, 0, 1].tolist() == [255, 0, 0]
+    assert painted[1, 2, 3].tolist() == [0, 0, 0] and painted[1, 0, 0].tolist() == [255, 255, 255]
+    figure = pictures.event_frames(counts, ['first', 'second'], 'some.raw')
+    assert [axes.get_title() for axes in figure.axes] == ['first', 'second']
+    assert figure.get_suptitle() == 'some.raw: positive red, negative blue, full colour from 1 events'
+    assert (pictures.paint_events(torch.zeros(1, 2, 2, 2)) == 255).all()  # no events at all
+    with pytest.raises(ValueError, match=r'counts \[T, 2, H, W\] .* got \[2, 3, 4\]'):
+        pictures.event_frames(counts[0])
+
+
+@pytest.mark.parametrize('by', ['input', 'stage'])
+def test_parts_of_the_energy_add_up_to_each_convention(small, by):
+    report = timm_snn.profile(small, IMAGE.unsqueeze(0), progress=False)
+    axes = pictures.energy_parts(report, by).axes[0]
+    parts = [[bar.get_width() for bar in container] for container in axes.containers]
+    sums = [energy.mj for energy in report.energy.values()]
+    assert [sum(bars) for bars in zip(*parts, strict=True)] == pytest.approx(sums)
+    labels = [text.get_text() for text in axes.texts]
+    times = report.energy['A'].mj / report.energy['ANN twin'].mj
+    assert labels[0] == f'{report.energy["A"].mj:.3g} mJ, {times:.2g} x the twin' and 'twin' not in labels[-1]
+    with pytest.raises(ValueError, match="expected by='input' or by='stage', got 'layer'"):
+        pictures.energy_parts(report, 'layer')

@@ -10,6 +10,8 @@ from timm_snn.profiling import CONVENTIONS, NOTICE
 
 def test_markdown_is_a_card_with_two_tables(reports):
     text = reports[0].to_markdown()
+    assert reports[0]._repr_markdown_() == text  # in a notebook
+    assert len(repr(reports[0]).splitlines()) == 1 and reports[0].describe() in repr(reports[0])
     assert NOTICE in text and '3 images of 1 x 28 x 28, T = 4, top-1' in text and text == str(reports[0])
     tables = re.findall(r'(?:^\|.*\|\n)+', text, re.M)
     assert len(tables) == 2

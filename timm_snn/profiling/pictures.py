@@ -1,4 +1,4 @@
-"""Pictures of a spiking model at work, as matplotlib figures: spikes, attention, membranes, accuracy against T.
+"""Pictures of a spiking model at work, as matplotlib figures: spikes, attention, membranes, answers, events, accuracy.
 
 Spikes, attention and membranes are drawn from what `timm_snn.record` has recorded, of one sample of the last pass:
 
@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..layers import MultiScaleSpikingAttention
 from ..modes import evaluating
+from .energy import ANN_TWIN
 from .page import COLORS, STYLE
 from .profiler import eager, profile
 from .recording import Recording, record
@@ -32,9 +34,21 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ['accuracy_and_energy', 'attention_maps', 'membrane_traces', 'profile_steps', 'spike_raster']
+__all__ = [
+    'accuracy_and_energy',
+    'attention_maps',
+    'energy_parts',
+    'event_frames',
+    'evidence',
+    'membrane_traces',
+    'paint_events',
+    'profile_steps',
+    'spike_raster',
+]
 
 INK, SPIKE = '#1f2430', '#b4532a'
+INPUTS = {'real': 'real numbers', 'integer': 'whole numbers', 'binary': '0 and 1', '': 'sums and masks of attention'}
+CLASSES = ('#0072b2', '#d55e00', '#009e73', '#cc79a7')  # Okabe and Ito's, which the colour-blind tell apart
 
 
 def spike_raster(
@@ -208,6 +222,116 @@ def accuracy_and_energy(reports: Sequence[Report]) -> 'Figure':
         right.set_ylim(bottom=0)
         right.legend(fontsize=8)
     return figure
+
+
+def energy_parts(report: Report, by: str = 'input') -> 'Figure':
+    """Energy under every convention and of the ANN twin, split up by what enters a layer, or by stage.
+
+    `by` is 'input', which shows why conventions disagree, or 'stage'. The label of a bar is its sum, and how many times
+    the twin's that is. Raises: ValueError for another `by`.
+    """
+    if by not in ('input', 'stage'):
+        raise ValueError(f"expected by='input' or by='stage', got {by!r}")
+    twin = report.energy[ANN_TWIN].mj
+    keys = list(INPUTS) if by == 'input' else [stage.name for stage in report.stages]
+    parts = {key: [layer for layer in report.layers if getattr(layer, by) == key] for key in keys}
+    parts = {key: layers for key, layers in parts.items() if layers}
+    with _style():
+        import matplotlib as mpl
+
+        colors = CLASSES if by == 'input' else mpl.colormaps['cividis'](np.linspace(0.05, 0.95, len(parts)))
+        figure, grid = _grid(1, 1, 7.2, 2.9)
+        axes = grid[0, 0]
+        left = np.zeros(len(report.energy))
+        for (key, layers), color in zip(parts.items(), colors, strict=False):
+            values = np.array([sum(layer.energy_mj[name] for layer in layers) for name in report.energy])
+            name = f'fed {INPUTS[key]}' if by == 'input' and key else INPUTS.get(key, key)
+            axes.barh(list(report.energy), values, 0.62, left, color=color, label=name)
+            left += values
+        for name, energy in report.energy.items():
+            times = '' if name == ANN_TWIN or not twin else f', {energy.mj / twin:.2g} x the twin'
+            label = f'{energy.mj:.3g} mJ{times}'
+            axes.annotate(label, (energy.mj, name), (5, 0), textcoords='offset points', va='center', fontsize=8.5)
+        axes.invert_yaxis()
+        axes.margins(x=0.36)  # for the labels
+        axes.set(xlabel=f'mJ per sample ({NOTICE})', xlim=(0, None))
+        axes.set_title(f'Energy by convention, and {"what layers are fed" if by == "input" else "stage"}')
+        figure.legend(loc='outside lower center', ncols=min(5, len(parts)), fontsize=8.5)
+    return figure
+
+
+def evidence(answers: Tensor, names: Sequence[str] | None = None) -> 'Figure':
+    """Probabilities of the classes after every step, of logits [T, classes] such as `timm_snn.stream(model)(x)[0]`.
+
+    The four classes that are likeliest at any step are named at the ends of their lines, all others are grey.
+    Raises: ValueError for answers of another shape, and for another number of names.
+    """
+    if answers.ndim != 2 or 0 in answers.shape:
+        raise ValueError(f'expected logits [T, classes] of one sample, got {list(answers.shape)}')
+    T, num_classes = answers.shape
+    names = [str(i) for i in range(num_classes)] if names is None else names
+    if len(names) != num_classes:
+        raise ValueError(f'expected a name for each of {num_classes} classes, got {len(names)}')
+    percent = 100 * answers.detach().float().cpu().softmax(1)  # [T, classes]
+    named = percent.amax(0).topk(min(len(CLASSES), num_classes)).indices.tolist()
+    steps = range(1, T + 1)
+    with _style():
+        figure, grid = _grid(1, 1, 6.4, 3.0)
+        axes = grid[0, 0]
+        for index in set(range(num_classes)) - set(named):
+            axes.plot(steps, percent[:, index].numpy(), color='#c6ccd4', linewidth=1, marker='o', markersize=2.5)
+        lowest = 0.0  # of the next label, which must not cover the one below
+        for index, color in sorted(zip(named, CLASSES, strict=False), key=lambda pair: percent[-1, pair[0]].item()):
+            axes.plot(steps, percent[:, index].numpy(), color=color, linewidth=1.8, marker='o', markersize=4)
+            at = max(percent[-1, index].item(), lowest)
+            label = f'{names[index]}: {percent[-1, index]:.0f} %'
+            axes.annotate(label, (T, at), (8, 0), textcoords='offset points', va='center', color=color, fontsize=9)
+            lowest = at + 7
+        axes.set(xticks=_ticks(T), ylim=(-3, 103), xlabel='time step', ylabel='probability (%)')
+        axes.set_title('Probability of each class after every time step')
+    return figure
+
+
+def event_frames(counts: Any, titles: Sequence[str] = (), name: str = '') -> 'Figure':
+    """Frames of events side by side, in the colours of `paint_events`, of counts [T, 2, H, W] as `to_frames` gives.
+
+    Each frame has its number for a title unless `titles` are given; `name` is that of the recording.
+    Raises: as `paint_events`.
+    """
+    images = paint_events(counts)
+    rows = -(-len(images) // 10)
+    columns = -(-len(images) // rows)
+    height, width = images.shape[1:3]
+    with _style():
+        lines = 1 + max((str(title).count('\n') for title in titles), default=0)
+        figure, grid = _grid(rows, columns, 1.5 * columns, 0.4 + (0.15 + 0.15 * lines + 1.5 * height / width) * rows)
+        for axes in grid.flat:
+            axes.axis('off')
+        for axes, image, title in zip(grid.flat, images, titles or range(1, len(images) + 1), strict=False):
+            axes.imshow(image, interpolation='nearest')
+            axes.set_title(str(title), fontsize=7, loc='center')
+        shown = f'positive red, negative blue, full colour from {_full_color(counts):g} events'
+        figure.suptitle(': '.join(filter(None, (name, shown))), fontsize=9)
+    return figure
+
+
+def paint_events(counts: Any) -> np.ndarray:
+    """Counts of events [T, 2, H, W], negative first, as ink on white: uint8 [T, H, W, 3].
+
+    Positive events are red, negative ones blue, and a pixel that has both is dark. The 99th percentile of the counts
+    that are not zero is a full colour. Raises: ValueError for counts of another shape.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 4 or counts.shape[1] != 2 or not len(counts):
+        raise ValueError(f'expected counts [T, 2, H, W] of negative and positive events, got {list(counts.shape)}')
+    negative, positive = np.moveaxis(np.minimum(counts / _full_color(counts), 1), 1, 0)
+    ink = np.stack([negative, np.maximum(negative, positive), positive], axis=-1)
+    return (255 * (1 - ink)).round().astype(np.uint8)
+
+
+def _full_color(counts: Any) -> float:
+    counts = np.asarray(counts)
+    return max(1.0, float(np.percentile(counts[counts > 0], 99))) if counts.any() else 1.0
 
 
 def _recording_of(source: nn.Module | Recording, image: Tensor | None, membranes: bool = False) -> Recording:

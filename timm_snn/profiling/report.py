@@ -78,7 +78,7 @@ class Layer:
     energy_mj: dict[str, float] = field(default_factory=dict)  # by convention
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Firing rates, operations, memory and energy estimates of a model on data. All counts are means per sample."""
 
@@ -153,6 +153,12 @@ class Report:
         return _VIEWS['markdown'](self)
 
     def __str__(self) -> str:
+        return self.to_markdown()
+
+    def __repr__(self) -> str:
+        return f'Report({self.model} on {self.data}: {self.describe()})'
+
+    def _repr_markdown_(self) -> str:  # what a notebook shows
         return self.to_markdown()
 
     def table(self) -> Any:
