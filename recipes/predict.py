@@ -25,13 +25,13 @@ import torch
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from timm_snn.data import has_frame_settings
 from timm_snn.data.detect import KNOWN
 from timm_snn.data.event_folder import find_recordings
 from timm_snn.files import printable, write_whole_text
 from timm_snn.folders import Found
+from timm_snn.progress import bar
 from timm_snn.training.data import DataSource, make_transform
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import running_logits
@@ -118,21 +118,20 @@ def predict(
     """Yield each file's index with its answers, or why it is unreadable; of a picture there is one answer."""
     device = next(model.parameters()).device
     loader: Any = DataLoader(inputs, batch_size, num_workers=workers, collate_fn=list)
-    bar = tqdm(total=len(inputs), desc='predict', unit='picture' if steps is None else 'recording')
-    for batch in loader:
-        good = [(index, tensor) for index, tensor in batch if not isinstance(tensor, str)]
-        yield from ((index, reason) for index, reason in batch if isinstance(reason, str))
-        if good:
-            logits = logits_of(model, torch.stack([tensor for _, tensor in good]).to(device), steps)
-            if not logits.isfinite().all():
-                wrong = next(i for (i, _), row in zip(good, logits, strict=True) if not row.isfinite().all())
-                name = printable(inputs.files[wrong], 500)
-                raise ValueError(f'the model answers {name} with numbers that are not finite')
-            probabilities = logits.softmax(2)
-            for (index, _), rows in zip(good, probabilities, strict=True):
-                yield index, [answer_of(step, row, topk) for step, row in zip(steps or [1], rows, strict=True)]
-        bar.update(len(batch))
-    bar.close()
+    with bar('predict', len(inputs), unit='pictures' if steps is None else 'recordings') as shows:
+        for batch in loader:
+            good = [(index, tensor) for index, tensor in batch if not isinstance(tensor, str)]
+            yield from ((index, reason) for index, reason in batch if isinstance(reason, str))
+            if good:
+                logits = logits_of(model, torch.stack([tensor for _, tensor in good]).to(device), steps)
+                if not logits.isfinite().all():
+                    wrong = next(i for (i, _), row in zip(good, logits, strict=True) if not row.isfinite().all())
+                    name = printable(inputs.files[wrong], 500)
+                    raise ValueError(f'the model answers {name} with numbers that are not finite')
+                probabilities = logits.softmax(2)
+                for (index, _), rows in zip(good, probabilities, strict=True):
+                    yield index, [answer_of(step, row, topk) for step, row in zip(steps or [1], rows, strict=True)]
+            shows.update(len(batch))
 
 
 def answer_of(step: int, probabilities: Tensor, topk: int) -> Answer:
