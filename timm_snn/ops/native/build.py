@@ -65,9 +65,11 @@ _SECONDS = {'-E': 60, '-o': 900}  # the longest that a compiler may take to name
 Display = Callable[[str, float], contextlib.AbstractContextManager[None]]
 
 
-def _display(what: str, seconds: float) -> contextlib.AbstractContextManager[None]:
-    """What `set_display` replaces."""
+def _hide(what: str, seconds: float) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
+
+
+_display: Display = _hide
 
 
 class CannotBuild(RuntimeError):
@@ -165,9 +167,14 @@ def _macros(compiler: list[str]) -> bytes:
 
 
 def _run(command: list[str], seconds: int, **environment: str) -> bytes:
-    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    # a session of its own, so that what a compiler starts ends with it
-    with subprocess.Popen(command, **pipes, env=os.environ | environment, start_new_session=True) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | environment,
+        start_new_session=True,  # so that what a compiler starts ends with it
+    ) as process:
         try:
             stdout, stderr = process.communicate(timeout=seconds)
         except BaseException as error:  # Ctrl-C among them
