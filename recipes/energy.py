@@ -22,7 +22,7 @@ import torch
 import timm_snn
 from timm_snn.profiling import AC_PJ, MAC_PJ, NOTICE, Report
 from timm_snn.profiling.page import check_prices, size_of
-from timm_snn.training.console import give, note
+from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.labels import labelled_batches
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = [earlier.get(name) or report_of_another(name, report.input_shape[-3]) for name in args.compare]
     for name, other in zip(args.compare, others, strict=True):
         if size_of(other) != size_of(report):
-            note(
+            say(
                 f'note: {name} looks at {size_of(other)} and {args.model} at {size_of(report)}, so that their energies '
                 'are of different work; --img-size gives all models that take it one size'
             )

@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from rich.table import Table
 
 from ..progress import is_main_process, is_quiet, quietly, write
 from .tables import wide_console
@@ -31,12 +30,14 @@ def output_as_asked(quiet: bool, as_json: bool) -> Iterator[None]:
     global _document
     before = _document
     with ExitStack() as stack:
-        handler = _Notes(logging.ERROR if quiet else logging.NOTSET)
+        handler = _Notes()
         package = logging.getLogger('timm_snn')
         package.addHandler(handler)
         stack.callback(package.removeHandler, handler)
         if quiet:
             stack.enter_context(quietly())
+            stack.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.WARNING)  # that of libraries too
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter('ignore')
             stack.enter_context(_no_bars_of_others())
@@ -82,8 +83,9 @@ def note(text: str) -> None:
         write(text, sys.stderr)
 
 
-def give(document: Any, *shown: str | Table) -> None:
-    """The result of a command: `document` where JSON is asked for, else what people read.
+def give(document: Any, *shown: Any) -> None:
+    """The result of a command: `document` where JSON is asked for, else what people read: lines, and tables of
+    rich.
 
     JSON has neither NaN nor infinity, which become null, nor paths, which become strings.
     """
@@ -93,7 +95,7 @@ def give(document: Any, *shown: str | Table) -> None:
         _document.write(json.dumps(_plain(document), indent=2) + '\n')
         return
     for part in shown:
-        wide_console().print(part) if isinstance(part, Table) else write(part, sys.stdout)
+        write(part, sys.stdout) if isinstance(part, str) else wide_console().print(part)
 
 
 def _plain(value: Any) -> Any:
