@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 import timm_snn
 from timm_snn.files import write_whole_text
-from timm_snn.progress import bar
+from timm_snn.progress import bar, waiting
 from timm_snn.training import options
 from timm_snn.training.batches import BatchTransform
 from timm_snn.training.checkpoints import Checkpoints, prepare_output
@@ -101,7 +101,8 @@ class Run:
         self._open_model_and_data(args)
         batch_size = args.batch_size
         if args.find_batch_size:
-            batch_size = self._fitting_batch_size(args)
+            with waiting('finding a batch size'):
+                batch_size = self._fitting_batch_size(args)
             self.accelerator.gradient_accumulation_steps *= args.batch_size // batch_size
             seed()
         self._make_loaders(args, batch_size)
