@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from timm_snn.progress import track
+
 __all__ = ['Clock', 'Table', 'Timing']
 
 Value = str | int | float | None
@@ -61,13 +63,12 @@ class Clock:
     def compare(self, runs: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
         """Warm every callable up, then give each a turn in every round."""
         repeats = {}
-        for name, run in runs.items():
+        for name, run in track(runs.items(), 'warm up', unit='runs'):
             self._seconds(run, 2)  # compiles what compiles
             repeats[name] = max(1, min(1000, round(self.turn / max(self._seconds(run, 1), 1e-9))))
         turns: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(self.rounds):
-            for name, run in runs.items():
-                turns[name].append(self._seconds(run, repeats[name]))
+        for name, run in track([*runs.items()] * self.rounds, 'time', unit='turns'):
+            turns[name].append(self._seconds(run, repeats[name]))
         return {name: Timing(statistics.median(t), min(t), max(t)) for name, t in turns.items()}
 
     def _seconds(self, run: Callable[[], object], repeats: int) -> float:

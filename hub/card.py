@@ -23,6 +23,7 @@ import timm_snn
 from timm_snn.data import frame_settings, has_frame_settings
 from timm_snn.files import printable, write_whole_text
 from timm_snn.profiling import Report
+from timm_snn.training.console import give
 from timm_snn.training.data import EVENT_DATASETS
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.models import steps_of
@@ -356,10 +357,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = measured if measured.is_file() else None
     card = make_card(source, args.repo, read_report(report, source.model))
     if args.output is None:
-        print(card, end='')
+        give({'card': card}, card.rstrip('\n'))
         return
     with one_line_errors(f'write {args.output}'):
         write_whole_text(args.output, card)
+    give({'output': args.output})
 
 
 if __name__ == '__main__':

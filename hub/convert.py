@@ -38,6 +38,8 @@ from timm_snn.files import check_regular_file, printable
 from timm_snn.models.builder import WeightsMismatch, find_mismatches
 from timm_snn.models.untrusted import ADVICE
 from timm_snn.models.weights import ignoring_numpy, unpack
+from timm_snn.progress import waiting
+from timm_snn.training.console import give
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.models import key_map
 from timm_snn.training.options import ArgumentParser
@@ -83,7 +85,7 @@ def summarize(found: dict[str, list[str]]) -> str:
     )
 
 
-@script
+@script(kept='there is no new folder')
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser('hub/convert.py', __doc__)
     add = parser.add_argument
@@ -106,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if key_map(model) is None:
             raise ValueError('it is not of timm_snn')
         name_training(model, args.model)
-    with one_line_errors(f'read weights from {args.file}', 'expected .safetensors or .pth'):
+    advice = 'expected .safetensors or .pth'
+    with one_line_errors(f'read weights from {args.file}', advice), waiting(f'reading {args.file}'):
         weights = read_weights(args.file, args.ema, args.key)
         digest = hashlib.sha256(args.file.read_bytes()).hexdigest()
         found = fit(weights, model)
@@ -120,8 +123,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = folder_options(args)
     apply_options(source, options)
     card = make_card(source, None, read_report(options.energy, model), options.dtype)
-    write_folder(source, args.output, card, [], options)
-    print(f'written: {args.output}, {len(weights)} tensors; not evaluated')
+    with waiting(f'writing {args.output}'):
+        write_folder(source, args.output, card, [], options)
+    give(
+        {'output': args.output, 'tensors': len(weights), 'converted_from': origin},
+        f'written: {args.output}, {len(weights)} tensors; not evaluated',
+    )
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ energy.json         what recipes/energy.py measured
 import copy
 import json
 import shutil
-import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from timm_snn.files import printable, write_whole, write_whole_text
 from timm_snn.models import save_for_hf
 from timm_snn.models.builder import argument_names
 from timm_snn.profiling import Report
+from timm_snn.training.console import note
 from timm_snn.training.errors import UserError, one_line_errors
 from timm_snn.training.models import key_map, open_model, steps_of
 from timm_snn.training.options import ArgumentParser, tag_of
@@ -165,7 +165,7 @@ def open_folder(path: Path) -> Source:
     if not (path / 'model.safetensors').is_file():
         raise UserError(f'{path} has no model.safetensors: hub/convert.py makes a model folder of other files')
     if others := sorted(entry.name for entry in path.iterdir() if entry.name not in FILES):
-        print(f'note: left out, as it is no part of a model: {printable(", ".join(others))}', file=sys.stderr)
+        note(f'note: left out, as it is no part of a model: {printable(", ".join(others))}')
     model = open_model(f'local-dir:{path}')
     with one_line_errors(f'read {path / "config.json"}'):
         config = json.loads((path / 'config.json').read_text(encoding='utf-8'))

@@ -31,6 +31,8 @@ from model_folder import (
 )
 
 import timm_snn
+from timm_snn.progress import waiting
+from timm_snn.training.console import give
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.options import ArgumentParser
 
@@ -46,7 +48,7 @@ def upload(folder: Path, repo: str, name: str, model: Any, private: bool) -> Non
     api = HfApi(library_name='timm_snn', library_version=timm_snn.__version__)
     again = 'run the same command again, which goes on from there'
     try:
-        with one_line_errors(f'upload to {repo!r}', again):
+        with one_line_errors(f'upload to {repo!r}', again), waiting(f'uploading to {repo}'):
             api.create_repo(repo, private=private, exist_ok=True)
             before = api.model_info(repo).sha
             commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f'Add {name}')
@@ -56,11 +58,14 @@ def upload(folder: Path, repo: str, name: str, model: Any, private: bool) -> Non
     with one_line_errors(
         f'get the model back from {repo!r}', f'what is there as {commit.oid} is not what was uploaded, or not whole'
     ):
-        with tempfile.TemporaryDirectory() as cache:
+        with tempfile.TemporaryDirectory() as cache, waiting(f'downloading from {repo} again'):
             found = timm.create_model(f'hf-hub:{repo}@{commit.oid}', pretrained=True, cache_dir=cache)
         check_same(found, model, repr(repo))
     done = 'has all of it already' if commit.oid == before else 'uploaded'
-    print(f'{done}: {commit.commit_url}; downloaded again, weights and logits are the same')
+    give(
+        {'repo': repo, 'commit': commit.oid, 'url': commit.commit_url, 'has_changed': commit.oid != before},
+        f'{done}: {commit.commit_url}; downloaded again, weights and logits are the same',
+    )
 
 
 def check_repo(repo: str, dry_run: bool) -> None:
@@ -73,7 +78,7 @@ def check_repo(repo: str, dry_run: bool) -> None:
         raise UserError(f'cannot upload to {repo!r}: nobody is logged in; run `hf auth login` or set HF_TOKEN')
 
 
-@script
+@script(kept='a commit is on the Hub as a whole or not at all')
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser('hub/push.py', __doc__)
     add = parser.add_argument
@@ -93,9 +98,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.dry_run or Path(temporary) / source.name
         card = make_card(source, args.repo, report, options.dtype)
-        model = write_folder(source, folder, card, find_results(source)[1], options)
+        with waiting(f'writing {folder}'):
+            model = write_folder(source, folder, card, find_results(source)[1], options)
         if args.dry_run:
-            print(f'written: {", ".join(sorted(path.name for path in folder.iterdir()))} in {folder}; nothing uploaded')
+            names = sorted(path.name for path in folder.iterdir())
+            give({'folder': folder, 'files': names}, f'written: {", ".join(names)} in {folder}; nothing uploaded')
         else:
             upload(folder, args.repo, source.name, model, args.private)
 

@@ -33,6 +33,8 @@ import timm_snn  # noqa: F401, registers the models
 from timm_snn.files import write_whole_text
 from timm_snn.models.pretrained import is_ours, weights_status
 from timm_snn.profiling.text import readable_count
+from timm_snn.progress import track
+from timm_snn.training.console import give
 from timm_snn.training.errors import UserError, script
 from timm_snn.training.options import ArgumentParser, training_options
 
@@ -368,6 +370,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--check', action='store_true', help='write nothing; compare the accuracies on the pages')
     if parser.parse_args(argv).check:
         check()
+        give({'wrong': []})
         return
     marked = re.compile(r'(?<=<!-- hub/table.py -->\n\n).*?(?=\n\n<!-- end -->)', re.DOTALL)
     for name, tables in PAGES.items():
@@ -375,8 +378,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         between = marked.split(path.read_text(encoding='utf-8'))
         if len(between) != len(tables) + 1:
             raise UserError(f'{name} has {len(between) - 1} marked tables, expected {len(tables)}')
-        texts = [table() for table in tables]
+        texts = [table() for table in track(tables, f'count for {name}', unit='tables')]
         write_whole_text(path, ''.join(map(''.join, zip(between, [*texts, ''], strict=True))))
+    give({'files': list(PAGES)})
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 import timm_snn
 from timm_snn.files import write_whole, write_whole_text
 from timm_snn.models import convert, quantize_activations
+from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import evaluate, summarize
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             first = torch.stack([samples[i][0] for i in range(min(CALIBRATION, len(samples)))])
             ann = quantize_activations(ann, args.levels, first.to(args.device)).eval()
         snn = convert(ann, num_steps=args.num_steps, mask_ratio=args.mask_ratio).to(args.device)
-    print(snn.report)
+    say(str(snn.report))
     with one_line_errors(f'evaluate {args.model!r} on {samples.description}'):
         loader = DataLoader(samples, args.batch_size, num_workers=args.workers)
         before = summarize(evaluate(ann, loader, numbers=numbers), ann.num_classes)[-1]['top1']
@@ -112,14 +113,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(args.output / 'steps.csv', rows)
         with write_whole(args.output / 'accuracy.png') as unfinished:
             draw(before, rows, reached, samples.description).savefig(unfinished, format='png', dpi=120)
-    print(
+    give(
+        result,
         f'{args.model} on {samples.description}: top-1 {before:.2f} %, converted {rows[-1]["top1"]:.2f} % with '
         f'T = {args.num_steps}; '
         + (
             f'within {args.within:g} points from T = {reached}'
             if reached
             else f'not within {args.within:g} points: pass a larger --num-steps, or fine-tune the activations'
-        )
+        ),
     )
 
 

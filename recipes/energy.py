@@ -12,6 +12,7 @@ timm_snn/profiling/energy.py. The model runs as it is, not fused: the report cou
 that of the same pass.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 import timm_snn
 from timm_snn.profiling import AC_PJ, MAC_PJ, NOTICE, Report
 from timm_snn.profiling.page import check_prices, size_of
+from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.labels import labelled_batches
@@ -32,7 +34,6 @@ from timm_snn.training.options import (
     image_options,
     model_options,
 )
-from timm_snn.training.tables import wide_console
 
 
 def make_parser() -> ArgumentParser:
@@ -85,16 +86,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = [earlier.get(name) or report_of_another(name, report.input_shape[-3]) for name in args.compare]
     for name, other in zip(args.compare, others, strict=True):
         if size_of(other) != size_of(report):
-            print(
+            say(
                 f'note: {name} looks at {size_of(other)} and {args.model} at {size_of(report)}, so that their energies '
                 'are of different work; --img-size gives all models that take it one size'
             )
     with one_line_errors(f'write to --output {args.output}'):
         files = report.save(args.output, others)
-    wide_console().print(report.table())
     energies = ', '.join(f'{name} {energy.mj:.4g} mJ' for name, energy in report.energy.items())
-    print(f'energy per sample ({NOTICE}): {energies}')
-    print(f'written: {", ".join(map(str, files))}')
+    give(
+        json.loads(report.to_json()) | {'files': files},
+        report.table(),
+        f'energy per sample ({NOTICE}): {energies}',
+        f'written: {", ".join(map(str, files))}',
+    )
 
 
 if __name__ == '__main__':

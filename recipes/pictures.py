@@ -16,6 +16,8 @@ import torch
 from timm_snn.files import write_whole
 from timm_snn.layers import MultiScaleSpikingAttention
 from timm_snn.profiling import pictures
+from timm_snn.progress import track
+from timm_snn.training.console import give
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.labels import labelled_batches
@@ -71,10 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not any(isinstance(module, MultiScaleSpikingAttention) for module in model.modules()):
         del makers['attention_maps']
     args.output.mkdir(parents=True, exist_ok=True)
-    for name, make in makers.items():
+    for name, make in track(makers.items(), 'draw', unit='pictures'):
         with one_line_errors(f'make {name}.png'), write_whole(args.output / f'{name}.png') as unfinished:
             make().savefig(unfinished, format='png', dpi=args.dpi)
-    print(f'{len(makers)} pictures of {samples.description} in {args.output}')
+    files = [args.output / f'{name}.png' for name in makers]
+    give(
+        {'data': samples.description, 'files': files},
+        f'{len(makers)} pictures of {samples.description} in {args.output}',
+    )
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ probability of its class less that of the next one.
 """
 
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,13 +24,14 @@ import torch
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from timm_snn.data import has_frame_settings
 from timm_snn.data.detect import KNOWN
 from timm_snn.data.event_folder import find_recordings
 from timm_snn.files import printable, write_whole_text
 from timm_snn.folders import Found
+from timm_snn.progress import bar
+from timm_snn.training.console import give, note
 from timm_snn.training.data import DataSource, make_transform
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import running_logits
@@ -49,7 +49,7 @@ from timm_snn.training.options import (
 from timm_snn.training.pictures import find_pictures as pictures_below
 from timm_snn.training.pictures import open_picture
 from timm_snn.training.recordings import open_frames, settings_for
-from timm_snn.training.tables import make_table, wide_console, write_csv
+from timm_snn.training.tables import make_table, write_csv
 
 MOST_ROWS = 50  # of the table on the terminal
 
@@ -73,8 +73,8 @@ def find_files(paths: list[Path], below: Callable[[Path], Found], kind: str, nam
             inside = below(path)
             if not inside.files:
                 raise UserError(f'folder {path} has no {kind}, which are files named {named}')
-            if note := inside.note():
-                print(f'note: left out of {path}, not named like {kind} or hidden: {note}', file=sys.stderr)
+            if left_out := inside.note():
+                note(f'note: left out of {path}, not named like {kind} or hidden: {left_out}')
             found += inside.files
         elif path.exists():
             found.append(path)
@@ -118,21 +118,20 @@ def predict(
     """Yield each file's index with its answers, or why it is unreadable; of a picture there is one answer."""
     device = next(model.parameters()).device
     loader: Any = DataLoader(inputs, batch_size, num_workers=workers, collate_fn=list)
-    bar = tqdm(total=len(inputs), desc='predict', unit='picture' if steps is None else 'recording')
-    for batch in loader:
-        good = [(index, tensor) for index, tensor in batch if not isinstance(tensor, str)]
-        yield from ((index, reason) for index, reason in batch if isinstance(reason, str))
-        if good:
-            logits = logits_of(model, torch.stack([tensor for _, tensor in good]).to(device), steps)
-            if not logits.isfinite().all():
-                wrong = next(i for (i, _), row in zip(good, logits, strict=True) if not row.isfinite().all())
-                name = printable(inputs.files[wrong], 500)
-                raise ValueError(f'the model answers {name} with numbers that are not finite')
-            probabilities = logits.softmax(2)
-            for (index, _), rows in zip(good, probabilities, strict=True):
-                yield index, [answer_of(step, row, topk) for step, row in zip(steps or [1], rows, strict=True)]
-        bar.update(len(batch))
-    bar.close()
+    with bar('predict', len(inputs), unit='pictures' if steps is None else 'recordings') as shows:
+        for batch in loader:
+            good = [(index, tensor) for index, tensor in batch if not isinstance(tensor, str)]
+            yield from ((index, reason) for index, reason in batch if isinstance(reason, str))
+            if good:
+                logits = logits_of(model, torch.stack([tensor for _, tensor in good]).to(device), steps)
+                if not logits.isfinite().all():
+                    wrong = next(i for (i, _), row in zip(good, logits, strict=True) if not row.isfinite().all())
+                    name = printable(inputs.files[wrong], 500)
+                    raise ValueError(f'the model answers {name} with numbers that are not finite')
+                probabilities = logits.softmax(2)
+                for (index, _), rows in zip(good, probabilities, strict=True):
+                    yield index, [answer_of(step, row, topk) for step, row in zip(steps or [1], rows, strict=True)]
+            shows.update(len(batch))
 
 
 def answer_of(step: int, probabilities: Tensor, topk: int) -> Answer:
@@ -219,20 +218,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(f'predict with {args.model!r}'):
         by_index = dict(predict(model, inputs, topk, args.batch_size, args.workers, steps))
     answers = [(file, by_index[i]) for i, file in enumerate(inputs.files)]
+    records = [as_record(file, answer, names, with_steps=steps is not None) for file, answer in answers]
     if args.output:
-        write(args.output, answers, names, topk, with_steps=steps is not None)
+        write(args.output, answers, records, names, topk, with_steps=steps is not None)
 
     read = [(file, answer) for file, answer in answers if not isinstance(answer, str)]
     shown = read[: max(1, MOST_ROWS // len(steps or [1]))]
-    if shown:
-        wide_console().print(table_of(shown, names, topk, kind))
+    result: list[str | Table] = [table_of(shown, names, topk, kind)] if shown else []
     if len(read) > len(shown):
-        print(f'and {len(read) - len(shown)} more: --output writes all')
+        result.append(f'and {len(read) - len(shown)} more: --output writes all')
     if args.output:
-        print(f'written: {args.output}')
+        result.append(f'written: {args.output}')
+    give(records, *result)
     for file, answer in answers:
         if isinstance(answer, str):
-            print(f'unreadable: {printable(file, 500)}: {answer}', file=sys.stderr)
+            note(f'unreadable: {printable(file, 500)}: {answer}')
     if len(read) < len(answers):
         raise UserError(f'{len(answers) - len(read)} of {len(answers)} {kind}s cannot be read')
 
@@ -258,16 +258,18 @@ def recordings_for(model: Any, args: Namespace, source: DataSource) -> tuple[Inp
     """The recordings, and the steps after which the model answers."""
     if not hasattr(model, 'forward_steps'):
         raise UserError(f'{args.model} has no time steps, which recordings are cut into')
-    settings, note = settings_for(model, source, **image_options(args))
-    if note:
-        print(note, file=sys.stderr)
+    settings, difference = settings_for(model, source, **image_options(args))
+    if difference:
+        note(difference)
     named = ', '.join(KNOWN)
     reading = source.reading or {}
     files = find_files(args.files, lambda folder: find_recordings([folder], reading), 'recordings', named)
     return Inputs(files, partial(open_frames, settings=settings, source=source)), early_exits(model)
 
 
-def write(output: Path, answers: list[tuple[Path, Any]], names: list[str], topk: int, with_steps: bool) -> None:
+def write(
+    output: Path, answers: list[tuple[Path, Any]], records: list[dict], names: list[str], topk: int, with_steps: bool
+) -> None:
     with one_line_errors(f'write to --output {output}'):
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.suffix == '.csv':
@@ -275,7 +277,6 @@ def write(output: Path, answers: list[tuple[Path, Any]], names: list[str], topk:
                 output, [row for file, answer in answers for row in as_rows(file, answer, names, topk, with_steps)]
             )
         else:
-            records = [as_record(file, answer, names, with_steps) for file, answer in answers]
             write_whole_text(output, json.dumps(records, indent=2) + '\n')
 
 

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader
 
 import timm_snn
 from timm_snn.files import write_whole_text
+from timm_snn.progress import track
+from timm_snn.training.console import give
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.evaluation import evaluate, summarize
@@ -61,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors(f'quantise {args.model!r}'):
         loader = DataLoader(calibration, args.batch_size, num_workers=args.workers)
         quantized = timm_snn.quantize(
-            model, loader, method=args.method, num_samples=args.calibration, round_tau=args.round_tau
+            model,
+            track(loader, 'calibrate', unit='batches'),
+            method=args.method,
+            num_samples=args.calibration,
+            round_tau=args.round_tau,
         )
     with one_line_errors(f'write to --output {args.output}'):
         args.output.mkdir(parents=True, exist_ok=True)
@@ -79,11 +85,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = dict(model=args.model, data=samples.description, calibration=calibration.description, method=args.method)
     with one_line_errors(f'write to --output {args.output}'):
         write_whole_text(args.output / 'results.json', json.dumps({**result, **rows}, indent=2) + '\n')
-    print(f'{args.model}, {samples.description}, calibrated on {calibration.description}:')
-    for name, row in rows.items():
-        correct = f'{row["top1"]:.2f} % ({row["top1_correct"]} of {row["samples"]})'
-        print(f'{name:9}  top-1 {correct}, {row["megabytes"]:.2f} MB')
-    print(f'written: {args.output / "model"}, {args.output / "results.json"}')
+    files = [args.output / 'model', args.output / 'results.json']
+    give(
+        {**result, **rows, 'files': files},
+        f'{args.model}, {samples.description}, calibrated on {calibration.description}:',
+        *(
+            f'{name:9}  top-1 {row["top1"]:.2f} % ({row["top1_correct"]} of {row["samples"]}), '
+            f'{row["megabytes"]:.2f} MB'
+            for name, row in rows.items()
+        ),
+        f'written: {", ".join(map(str, files))}',
+    )
 
 
 if __name__ == '__main__':

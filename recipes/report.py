@@ -8,19 +8,20 @@ Data are the validation split of what the config of NAME.TAG trains on; a model 
 report.html, report.json, report.csv and report.md in --output. recipes/energy.py has more options, and compares models.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import timm_snn
+from timm_snn.training.console import give
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.labels import labelled_batches
 from timm_snn.training.models import open_model
 from timm_snn.training.options import ArgumentParser, positive_int
 from timm_snn.training.sources import source_of
-from timm_snn.training.tables import wide_console
 
 
 def make_parser() -> ArgumentParser:
@@ -50,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = timm_snn.profile(model, batches, data_name=samples.description)
     with one_line_errors(f'write to --output {args.output}'):
         files = report.save(args.output)
-    wide_console().print(report.table())
-    print(f'written: {", ".join(map(str, files))}')
+    give(json.loads(report.to_json()) | {'files': files}, report.table(), f'written: {", ".join(map(str, files))}')
 
 
 if __name__ == '__main__':

@@ -31,13 +31,15 @@ from torch.utils.benchmark import Timer
 import timm_snn
 from timm_snn.files import write_whole
 from timm_snn.profiling.page import COLORS, STYLE
+from timm_snn.progress import track
+from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.labels import labelled_batches
 from timm_snn.training.models import fused, open_model, steps_of
 from timm_snn.training.options import ArgumentParser, positive_int
 from timm_snn.training.sources import source_of
-from timm_snn.training.tables import make_table, read_csv, wide_console, write_csv
+from timm_snn.training.tables import make_table, read_csv, write_csv
 
 CONVENTIONS = ('A', 'B', 'C')
 COLUMNS = (
@@ -170,7 +172,7 @@ def draw(rows: Sequence[dict[str, str]]) -> Figure:
     return figure
 
 
-@script
+@script(kept='rows that are measured are kept')
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -182,18 +184,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {(row['model'], row['network'], row['T']): row for row in read_csv(file)}
     with one_line_errors(f'write to --output {args.output}'):
         args.output.mkdir(parents=True, exist_ok=True)
-    for name, network, source, T in runs(args):
+    for name, network, source, T in track(list(runs(args)), 'measure', unit='rows'):
         key = name, network, str(T)
         known = rows.get(key, {})
         row = (timed if args.time else measure)(name, network, source, T, args, known)
-        print(f'{name}, {network}, T = {T}: top-1 {row["top1"]} %' + (', was there' if row is known else ''))
+        say(f'{name}, {network}, T = {T}: top-1 {row["top1"]} %' + (', was there' if row is known else ''))
         rows[key] = row
         if row is not known:  # now, so that a run that is stopped goes on
             write_csv(file, list(rows.values()), lineterminator='\n')
     with write_whole(args.output / 'tradeoff.png') as unfinished:
         draw(list(rows.values())).savefig(unfinished, format='png')
-    wide_console().print(make_table(COLUMNS, ([row[column] for column in COLUMNS] for row in rows.values())))
-    print(f'written: {file}, {args.output / "tradeoff.png"}')
+    give(
+        {'rows': list(rows.values()), 'files': [file, args.output / 'tradeoff.png']},
+        make_table(COLUMNS, ([row[column] for column in COLUMNS] for row in rows.values())),
+        f'written: {file}, {args.output / "tradeoff.png"}',
+    )
 
 
 if __name__ == '__main__':

@@ -34,14 +34,15 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import timm_snn
 from timm_snn.files import write_whole_text
+from timm_snn.progress import bar, waiting
 from timm_snn.training import options
 from timm_snn.training.batches import BatchTransform
 from timm_snn.training.checkpoints import Checkpoints, prepare_output
 from timm_snn.training.compiling import CompiledBlocks, backend_to_compile
+from timm_snn.training.console import give, say
 from timm_snn.training.data import (
     choose_samples,
     class_names,
@@ -100,7 +101,8 @@ class Run:
         self._open_model_and_data(args)
         batch_size = args.batch_size
         if args.find_batch_size:
-            batch_size = self._fitting_batch_size(args)
+            with waiting('finding a batch size'):
+                batch_size = self._fitting_batch_size(args)
             self.accelerator.gradient_accumulation_steps *= args.batch_size // batch_size
             seed()
         self._make_loaders(args, batch_size)
@@ -155,9 +157,8 @@ class Run:
         self.device_images = None
         if args.data_on_device:  # before a batch size is sought for the memory that is left
             augment = Augmentation(self.data_config, **options.transform_options(args))
-            device, is_quiet = self.accelerator.device, not self.accelerator.is_main_process
-            self.device_images = DeviceImages(self.train_set, device, augment, is_quiet)
-            self.val_set = DeviceSamples(self.val_set, device, is_quiet)
+            self.device_images = DeviceImages(self.train_set, self.accelerator.device, augment)
+            self.val_set = DeviceSamples(self.val_set, self.accelerator.device)
 
     def _fitting_batch_size(self, args: Namespace) -> int:
         criterion = create_classification_loss(smoothing=args.smoothing)
@@ -198,7 +199,7 @@ class Run:
         self.learner = make_learner(self.model, self.by_step)
         if args.sync_bn and accelerator.device.type == 'cuda' and accelerator.num_processes > 1:
             self.learner = nn.SyncBatchNorm.convert_sync_batchnorm(self.learner)
-        self.compiled = CompiledBlocks(self.model, accelerator.device, accelerator.print) if args.compile else None
+        self.compiled = CompiledBlocks(self.model, accelerator.device, say) if args.compile else None
         self.first: Any = self.compiled.first if self.compiled else nullcontext
         self.prepared, self.optimizer = accelerator.prepare(self.learner, optimizer)
         self.ema = None
@@ -238,7 +239,7 @@ class Run:
         )
         found = prepare_output(args.output, config, setup, accelerator, resume=args.resume, overwrite=args.overwrite)
         if found and (warning := self.checkpoints.load(found)):
-            print(warning)
+            say(warning)
         if args.push_to_hub and accelerator.is_main_process:
             with one_line_errors(f'make the repository {args.push_to_hub!r}', 'log in with `hf auth login`'):
                 HfApi().create_repo(args.push_to_hub, exist_ok=True)  # now: not after weeks of training
@@ -246,7 +247,7 @@ class Run:
             accelerator.init_trackers('timm_snn', {name: str(value) for name, value in config.items()})
 
     def _introduce(self, args: Namespace, batch_size: int, lr: float) -> None:
-        say, processes = self.accelerator.print, self.accelerator.num_processes
+        processes = self.accelerator.num_processes
         say(
             f'{args.model}: {sum(p.numel() for p in self.model.parameters()):,} parameters, input '
             f'{self.data_config["input_size"]}; {args.dataset}: {len(self.train_set)} training and {len(self.val_set)} '
@@ -296,8 +297,7 @@ class Run:
             self.said_time_left = True
             flop_per_s = images_per_s * self.phases.flop(self.phases.of(self.progress.epoch))
             seconds = self.flop_between(self.updates_done, self.total_updates) / max(1.0, flop_per_s)
-            if self.accelerator.is_main_process:
-                tqdm.write(f'about {timedelta(seconds=round(seconds))} of training to go')  # above the bar
+            say(f'about {timedelta(seconds=round(seconds))} of training to go')
 
     @property
     def updates_done(self) -> int:
@@ -312,9 +312,11 @@ class Run:
         saved = self.checkpoints.save()
         if self.stop.unreadable:
             raise UserError(f'cannot evaluate: {self.stop.unreadable}; --resume auto goes on from {saved}')
-        cause = 'SIGTERM' if self.stop.came else 'another process'
-        self.accelerator.print(f'stopped by {cause}; --resume auto goes on from {saved}')
         self.accelerator.end_training()
+        if self.stop.ctrl_c is not None:
+            raise KeyboardInterrupt(f'{saved} is saved')
+        cause = 'SIGTERM' if self.stop.came else 'another process'
+        say(f'stopped by {cause}; --resume auto goes on from {saved}')
         sys.exit(128 + signal.SIGTERM)
 
 
@@ -363,14 +365,14 @@ def train_epoch(run: Run, epoch: int) -> float:
     loader = run.train_loader
     if progress.updates:
         loader = accelerator.skip_first_batches(loader, progress.updates * run.accumulation)
-    title, is_quiet = f'epoch {epoch + 1}/{run.epochs}', not accelerator.is_main_process
-    bar = tqdm(total=run.updates_per_epoch, initial=progress.updates, desc=title, leave=False, disable=is_quiet)
+    title = f'epoch {epoch + 1}/{run.epochs}'
+    shows = bar(title, run.updates_per_epoch, unit='updates', initial=progress.updates)
     start, seen_before, seconds_before = time.perf_counter(), progress.seen, progress.seconds
-    with closing(iter(loader)) as batches:  # ends the processes that load data, however the epoch ends
+    with shows, closing(iter(loader)) as batches:  # ends the processes that load data, however the epoch ends
         while run.updates < run.updates_per_epoch and run.updates_done < run.total_updates:
             with run.first('update'):
                 train_step(run, batches)
-            bar.update()
+            shows.update()
             is_last = run.updates == run.updates_per_epoch or run.updates_done >= run.total_updates
             is_logged = run.updates % LOG_EVERY == 1
             is_saved = run.checkpoint_steps and run.updates_done % run.checkpoint_steps == 0
@@ -387,14 +389,13 @@ def train_epoch(run: Run, epoch: int) -> float:
                     'top1': 100 * progress.hits / progress.seen,
                     'images_per_s': images_per_s,
                 }
-                bar.set_postfix({name: f'{value:.4g}' for name, value in state.items()})
+                shows.set_postfix({name: f'{value:.4g}' for name, value in state.items()}, refresh=False)
                 accelerator.log({**state, 'gradient': run.watch.gradient_norm, 'lr': run.largest_lr}, run.updates_done)
             if must_stop:
                 run.save_and_exit()
             if is_saved:
                 run.checkpoints.save()
         next(batches, None)  # Accelerate notes the end of a loader when it is asked for more
-    bar.close()
     seconds = progress.seconds - seconds_before
     return (progress.seen - seen_before) / seconds if seconds else 0.0  # nothing was left of the epoch
 
@@ -415,9 +416,10 @@ def validate(run: Run) -> dict[str, float]:
 
 def finish(run: Run, args: Namespace, argv: Sequence[str], seconds: float) -> None:
     """Test the epoch that held-out samples picked, save the model and its result, predict with it, and upload it."""
-    accelerator, say = run.accelerator, run.accelerator.print
+    accelerator = run.accelerator
     metric = f'{run.reported}_top1'
     top1, tested = run.progress.history[-1][metric], {}
+    document = {'output': args.output, 'model': args.output / 'model', 'seconds': seconds}
     if run.test_set:
         best = run.checkpoints.best
         run.checkpoints.load_weights(best, run.learner)
@@ -463,54 +465,57 @@ def finish(run: Run, args: Namespace, argv: Sequence[str], seconds: float) -> No
             with one_line_errors(f'upload to {args.push_to_hub!r}', f'the model is in {folder}'):
                 commit = HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=folder)
                 say(f'uploaded: {commit.commit_url}')
-    say(f'top-1: {top1:.2f}')
+                document['commit'] = commit.commit_url
     accelerator.end_training()
+    last = run.progress.history[-1]
+    give({'top1': top1, **document, 'tested': tested or None, 'last_epoch': last}, f'top-1: {top1:.2f}')
 
 
-@script
+@script(kept='the newest checkpoint stays', to_go_on=('--resume', 'auto'))
 def main(argv: Sequence[str] | None = None) -> None:
     args = options.training_options(argv, __doc__)
     run = Run(args)
     progress, accelerator = run.progress, run.accelerator
     start, updates_before = time.perf_counter(), run.updates_done
-    for epoch in range(progress.epoch, run.last_epoch):
-        with loading_errors('--resume auto goes on from the last checkpoint'):
-            images_per_s = train_epoch(run, epoch)
-            is_whole = progress.updates == run.updates_per_epoch
-            if not is_whole:  # --max-steps; with a larger one the run can go on from here
+    with run.stop.noting_ctrl_c():
+        for epoch in range(progress.epoch, run.last_epoch):
+            with loading_errors('--resume auto goes on from the last checkpoint'):
+                images_per_s = train_epoch(run, epoch)
+                is_whole = progress.updates == run.updates_per_epoch
+                if not is_whole:  # --max-steps; with a larger one the run can go on from here
+                    run.checkpoints.save()
+                evaluated = validate(run)
+            phase = run.phases.of(epoch)
+            row = {
+                'epoch': epoch,
+                'lr': run.largest_lr,
+                'train_loss': progress.loss_sum / progress.seen,
+                'train_top1': 100 * progress.hits / progress.seen,
+                **evaluated,
+                'images_per_s': images_per_s,
+                'train_num_steps': phase.num_steps,
+                'train_img_size': phase.size[0],
+                'eval_num_steps': run.phases.full.num_steps,
+                **progress.totals(run.phases.flop(phase)),
+            }
+            progress.finish_epoch(row)
+            if is_whole:
                 run.checkpoints.save()
-            evaluated = validate(run)
-        phase = run.phases.of(epoch)
-        row = {
-            'epoch': epoch,
-            'lr': run.largest_lr,
-            'train_loss': progress.loss_sum / progress.seen,
-            'train_top1': 100 * progress.hits / progress.seen,
-            **evaluated,
-            'images_per_s': images_per_s,
-            'train_num_steps': phase.num_steps,
-            'train_img_size': phase.size[0],
-            'eval_num_steps': run.phases.full.num_steps,
-            **progress.totals(run.phases.flop(phase)),
-        }
-        progress.finish_epoch(row)
-        if is_whole:
-            run.checkpoints.save()
-        if accelerator.is_main_process:
-            with one_line_errors(f'write to --output {args.output}'):
-                write_summary(progress.history, args.output)
-        accelerator.log(row, run.updates_done)
-        left = run.flop_between(run.updates_done, run.total_updates)
-        pace = (time.perf_counter() - start) / max(1.0, run.flop_between(updates_before, run.updates_done))
-        loss, top1 = row[f'{run.reported}_loss'], row[f'{run.reported}_top1']
-        accelerator.print(
-            f'epoch {epoch + 1}/{run.epochs}: training loss {row["train_loss"]:.3f}, validation loss {loss:.3f}, '
-            f'top-1 {top1:.2f}, {images_per_s:.0f} images/s'
-            + (f' with {phase}' if str(run.phases) else '')
-            + (f', {timedelta(seconds=round(left * pace))} left' if left > 0 else '')
-        )
-        if not is_whole:
-            break
+            if accelerator.is_main_process:
+                with one_line_errors(f'write to --output {args.output}'):
+                    write_summary(progress.history, args.output)
+            accelerator.log(row, run.updates_done)
+            left = run.flop_between(run.updates_done, run.total_updates)
+            pace = (time.perf_counter() - start) / max(1.0, run.flop_between(updates_before, run.updates_done))
+            loss, top1 = row[f'{run.reported}_loss'], row[f'{run.reported}_top1']
+            say(
+                f'epoch {epoch + 1}/{run.epochs}: training loss {row["train_loss"]:.3f}, validation loss {loss:.3f}, '
+                f'top-1 {top1:.2f}, {images_per_s:.0f} images/s'
+                + (f' with {phase}' if str(run.phases) else '')
+                + (f', {timedelta(seconds=round(left * pace))} left' if left > 0 else '')
+            )
+            if not is_whole:
+                break
     finish(run, args, sys.argv[1:] if argv is None else argv, time.perf_counter() - start)
 
 

@@ -16,7 +16,6 @@ predictions.csv.
 """
 
 import json
-import sys
 import time
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from torch.utils.data import DataLoader
 
 import timm_snn
 from timm_snn.files import write_whole_text
+from timm_snn.training.console import give, note
 from timm_snn.training.data import open_fold, open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import by_class, by_sample, evaluate, summarize
@@ -43,7 +43,7 @@ from timm_snn.training.options import (
     model_options,
     positive_int,
 )
-from timm_snn.training.tables import make_table, wide_console, write_csv
+from timm_snn.training.tables import make_table, write_csv
 
 FILES = ('results.json', 'per_class.csv', 'steps.csv', 'predictions.csv')
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples = open_fold(source, args.fold, splits, model, args.num_samples, **image_options(args))
         if held_out != args.fold:
             whose = f'fold {held_out}' if held_out else 'no fold that is known'
-            print(f'note: {args.model} is of {whose}: it may have seen samples of fold {args.fold}', file=sys.stderr)
+            note(f'note: {args.model} is of {whose}: it may have seen samples of fold {args.fold}')
     names, numbers = match_labels(model, samples.source, is_folder=source.is_folder, file=args.labels)
     with one_line_errors(f'write to --output {args.output}'):
         args.output.mkdir(parents=True, exist_ok=True)
@@ -173,13 +173,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.predictions:
             write_csv(args.output / 'predictions.csv', by_sample(outcome, samples, names))
 
-    wide_console().print(*tables(wanted, classes, args.worst))
+    files = [args.output / name for name in FILES if (args.output / name).is_file()]
     metrics = (('top-1', 'top1'), ('top-5', 'top5'))
     shown = [f'{title} {percent(result, metric)}' for title, metric in metrics if metric in result]
     of_steps = f', T = {len(steps)}' if has_steps else ''
-    print(f'{args.model}{of_steps}, {samples.description}, {result["dtype"]} on {args.device}:')
-    print(f'{", ".join(shown)}, loss {result["loss"]:.4f}; {result["samples_per_s"]:.0f} samples/s with loading')
-    print(f'written: {", ".join(str(args.output / name) for name in FILES if (args.output / name).is_file())}')
+    give(
+        result | {'classes': classes, 'files': files},
+        *tables(wanted, classes, args.worst),
+        f'{args.model}{of_steps}, {samples.description}, {result["dtype"]} on {args.device}:',
+        f'{", ".join(shown)}, loss {result["loss"]:.4f}; {result["samples_per_s"]:.0f} samples/s with loading',
+        f'written: {", ".join(map(str, files))}',
+    )
 
 
 if __name__ == '__main__':

@@ -39,6 +39,8 @@ from timm_snn.data import (
 from timm_snn.data.bins import bin_events
 from timm_snn.files import write_whole
 from timm_snn.profiling import pictures, profile
+from timm_snn.progress import waiting
+from timm_snn.training.console import give, say
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.evaluation import running_logits
 from timm_snn.training.labels import descriptions_of, open_labels
@@ -92,7 +94,8 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     model = open_model(args.model, pretrained=args.pretrained, num_steps=args.num_steps) if args.model else None
-    events = open_events(args)
+    with waiting(f'reading {args.recording}'):
+        events = open_events(args)
     with one_line_errors(f'make frames of {args.recording}'):
         events, sensor_size = cut(events, sensor_size_of(args, events, model), args)
         settings = settings_of(args, model, sensor_size)
@@ -101,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     times = [title for window in windows for title in window.titles(settings, int(events.t.min()))]
     figures = {'frames.png': pictures.event_frames(counts, times, args.recording.name)}
     shown = enlarge(pictures.paint_events(counts))
+    classes: list[dict[str, Any]] = []
+    lines: list[str] = []
     if model is not None:
         busiest = max(windows, key=lambda window: len(window.events))
         with one_line_errors(f'make frames of {args.recording} for {args.model}'):
@@ -113,7 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             names = descriptions_of(open_labels(model), model.num_classes)
             answers = torch.stack([probabilities_after_steps(model, of_window) for of_window in frames])
             for window, after_steps in zip(windows, answers, strict=True):
-                print(f'{window.name or "class"}: {likeliest(after_steps[-1], names)}')
+                found = likeliest(after_steps[-1], names)
+                classes.append({'window': window.name or None, 'likeliest': dict(found)})
+                told = ', '.join(f'{name} {p:.1%}' for name, p in found)
+                lines.append(f'{window.name or "class"}: {told}')
             shown = with_bars(shown, [window.name for window in windows], answers, names)
     with one_line_errors(f'write to --output {args.output}'):
         args.output.mkdir(parents=True, exist_ok=True)
@@ -122,8 +130,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             with write_whole(args.output / name) as unfinished:
                 figure.savefig(unfinished, format='png')
     parts = f'{len(windows)} windows of {settings.num_steps}' if args.window else str(settings.num_steps)
-    files = ', '.join(['frames.gif', *figures])
-    print(f'{len(events):,} events of {args.recording} in {parts} frames: {files} in {args.output}')
+    files = ['frames.gif', *figures]
+    give(
+        {'events': len(events), 'classes': classes, 'files': [args.output / name for name in files]},
+        *lines,
+        f'{len(events):,} events of {args.recording} in {parts} frames: {", ".join(files)} in {args.output}',
+    )
 
 
 class Window(NamedTuple):
@@ -247,16 +259,17 @@ def probabilities_after_steps(model: Any, frames: Tensor) -> Tensor:
     return running_logits(model, frames.unsqueeze(0))[0].softmax(-1).expand(len(frames), -1)
 
 
-def likeliest(probabilities: Tensor, names: list[str]) -> str:
+def likeliest(probabilities: Tensor, names: list[str]) -> list[tuple[str, float]]:
+    """Three classes at most, with their probabilities."""
     values, classes = probabilities.topk(min(3, len(names)))
-    return ', '.join(f'{names[i]} {p:.1%}' for p, i in zip(values.tolist(), classes.tolist(), strict=True))
+    return [(names[i], p) for p, i in zip(values.tolist(), classes.tolist(), strict=True)]
 
 
 def tell_silent(model: Any, frames: Tensor) -> None:
     """Name the layers in which no neuron fires: what follows them does not depend on the recording."""
     layers = profile(model, frames.unsqueeze(0), progress=False).layers
     if silent := [layer.name for layer in layers if layer.firing_rate == 0]:
-        print(f'silent: no neuron fires in {", ".join(silent)}')
+        say(f'silent: no neuron fires in {", ".join(silent)}')
 
 
 def enlarge(images: np.ndarray) -> list[Image.Image]:

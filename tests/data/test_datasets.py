@@ -210,6 +210,14 @@ def test_a_cached_recording_is_not_read_and_a_changed_one_is(cifar, monkeypatch)
     assert not torch.equal(dataset[0][0], first)
 
 
+def test_what_is_not_in_the_cache_is_counted(cifar):
+    dataset = CIFAR10DVS(cifar)
+    assert dataset.uncached() == len(dataset) > 1
+    dataset[0]
+    assert dataset.uncached() == len(dataset) - 1
+    assert CIFAR10DVS(cifar, cache=None).uncached() == 0
+
+
 def test_changed_labels_make_the_gestures_of_a_recording_stale(gesture):
     DVS128Gesture(gesture, train=False)[0]
     labels = gesture / 'DvsGesture' / 'user24_lab_labels.csv'

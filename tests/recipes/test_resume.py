@@ -1,5 +1,6 @@
 """What happens to long runs, done to short ones: killed, told to stop, out of disk, damaged, diverged."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ import yaml
 import timm_snn
 from tests.support.damage import cut, flip_a_bit
 from tests.support.kills import killed_at_change
-from tests.support.processes import run_script
+from tests.support.processes import Script, run_script
 from tests.support.scripts import load
 from tests.support.training import QUICK, TRAIN, assert_same_run, assert_same_weights, weights
 from timm_snn.training.checkpoints import damage, write_manifest
@@ -77,6 +78,59 @@ def test_sigterm_saves_and_exits(whole, tmp_path):
     assert f'stopped by SIGTERM; --resume auto goes on from {saved}' in stopped.stdout and '_step_' in saved.name
     go_on(output)
     assert_same_run(whole, output)
+
+
+# To all of its processes, as a terminal does; those that load data are not to be seen afterwards.
+CTRL_C_AFTER_THREE_UPDATES = (
+    SIGTERM_AFTER_THREE_UPDATES.replace('SIGTERM', 'SIGINT')
+    + """
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+)
+
+
+def processes_of_session(session: int) -> list[str]:
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):  # it ended
+            state, _, _, its_session, *_ = stat.read_text().rpartition(') ')[2].split()
+            if int(its_session) == session and state != 'Z':
+                found.append(stat.parent.name)
+    return found
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
+    output = tmp_path / 'run'
+    arguments = ['--checkpoint-steps', '1000', '--quiet', '--json']
+    script = Script(
+        [*COMMAND, '--workers', '2', '--output', output, *arguments], tmp_path, before=CTRL_C_AFTER_THREE_UPDATES
+    )
+    stdout, stderr = script.communicate()
+    assert script.returncode == 130, stderr
+    assert processes_of_session(script.pid) == []
+    (saved,) = (output / 'checkpoints').iterdir()
+    first, line = stderr.strip().splitlines()
+    assert first.startswith('Ctrl-C: stops after this update') and '_step_' in saved.name
+    assert line.startswith(f'stopped: {saved} is saved; go on with: python {TRAIN} ') and line.endswith(
+        ' --resume auto'
+    )
+    assert stdout == ''
+    told = json.loads(go_on(output, '--quiet', '--json').stdout)
+    assert told['output'] == str(output) and told['last_epoch']['epoch'] == 1 and told['tested'] is None
+    assert_same_run(whole, output)
+
+
+def test_ctrl_c_before_the_first_update_is_one_line(tmp_path):
+    """As while data are read, where nobody waits for an update."""
+    before = """
+import signal
+from timm_snn.training import data
+signal.signal(signal.SIGINT, signal.default_int_handler)
+data.Digits.__init__ = lambda *_: signal.raise_signal(signal.SIGINT)
+"""
+    stopped = go_on(tmp_path / 'run', before=before)
+    assert stopped.returncode == 130 and 'Traceback' not in stopped.stderr
+    assert stopped.stderr.splitlines()[-1].startswith('stopped: the newest checkpoint stays; go on with: python ')
 
 
 def test_a_finished_run_says_so(train, output):

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 
 from tests.support import writers
 from timm_snn.data import NMNIST, FrameSettings, set_frame_settings, write_rows
+from timm_snn.progress import quietly
+from timm_snn.training import data
 from timm_snn.training.data import DataSource, Digits, choose_samples, open_samples, open_split
 from timm_snn.training.errors import UserError
 
@@ -62,3 +65,34 @@ def test_a_model_of_events_takes_as_many_images_as_it_has_steps(caplog):
     samples = open_samples(DataSource('digits'), 'validation', model, 3)
     assert 'was trained on frames of events, and is shown images' in caplog.text
     assert model(torch.stack([image for image, _ in samples])).shape == (3, 10)
+
+
+def test_recordings_that_are_read_for_the_first_time_are_noted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(data, 'MANY_RECORDINGS', 2)
+    folder = tmp_path / 'train' / 'wave'
+    folder.mkdir(parents=True)
+    for number in range(3):
+        writers.npy(folder / f'{number}.npy', writers.random_events(50, size=20))
+    source = DataSource('event_folder', tmp_path, sensor_size=(20, 20), split_by='number')
+    dataset = open_split(source, 'train', in_chans=2, num_steps=2)
+    assert "3 of the 3 samples of split 'train' are read for the first time" in caplog.text
+    assert str(tmp_path / 'frames') in caplog.text
+    caplog.clear()
+    dataset[0], dataset[1]
+    open_split(source, 'train', in_chans=2, num_steps=2)
+    assert caplog.text == ''
+
+
+def test_a_download_of_torchvision_has_our_bar(monkeypatch, tmp_path):
+    """Whose library shows it as its own, in a log too."""
+    shown = []
+
+    def download(*args, **kwargs):
+        shown.append(torchvision.datasets.utils.tqdm(total=100, unit='B', unit_scale=True).disable)
+        raise OSError('no network')
+
+    monkeypatch.setattr(data, 'create_dataset', download)
+    own = torchvision.datasets.utils.tqdm
+    with pytest.raises(UserError, match='no network'), quietly():
+        open_split(DataSource('torch/cifar10', tmp_path, download=True), 'train', in_chans=3)
+    assert shown == [True] and torchvision.datasets.utils.tqdm is own

@@ -211,7 +211,7 @@ def test_random_numbers():
 
 def test_digits_on_the_device():
     samples = TrainingSamples(Digits(True), range(0, 1437, 50), seed=0)
-    images = DeviceImages(samples, CPU, Augmentation(GREY), quiet=True)
+    images = DeviceImages(samples, CPU, Augmentation(GREY))
     assert images.images.shape == (29, 1, 8, 8) and images.images.dtype == torch.uint8
     number, label = images[3]
     assert (number, label) == (3, int(Digits(True).labels[150]))
@@ -224,7 +224,7 @@ def test_digits_on_the_device():
 def test_samples_to_evaluate_are_those_of_the_loader():
     transform = make_transform(GREY | {'crop_pct': 0.9}, False)
     samples = Samples(Digits(False), range(3, 30), transform)
-    loader = make_loader(DeviceSamples(samples, CPU, quiet=True), 10, workers=2, pin_memory=True)
+    loader = make_loader(DeviceSamples(samples, CPU), 10, workers=2, pin_memory=True)
     assert loader.num_workers == 0
     images, labels = map(torch.cat, zip(*loader, strict=True))
     assert torch.equal(images, torch.stack([samples[number][0] for number in range(27)]))
@@ -234,8 +234,8 @@ def test_samples_to_evaluate_are_those_of_the_loader():
 def test_an_image_that_cannot_be_read_is_named_before_training():
     broken = Pictures((8, 8), None)
     for read in (
-        lambda: DeviceSamples(Samples(broken, range(2), create_transform(**CONFIG)), CPU, quiet=True),
-        lambda: DeviceImages(TrainingSamples(broken, [1], seed=0), CPU, Augmentation(CONFIG), quiet=True),
+        lambda: DeviceSamples(Samples(broken, range(2), create_transform(**CONFIG)), CPU),
+        lambda: DeviceImages(TrainingSamples(broken, [1], seed=0), CPU, Augmentation(CONFIG)),
     ):
         with pytest.raises(UserError, match='reads all images before training: sample 1 is unreadable'):
             read()
@@ -257,13 +257,13 @@ class Pictures(torch.utils.data.Dataset):
 def test_several_sizes_are_refused():
     samples = TrainingSamples(Pictures((8, 8), (8, 9)), range(2), seed=0)
     with pytest.raises(UserError, match='one size, and sample 1 is 8 x 9 where the first is 8 x 8'):
-        DeviceImages(samples, CPU, Augmentation(CONFIG), quiet=True)
+        DeviceImages(samples, CPU, Augmentation(CONFIG))
 
 
 def test_too_many_are_refused(monkeypatch):
     monkeypatch.setattr(on_device, '_MOST_OF_MEMORY', 1e-12)
     with pytest.raises(UserError, match=r'needs 0\.0 GB for the images, and cpu has .* GB free'):
-        DeviceImages(TrainingSamples(Pictures((8, 8)), range(1), seed=0), CPU, Augmentation(CONFIG), quiet=True)
+        DeviceImages(TrainingSamples(Pictures((8, 8)), range(1), seed=0), CPU, Augmentation(CONFIG))
 
 
 def test_what_is_not_done_here_is_refused():

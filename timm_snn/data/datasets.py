@@ -109,6 +109,10 @@ class EventDataset(Dataset):
             self.cache.store(name, stamp, counts)
         return counts
 
+    def uncached(self) -> int:
+        """How many samples have no counts on disk yet; 0 without a cache. Old counts are not told from new ones."""
+        return 0 if self.cache is None else sum(not self.cache.path(name).is_file() for name, _ in self.samples)
+
     def events(self, index: int) -> Events:
         """The events of one sample that are counted."""
         events = self.recording(index)

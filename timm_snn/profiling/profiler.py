@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..layers.fixed import FixedConv
+from ..progress import bar
 from ..wrappers import unwrapped
 from .energy import AC_PJ, INT8_AC_PJ, INT8_MAC_PJ, MAC_PJ
 from .recorder import Recorder
@@ -51,7 +52,7 @@ def profile(
         mac_pj: Price of a multiply-accumulate in pJ; None for 4.6, or 0.23 in a network that `timm_snn.quantize` made.
         ac_pj: Price of an accumulate in pJ; None for 0.9, or 0.03. These are 32-bit floats at 45 nm (Horowitz, ISSCC
             2014), and 8-bit integers (SpikingJelly 2.0).
-        progress: Whether to show a progress bar.
+        progress: Whether to show on stderr how far it is: a bar on a terminal, else a line now and then.
         model_name: For the report; by default the name and tag timm knows it by, or its class, and if it is quantised.
         data_name: For the report: say data set and split.
 
@@ -177,19 +178,14 @@ def _collate_for(model: nn.Module) -> Callable[[list[Any]], Any]:
 
 
 def _with_bar(steps: Iterator[tuple[Tensor, Any]], data: Any, num_samples: int | None, progress: bool) -> Iterator[Any]:
-    if not progress:
-        yield from steps
-        return
-    from tqdm import tqdm  # comes with huggingface-hub
-
     known = data.dataset if isinstance(data, DataLoader) else data
     total = len(known) if isinstance(data, (DataLoader, Dataset, Tensor)) and hasattr(known, '__len__') else None
     if num_samples is not None:
         total = num_samples if total is None else min(total, num_samples)
-    with tqdm(total=total, desc='profile', unit='sample') as bar:
+    with bar('profile', total, unit='samples', shown=progress) as shows:
         for images, labels in steps:
             yield images, labels
-            bar.update(len(images))
+            shows.update(len(images))
 
 
 def _name_of(model: nn.Module) -> str:

@@ -26,6 +26,7 @@ from timm.utils import ModelEmaV3
 
 from ..files import flush, write_whole, write_whole_text
 from ..models.weights import check_finite
+from .console import say
 from .errors import UserError, one_line_errors
 from .fingerprint import difference
 from .lock import lock_output
@@ -76,9 +77,9 @@ def prepare_output(
         with one_line_errors(f'write to --output {output}'):
             output.mkdir(parents=True, exist_ok=True)
             lock_output(output)
-        checkpoint, damaged = find_checkpoint(output, resume, overwrite, accelerator.print)
+        checkpoint, damaged = find_checkpoint(output, resume, overwrite, say)
         if checkpoint:
-            check_unchanged(config, setup, checkpoint, accelerator.print)
+            check_unchanged(config, setup, checkpoint, say)
         with one_line_errors(f'write to --output {output}'):
             for path in what_a_run_left(output) if overwrite and not resume else ():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

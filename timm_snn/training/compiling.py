@@ -20,12 +20,14 @@ from ..layers.temporal import DropPath
 from ..models.base import SpikingStage
 from ..ops.backends import inductor
 from ..ops.native.build import why_not_here
+from ..progress import waiting
 from .errors import UserError
 
 __all__ = ['CompiledBlocks', 'backend_to_compile', 'compile_in_place', 'regions_of']
 
 # Graphs that one forward method may have: kinds of blocks, in training and in evaluation. Dynamo's default is 8.
 _MOST_GRAPHS = 256
+_USUAL_SECONDS = 60
 
 
 class CompiledBlocks:
@@ -55,7 +57,8 @@ class CompiledBlocks:
             return
         self._say(f'compiling {len(self._shapes)} regions of the model in the first {what}, for a minute or so ...')
         start = time.perf_counter()
-        yield
+        with waiting(f'compiling in the first {what}', _USUAL_SECONDS):
+            yield
         self._passed.add(what)
         self._say(f'the first {what} took {time.perf_counter() - start:.1f} s; the others are not compiled again')
 

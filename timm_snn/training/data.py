@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision.datasets.utils
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from timm.data import ImageDataset, create_dataset, create_transform
@@ -38,6 +39,7 @@ from ..data.settings import difference
 from ..files import printable
 from ..folders import folder_of_split
 from ..labels import DIGITS
+from ..progress import bar, waiting
 from .augmentation import Cutout, PaddedCrop, mend_posterize
 from .columns import check_column_names, leave_out_unusable
 from .errors import UserError, came_through_user_code, one_line_errors
@@ -72,6 +74,7 @@ _MOST_UNREADABLE = 50  # samples in a row, as in timm
 # Event recordings in two parts.
 RECORDINGS: dict[str, Any] = {'nmnist': NMNIST, 'cifar10_dvs': CIFAR10DVS, 'dvs128_gesture': DVS128Gesture}
 EVENT_DATASETS = (*RECORDINGS, 'event_folder', 'event_rows', 'event_digits')
+MANY_RECORDINGS = 100  # to be read for the first time, which takes long enough to say so
 BUNDLED = ('digits', 'event_digits')  # which need no folder
 # Splits of the data sets that have two parts; the second is to validate on.
 PARTS = {'train': True, 'training': True, 'validation': False, 'val': False, 'test': False}
@@ -431,9 +434,8 @@ def open_split(
     advice = 'check --data-dir and the splits; --dataset event_folder takes recordings of event cameras'
     if not source.is_folder:
         advice = 'check --dataset, --data-dir and the splits, or let torch/ data sets come with --dataset-download'
-    with one_line_errors(
-        f'open split {split!r} of data set {source.name!r} in {source.folder}', '' if source.is_events else advice
-    ):
+    what = f'open split {split!r} of data set {source.name!r} in {source.folder}'
+    with one_line_errors(what, '' if source.is_events else advice), waiting(what):
         if source.name == 'event_rows':
             return EventRows(source.folder, _split_of_rows(source.folder, split), channels=in_chans, size=size)
         if source.is_events:
@@ -477,6 +479,12 @@ def _open_recordings(source: DataSource, split: str, classes: Sequence[str] | No
     except SensorSizeError as error:
         raise UserError(f'{error}, on the command line --sensor-size H W') from error
     _say_left_out(getattr(dataset, 'left_out', None), split, source)
+    if dataset.cache and (number := dataset.uncached()) >= MANY_RECORDINGS:
+        _logger.warning(
+            'note: %d of the %d samples of split %r are read for the first time, which is slower than later: their '
+            'frames are kept in %s, from where a run that is stopped goes on',
+            *(number, len(dataset), split, dataset.cache.folder),
+        )
     return dataset
 
 
@@ -486,18 +494,30 @@ def _open_by_timm(source: DataSource, split: str, mode: str) -> Any:
     if source.is_table:  # timm stumbles over a missing column in ways that do not name it
         keys = source.input_key or 'image', source.target_key or 'label'
         check_column_names(source.name.partition('/')[2], split, folder, keys)
-    dataset = create_dataset(
-        source.name,
-        root=folder,
-        split=split,
-        download=source.download,
-        input_img_mode=mode,
-        input_key=source.input_key,
-        target_key=source.target_key,
-    )
+    with _our_bar_of_downloads():
+        dataset = create_dataset(
+            source.name,
+            root=folder,
+            split=split,
+            download=source.download,
+            input_img_mode=mode,
+            input_key=source.input_key,
+            target_key=source.target_key,
+        )
     if source.is_table:
         _say_left_out(leave_out_unusable(dataset.reader), split, source)
     return dataset
+
+
+@contextmanager
+def _our_bar_of_downloads() -> Iterator[None]:
+    """In place of torchvision's, which would fill a log, and does not know of --quiet."""
+    before = torchvision.datasets.utils.tqdm
+    torchvision.datasets.utils.tqdm = functools.partial(bar, 'download')
+    try:
+        yield
+    finally:
+        torchvision.datasets.utils.tqdm = before
 
 
 def _say_left_out(note: str | None, split: str, source: DataSource) -> None:

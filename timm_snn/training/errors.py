@@ -1,20 +1,25 @@
-"""Mistakes of users end a script in one line. Everything else keeps its traceback."""
+"""Mistakes of users, and Ctrl-C, end a script in one line. Everything else keeps its traceback."""
 
 import functools
 import io
-import logging
 import os
 import pickle
+import shlex
+import signal
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
+
+from ..progress import is_main_process, write
+from .console import output_as_asked
 
 __all__ = ['UserError', 'came_through_user_code', 'one_line_errors', 'script']
 
@@ -25,6 +30,8 @@ EXPECTED = (
 )
 PACKAGE = Path(__file__).parents[1]
 STDLIB = Path(sysconfig.get_path('stdlib'))
+
+Main = Callable[[Sequence[str] | None], None]
 
 
 class UserError(Exception):
@@ -63,35 +70,56 @@ def _is_installed(file: Path) -> bool:
     return is_generated or is_library or file.is_relative_to(PACKAGE)
 
 
-class _Notes(logging.Handler):
-    """Notes of this package on stderr, as they are."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f'{record.getMessage()}\n')
-
-
-_notes = _Notes()
-
-
-def script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., None]:
+def script(main: Main | None = None, *, kept: str = 'what was written is whole', to_go_on: Sequence[str] = ()) -> Any:
     """Decorator of a script's `main(argv)`: UserError ends it with 'error: MESSAGE' on stderr and status 1.
 
-    `--traceback` or TIMM_SNN_TRACEBACK=1 shows the whole traceback before that line, with its causes. A character that
-    the terminal or a log cannot hold is escaped: it must not end a run after its training.
+    Ctrl-C ends it with status 130 and a line that says what is kept, which `KeyboardInterrupt(KEPT)` may know better,
+    and the command to go on: the same one, with the options `to_go_on`. --quiet and --json are as in `console`.
+
+    `--traceback` or TIMM_SNN_TRACEBACK=1 shows the whole traceback of an error before its line, with its causes. A
+    character that the terminal or a log cannot hold is escaped: it must not end a run after its training.
     """
+    if main is None:
+        return functools.partial(script, kept=kept, to_go_on=to_go_on)
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> None:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # not what a notebook or a test puts there
                 stream.reconfigure(errors='backslashreplace')
-        logging.getLogger(__package__).addHandler(_notes)
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        options = arguments[: arguments.index('--')] if '--' in arguments else arguments
         try:
-            main(argv)
+            with output_as_asked('--quiet' in options, '--json' in options):
+                main(argv)
         except UserError as error:
-            arguments = sys.argv if argv is None else argv
-            if '--traceback' in arguments or os.environ.get('TIMM_SNN_TRACEBACK', '0') not in ('', '0'):
+            if '--traceback' in options or os.environ.get('TIMM_SNN_TRACEBACK', '0') not in ('', '0'):
                 traceback.print_exception(error)
             raise SystemExit(f'error: {error}') from error
+        except KeyboardInterrupt as stop:
+            if is_main_process():
+                command = _command(main, arguments, to_go_on)
+                write(f'stopped: {str(stop) or kept}; go on with: {command}', sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from stop
 
     return run
+
+
+def _command(main: Main, arguments: Sequence[object], more: Sequence[str]) -> str:
+    """What a user types to run this script again, with more options unless they are there already."""
+    words = [*map(str, arguments)]
+    program, own = Path(sys.argv[0]), sys.argv[1:]
+    if own[len(own) - len(words) :] == words:
+        before = own[: len(own) - len(words)]  # as the COMMAND of timm-snn
+    else:  # called by another program
+        program, before = Path(main.__code__.co_filename), []
+    if program.name == '__main__.py':
+        start = ['python', '-m', program.parent.name]
+    elif program.suffix != '.py':
+        start = [program.name]
+    elif any(name.startswith('ACCELERATE_') for name in os.environ):
+        start = ['accelerate', 'launch', '...', str(program)]
+    else:
+        start = ['python', str(program)]
+    is_there = words[len(words) - len(more) :] == list(more)
+    return shlex.join([*start, *before, *words, *(() if is_there else more)])

@@ -1,7 +1,7 @@
 """Models on labelled data: means over all processes while one is trained, or the outcome of every sample."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 import timm_snn
 
 from ..files import printable
+from ..progress import track
 from .data import Samples, UnreadableSample, make_transform
 from .models import input_config
 from .progress import StopSignal
@@ -56,8 +56,9 @@ def mean_metrics(
     answer: Tensor | None = None
     differ = torch.zeros((), dtype=torch.bool, device=accelerator.device)  # whether two samples get two answers
     rates: dict[str, float] = {}
+    total = len(loader) if isinstance(loader, Sized) else None
     with closing(stop.readable(loader)) as batches:  # ends the processes that load data
-        for images, labels in batches:
+        for images, labels in track(batches, 'validate', total, unit='batches'):
             if stop.came_to(accelerator):
                 return {}
             with first('evaluation'):
@@ -131,7 +132,7 @@ def evaluate(
     table = None if numbers is None else torch.tensor(numbers)
     parts: list[dict[str, Tensor]] = []
     seen = 0
-    for images, labels in tqdm(loader, 'validate', unit='batch'):
+    for images, labels in track(loader, 'validate', unit='batches'):
         labels = check_labels(labels, model.num_classes if table is None else len(table))
         labels = (labels if table is None else table[labels]).to(device)
         images = images.to(device)

@@ -9,6 +9,7 @@ with the model before it is written. docs/export.md says what each format takes.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ import torch
 import timm_snn
 
 from ..export import FORMATS
+from ..progress import waiting
+from .console import give
 from .errors import one_line_errors, script
 from .labels import descriptions_of, open_labels
 from .models import input_config, open_model
@@ -34,7 +37,7 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-@script
+@script(kept='there is no new file')
 def main(argv: Sequence[str] | None = None) -> None:
     if argv and not argv[0].startswith('-'):
         argv = ['--model', *argv]
@@ -48,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = descriptions_of(labels, model.num_classes) if labels else None
     name = model.pretrained_cfg.get('architecture') or 'model'
     file = args.output or Path(f'{name}{FORMATS[args.format or "onnx"]}')
-    with one_line_errors(f'export {args.model!r}'):
-        print(timm_snn.export(model, file, format=args.format, labels=names, check=args.check))
+    with one_line_errors(f'export {args.model!r}'), waiting(f'exporting to {file}'):
+        exported = timm_snn.export(model, file, format=args.format, labels=names, check=args.check)
+    give(asdict(exported), str(exported))
 
 
 if __name__ == '__main__':

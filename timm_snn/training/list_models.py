@@ -7,7 +7,6 @@
 Weights are 'shipped' with the package, 'published' on the Hub, or 'not yet trained'.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import timm
 import timm_snn  # noqa: F401  # whose import registers the models
 
 from ..models.pretrained import is_ours, weights_status
+from .console import give
 from .errors import UserError, script
 from .options import ArgumentParser
 
@@ -40,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser('timm-snn models', __doc__)
     parser.add_argument('filter', nargs='?', default='', help="with the wildcards of timm.list_models, as 'msvit_*'")
     parser.add_argument('--pretrained', action='store_true', help='those alone whose weights can be loaded')
-    parser.add_argument('--json', action='store_true', help='for a program')
     args = parser.parse_args(argv)
     names = [name for name in timm.list_models(args.filter, include_tags=True) if is_ours(name)]
     if args.pretrained:
@@ -48,12 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not names:
         raise UserError(f'no model of ours is like {args.filter!r}: timm-snn models lists all')
     rows = [describe(name) for name in names]
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return
-    widths = [max(len(row[column]) for row in [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]) for column in COLUMNS]
-    for cells in (COLUMNS, *(tuple(row.values()) for row in rows)):
-        print('  '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    table = [COLUMNS, *(tuple(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    give(rows, *('  '.join(map(str.ljust, cells, widths)).rstrip() for cells in table))
 
 
 if __name__ == '__main__':

@@ -13,7 +13,6 @@ outputs that forgets within --tau bins.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ import timm_snn
 from ..data import Events, FrameSettings, iter_events, iter_windows, recording_info
 from ..data.windows import NO_EVENTS
 from ..files import printable
+from .console import give, note, say
 from .errors import UserError, one_line_errors, script
 from .labels import descriptions_of, open_labels
 from .models import fused, open_model, steps_of
@@ -172,12 +172,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             for each in play(windows, window, classify, args.speed):
                 bins.append(each)
                 if each.answer and (len(bins) - 1) % args.every == 0:
-                    print(line(each, bins[0].start, names), flush=True)
+                    say(line(each, bins[0].start, names))
     except KeyboardInterrupt:
-        print('stopped', file=sys.stderr)
+        note('stopped')
     if not bins:
         raise UserError(f'{args.source} ended before its first bin')
-    print(summary(bins, window, args.speed, time.perf_counter() - begin))
+    answers = [dict(start_us=each.start, answer=described(each, names), latency_s=each.latency) for each in bins]
+    give({'bin_us': window, 'bins': answers}, summary(bins, window, args.speed, time.perf_counter() - begin))
+
+
+def described(answered: Bin, names: list[str]) -> dict[str, Any] | None:
+    """None if the bin was dropped."""
+    if answered.answer is None:
+        return None
+    number, probability = answered.answer
+    return {'class': number, 'name': names[number], 'probability': probability}
 
 
 def line(answered: Bin, first: int, names: list[str]) -> str:

@@ -37,14 +37,15 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory and not comes_in_batches,
         collate_fn=as_it_is if comes_in_batches else None,
-        worker_init_fn=_ignore_sigterm,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # not the global one, which must not see how often a run was stopped
     )
 
 
-def _ignore_sigterm(_: int) -> None:
-    """The main process needs those that load data when SIGTERM tells all of them to stop, and it has to save."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_signals(_: int) -> None:
+    """The main process needs those that load data when SIGTERM or Ctrl-C tells all to stop, and it has to save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @functools.cache

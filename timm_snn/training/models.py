@@ -29,6 +29,7 @@ from ..models.weights import check_finite
 from ..ops import keep_freed_memory, lif, sparse_spikes
 from ..ops.backend import asked_for
 from ..ops.sparse_conv import conv2d
+from ..progress import waiting
 from .errors import UserError, one_line_errors
 
 __all__ = [
@@ -71,7 +72,8 @@ def open_model(
     """
     is_saved = name.startswith(('local-dir:', 'hf-hub:'))
     keep_freed_memory()
-    with one_line_errors(f'create model {name!r}', "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"):
+    advice = "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"
+    with one_line_errors(f'create model {name!r}', advice), waiting(f'open {name}'):
         file, run, labels, frames, kwargs = checkpoint, {}, None, None, model_kwargs or {}
         if checkpoint and checkpoint.is_dir():
             run, labels, frames = run_options(checkpoint, name), run_labels(checkpoint), run_frames(checkpoint)
@@ -109,8 +111,10 @@ def open_model(
             check_finite(model.state_dict(), file)
         _with_steps(model, num_steps)
         if not is_trained(name, checkpoint, pretrained):
-            advice = '' if weights_status(name) == 'not yet trained' else '; --pretrained loads those that were trained'
-            _logger.warning('note: %s has random weights: its spikes and all that follows say nothing%s', name, advice)
+            advised = (
+                '' if weights_status(name) == 'not yet trained' else '; --pretrained loads those that were trained'
+            )
+            _logger.warning('note: %s has random weights: its spikes and all that follows say nothing%s', name, advised)
         return model.eval().to(device)
 
 
@@ -157,7 +161,7 @@ def open_to_train(
     skip zeros where that is possible, on a CPU, and a sample of their input says that it pays; by default those of many
     channels, with `sparse_spikes` all, and none if it is False.
     """
-    with one_line_errors(f'create model {name!r}'):
+    with one_line_errors(f'create model {name!r}'), waiting(f'open {name}'):
         with bounded_hub(), naming_imports(name):
             model: Any = timm.create_model(
                 name,

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose
 from torchvision.transforms.functional import pil_to_tensor
-from tqdm import tqdm
 
+from ..progress import track
 from .data import Samples, TrainingSamples, UnreadableSample
 from .errors import UserError
 
@@ -42,9 +42,9 @@ class DeviceImages(Dataset):
     Raises: UserError for images that cannot be read, are of several sizes, or do not fit into memory.
     """
 
-    def __init__(self, samples: TrainingSamples, device: torch.device, augment: 'Augmentation', quiet: bool) -> None:
+    def __init__(self, samples: TrainingSamples, device: torch.device, augment: 'Augmentation') -> None:
         self.samples, self.device, self.augment = samples, device, augment
-        self.images, self.labels = _decoded(samples, samples.read_or_next, device, quiet)
+        self.images, self.labels = _decoded(samples, samples.read_or_next, device)
         self.indices = torch.tensor(list(samples.indices), device=device)
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class DeviceSamples(Samples):
     Their loader takes normalised batches from `__getitems__` as they are, with the collate function `as_it_is`.
     """
 
-    def __init__(self, samples: Samples, device: torch.device, quiet: bool) -> None:
+    def __init__(self, samples: Samples, device: torch.device) -> None:
         super().__init__(samples.source, samples.indices, samples.transform, samples.description)
         *resize, _, normalize = samples.transform.transforms  # type: ignore[union-attr]
         self.mean, self.std = (
@@ -73,7 +73,7 @@ class DeviceSamples(Samples):
             for numbers in (normalize.mean, normalize.std)
         )
         resized = Samples(samples.source, samples.indices, Compose(resize))
-        self.images, labels = _decoded(resized, resized.__getitem__, device, quiet)
+        self.images, labels = _decoded(resized, resized.__getitem__, device)
         self.labels = torch.tensor(labels, device=device)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
@@ -92,12 +92,12 @@ def as_it_is(batch: Any) -> Any:
 
 
 def _decoded(
-    samples: Samples, read: Callable[[int], tuple[Any, Any]], device: torch.device, quiet: bool
+    samples: Samples, read: Callable[[int], tuple[Any, Any]], device: torch.device
 ) -> tuple[Tensor, list[int]]:
     """The pixels that are read, uint8 [N, C, H, W], each copied to its place so that memory holds them once."""
     images = torch.empty(0)
     labels: list[int] = []
-    for number in tqdm(range(len(samples)), 'decoding', leave=False, disable=quiet, delay=2):
+    for number in track(range(len(samples)), 'decode', unit='images'):
         try:
             image, label = read(number)
         except UnreadableSample as error:

@@ -69,7 +69,7 @@ FOR_OWN_TASKS = ('task_kwargs',)
 FOR_FIRING_RATES = ('rate_target',)
 FOR_THE_AVERAGE = ('model_ema_decay', 'model_ema_warmup')
 # What a config cannot say.
-NOT_IN_CONFIGS = ('config', 'help', 'traceback')
+NOT_IN_CONFIGS = ('config', 'help', 'quiet', 'json', 'traceback')
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -88,6 +88,10 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.script = script
+        self.add_argument('--quiet', action='store_true', help='print the result and errors, and nothing else')
+        self.add_argument(
+            '--json', action='store_true', help='print the result as one JSON document, the rest on stderr'
+        )
         self.add_argument(
             '--traceback', action='store_true', help='show where an error came from, as TIMM_SNN_TRACEBACK=1 does'
         )

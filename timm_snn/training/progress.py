@@ -1,8 +1,11 @@
 """The progress of a run, its results so far, and the signal to stop."""
 
 import math
+import os
 import signal
-from collections.abc import Generator, Iterable
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,13 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from ..files import write_whole
+from ..progress import is_main_process
 from .data import UnreadableSample
 from .tables import write_csv
 
 __all__ = ['Progress', 'StopSignal', 'write_summary']
+
+_ONE_KEYSTROKE = 1.0  # seconds within which launchers pass on what the terminal has sent to all processes already
 
 
 @dataclass
@@ -63,15 +69,46 @@ class Progress:
 
 
 class StopSignal:
-    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be evaluated."""
+    """Notes SIGTERM, which schedulers send some time before they kill, and a sample that cannot be evaluated.
+
+    Inside `noting_ctrl_c` it notes Ctrl-C too.
+    """
 
     def __init__(self) -> None:
         self.came = False
+        self.ctrl_c: float | None = None  # when it came
         self.unreadable: UnreadableSample | None = None
         signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, *_: Any) -> None:
         self.came = True
+
+    @contextmanager
+    def noting_ctrl_c(self) -> Iterator[None]:
+        """Ctrl-C does not interrupt what is inside, which asks `came_to` and saves. A second one does.
+
+        Raises: KeyboardInterrupt in the end for one that came too late to be asked for.
+        """
+        before = signal.getsignal(signal.SIGINT)
+        if before is signal.SIG_IGN:  # as in a shell's background
+            yield
+            return
+        signal.signal(signal.SIGINT, self._note_ctrl_c)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.ctrl_c is not None:
+            raise KeyboardInterrupt
+
+    def _note_ctrl_c(self, *_: Any) -> None:
+        now = time.monotonic()
+        if self.ctrl_c is None:
+            self.came, self.ctrl_c = True, now
+            if is_main_process():  # not by sys.stderr, which may be in the middle of a line
+                os.write(2, b'\nCtrl-C: stops after this update and saves it; once more, and it stops at once\n')
+        elif now - self.ctrl_c > _ONE_KEYSTROKE:
+            raise KeyboardInterrupt
 
     def came_to(self, accelerator: Accelerator) -> bool:
         """True if it came to any process. All of them ask together and get the same answer."""

@@ -1,10 +1,13 @@
 """C++ that is built when it is needed, and a cache that loads only whole libraries of the user's own."""
 
+import contextlib
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -239,7 +242,7 @@ def test_without_a_place_to_write_it_is_unavailable_and_says_what_to_set(base, n
 
 @needs_compiler
 def test_who_builds_says_what_happens_and_how_to_go_without(source, cache, monkeypatch, caplog):
-    monkeypatch.setitem(build.LIBRARIES, source.name, build.Library((), 'an abacus does without'))
+    monkeypatch.setitem(build.LIBRARIES, source.name, build.Library((), 'an abacus does without', 15))
     for _ in range(2):
         write(source, 42)
         build.load_cpp(source)
@@ -247,6 +250,54 @@ def test_who_builds_says_what_happens_and_how_to_go_without(source, cache, monke
     assert record.levelname == 'WARNING' and '\n' not in record.getMessage()
     for part in (source.name, str(cache), 'about 15 s', 'an abacus does without'):
         assert part in record.getMessage()
+
+
+@needs_compiler
+def test_a_build_is_shown_with_the_time_that_it_usually_takes(source, cache, monkeypatch):
+    shown = []
+
+    @contextlib.contextmanager
+    def display(what, seconds):
+        shown.append((what, seconds))
+        yield
+
+    monkeypatch.setitem(build.LIBRARIES, source.name, build.Library((), 'an abacus does without', 15))
+    monkeypatch.setattr(build, '_display', display)
+    for _ in range(2):
+        write(source, 42)
+        build.load_cpp(source)
+    assert shown == [('building answer.cpp', 15)]
+
+
+COMPILER_AT_CTRL_C = """#!/bin/sh
+case "$*" in
+*-E*) echo '#define _OPENMP' ;;
+*)
+    sleep 600 &
+    echo $! > {pid}
+    head -c 1000000 /dev/zero  # more than a pipe holds, so that it is read from now on
+    kill -INT $PPID
+    wait ;;
+esac
+"""
+
+
+def test_ctrl_c_ends_the_compiler_and_what_it_has_started_and_leaves_nothing(source, cache, tmp_path, monkeypatch):
+    compiler = tmp_path / 'compiler'
+    compiler.write_text(COMPILER_AT_CTRL_C.format(pid=tmp_path / 'pid'))
+    compiler.chmod(0o700)
+    monkeypatch.setenv('CXX', str(compiler))
+    write(source, 42)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build.load_cpp(source)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert libraries(cache) == []
+    state = Path('/proc', (tmp_path / 'pid').read_text().strip(), 'stat')
+    while state.exists() and ') Z ' not in state.read_text():  # killed, and not yet gone
+        os.sched_yield()
 
 
 @needs_compiler
@@ -296,7 +347,7 @@ def test_a_home_that_cannot_be_written_is_no_reason_not_to_load_what_is_there(so
 @needs_compiler
 def test_all_libraries_are_built_ahead(source, cache, tmp_path, monkeypatch):
     write(source, 42)
-    monkeypatch.setattr(build, 'LIBRARIES', {source.name: build.Library(('-DX=1',), '')})
+    monkeypatch.setattr(build, 'LIBRARIES', {source.name: build.Library(('-DX=1',), '', 1)})
     monkeypatch.setattr(build, '__file__', str(tmp_path / 'build.py'))
     build.build_ahead()
     assert len(libraries(cache)) == 1

@@ -8,6 +8,7 @@ the user and can be written by nobody else, and the library's name has the hash 
 compared before it is loaded.
 
 This file needs the standard library alone and imports nothing of ours: setup.py runs it where there is no torch yet.
+What shows users how long a build takes comes from outside, `set_display`.
 """
 
 import contextlib
@@ -20,14 +21,15 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ['LIBRARIES', 'CannotBuild', 'build_ahead', 'load_cpp', 'why_not_built', 'why_not_here']
+__all__ = ['LIBRARIES', 'CannotBuild', 'build_ahead', 'load_cpp', 'set_display', 'why_not_built', 'why_not_here']
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Library(NamedTuple):
 
     options: tuple[str, ...]  # of the compiler
     without: str  # how a user goes without it
+    seconds: int  # that a build usually takes
 
 
 LIBRARIES = {
@@ -44,17 +47,29 @@ LIBRARIES = {
         # no product is fused with a sum, which would move spikes; a choice between numbers may compute both
         ('-ffp-contract=off', '-fno-trapping-math'),
         "TIMM_SNN_BACKEND=torch, or timm_snn.set_backend('torch'), does without",
+        15,
     ),
     'sparse_conv.cpp': Library(
         ('-ffp-contract=fast',),
         'TIMM_SNN_BACKEND=torch, or timm_snn.ops.sparse_spikes(enabled=False) around what runs, does without',
+        5,
     ),
-    'fixed.cpp': Library((), "TIMM_SNN_BACKEND=torch, or timm_snn.set_backend('torch'), does without"),
+    'fixed.cpp': Library((), "TIMM_SNN_BACKEND=torch, or timm_snn.set_backend('torch'), does without", 10),
 }
 
 _OPTIONS = ('-O3', '-std=c++17', '-march=native', '-fopenmp', '-shared', '-fPIC')
 _PROBE = Path(__file__).with_name('probe.cpp')
 _SECONDS = {'-E': 60, '-o': 900}  # the longest that a compiler may take to name its macros, and to build
+
+
+Display = Callable[[str, float], contextlib.AbstractContextManager[None]]
+
+
+def _hide(what: str, seconds: float) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+_display: Display = _hide
 
 
 class CannotBuild(RuntimeError):
@@ -89,12 +104,7 @@ def load_cpp(source: Path, *options: str) -> ctypes.CDLL:
                 with _alone(folder):
                     library = _find(folder, stem)
                     if library is None:
-                        if known := LIBRARIES.get(source.name):
-                            _logger.warning(
-                                'building %s for this machine, which takes about 15 s and is kept in %s: %s',
-                                *(source.name, path, known.without),
-                            )
-                        library = _build([*compiler, *options, str(source)], folder, stem)
+                        library = _build_known(source, [*compiler, *options, str(source)], path, folder, stem)
             # By the folder that was looked at, whatever has that name by now. glibc takes two libraries of one name
             # for one, but this name has the hash.
             return ctypes.CDLL(f'/proc/self/fd/{folder}/{library}')
@@ -103,6 +113,12 @@ def load_cpp(source: Path, *options: str) -> ctypes.CDLL:
             f'{path} cannot keep libraries that are built for this machine: {error.strerror or error}. '
             'Set XDG_CACHE_HOME to a folder of your own that can be written and from which libraries can be loaded'
         ) from error
+
+
+def set_display(display: Display) -> None:
+    """Let every build of `LIBRARIES` run inside display('building NAME', the seconds that it usually takes)."""
+    global _display
+    _display = display
 
 
 def why_not_built(source: Path, *options: str) -> str | None:
@@ -151,15 +167,25 @@ def _macros(compiler: list[str]) -> bytes:
 
 
 def _run(command: list[str], seconds: int, **environment: str) -> bytes:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, env=os.environ | environment
-        )
-    except subprocess.TimeoutExpired as error:
-        raise CannotBuild(f'{shlex.join(command)} did not end within {seconds} s') from error
-    if done.returncode:
-        raise CannotBuild(f'{shlex.join(command)} failed:\n{done.stderr.decode(errors="replace")}')
-    return done.stdout
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | environment,
+        start_new_session=True,  # so that what a compiler starts ends with it
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=seconds)
+        except BaseException as error:  # Ctrl-C among them
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise CannotBuild(f'{shlex.join(command)} did not end within {seconds} s') from error
+            raise
+    if process.returncode:
+        raise CannotBuild(f'{shlex.join(command)} failed:\n{stderr.decode(errors="replace")}')
+    return stdout
 
 
 def _cache() -> Path:
@@ -225,6 +251,19 @@ def _alone(folder: int) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _build_known(source: Path, command: list[str], path: Path, folder: int, stem: str) -> str:
+    """`_build`, which says what it does where that takes a while."""
+    known = LIBRARIES.get(source.name)
+    if known is None:
+        return _build(command, folder, stem)
+    _logger.warning(
+        'building %s for this machine, which takes about %d s and is kept in %s: %s',
+        *(source.name, known.seconds, path, known.without),
+    )
+    with _display(f'building {source.name}', known.seconds):
+        return _build(command, folder, stem)
 
 
 def _build(command: list[str], folder: int, stem: str) -> str:
