@@ -1,6 +1,6 @@
 """A trained model as a network of whole numbers, with the accuracy of both on a data set.
 
-    python recipes/quantize.py --model msvit_4_96.fashion_mnist --pretrained --dataset torch/fashion_mnist \\
+    python recipes/quantize.py --model msvit_4_96.fashion_mnist --dataset torch/fashion_mnist \\
         --data-dir data --train-split train --split validation
     python recipes/validate.py --model local-dir:output/quantize/model --dataset torch/fashion_mnist --data-dir data
 

@@ -45,7 +45,7 @@ from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.evaluation import running_logits
 from timm_snn.training.labels import descriptions_of, open_labels
 from timm_snn.training.models import open_model
-from timm_snn.training.options import ArgumentParser, positive_int
+from timm_snn.training.options import ArgumentParser, add_pretrained, positive_int
 
 SENSORS = {'.bin': (34, 34), '.aedat': (128, 128)}  # N-MNIST; DVS128 Gesture and CIFAR10-DVS
 MOST_FRAMES = 200  # in a GIF and a strip that one still looks at
@@ -83,7 +83,7 @@ def make_parser() -> ArgumentParser:
         'time with --window, and number')  # fmt: skip
     add('--frame-ms', type=positive_int, default=150, help='how long the GIF shows a frame')
     add('--model', help="'local-dir:FOLDER', 'hf-hub:USER/NAME', or a name that timm knows")
-    add('--pretrained', action='store_true', help='load the published weights of a model by name')
+    add_pretrained(add)
     add('--size', type=positive_int, nargs=2, metavar=('H', 'W'), help="the model's input; default: what it says")
     add('--layers', nargs='+', help='names for the spike raster, as in a report; default: all')
     add('--output', type=Path, default=Path('output/events'))

@@ -8,7 +8,7 @@ import torch
 import timm_snn
 from tests.support.scripts import run
 
-WEIGHTS = ['--model', 'msvit_4_96.digits', '--pretrained', '--dataset', 'digits', '--num-threads', 1, '--workers', 0]
+WEIGHTS = ['--model', 'msvit_4_96.digits', '--dataset', 'digits', '--num-threads', 1, '--workers', 0]
 
 
 def test_both_networks_are_measured_and_the_whole_numbers_saved(tmp_path, capsys):
@@ -24,7 +24,7 @@ def test_both_networks_are_measured_and_the_whole_numbers_saved(tmp_path, capsys
         'recipes/validate.py',
         '--model',
         f'local-dir:{tmp_path / "model"}',
-        *WEIGHTS[3:],
+        *WEIGHTS[2:],
         '-n',
         40,
         '--output',
@@ -35,7 +35,7 @@ def test_both_networks_are_measured_and_the_whole_numbers_saved(tmp_path, capsys
 
 
 def test_a_model_without_a_form_in_whole_numbers_is_refused_in_one_line(tmp_path):
-    model = ['--model', 'msvit_4_96', '--model-kwargs', 'lif_layer=psn', *WEIGHTS[3:]]
+    model = ['--model', 'msvit_4_96', '--model-kwargs', 'lif_layer=psn', *WEIGHTS[2:]]
     with pytest.raises(SystemExit, match=r'^error: cannot quantise .*stem\.units\.0\.lif: PSN') as stop:
         run('recipes/quantize.py', *model, '--calibration', 4, '-n', 4, '--output', tmp_path / 'out')
     assert '\n' not in str(stop.value) and not (tmp_path / 'out').exists()

@@ -92,7 +92,7 @@ def test_the_classes_of_every_window_are_printed_and_played(run, recording, mode
 def test_the_weights_of_a_tag(run, tmp_path):
     events = EventDigits(train=False).recording(0)
     np.savez(tmp_path / 'seven.npz', **{name: getattr(events, name) for name in 'txyp'})
-    arguments = ('--model', 'msvit_4_96.event_digits', '--pretrained', '--layers', 'stem.units.0')
+    arguments = ('--model', 'msvit_4_96.event_digits', '--layers', 'stem.units.0')
     assert 'class: 7 9' in run(tmp_path / 'seven.npz', *arguments, '--output', tmp_path / 'out')
 
 

@@ -10,7 +10,7 @@ import timm_snn
 from timm_snn.layers.conv import MapConv
 from timm_snn.ops import ATan, sparse_conv
 from timm_snn.training.errors import UserError
-from timm_snn.training.models import check_sparse_spikes, fused, open_model, open_to_train
+from timm_snn.training.models import check_sparse_spikes, fused, is_trained, open_model, open_to_train
 from timm_snn.training.options import trainable_options, training_options
 
 
@@ -85,9 +85,15 @@ def test_sparse_spikes_that_are_asked_for_are_checked(monkeypatch):
         check_sparse_spikes(torch.device('cpu'))
 
 
-def test_random_weights_are_said_and_how_to_load_those_that_there_are(caplog):
-    open_model('msvit_4_96.event_digits')
+def test_a_tag_has_its_weights_where_there_are_some_and_random_ones_are_said(caplog):
+    trained = timm.create_model('msvit_4_96.digits', pretrained=True).state_dict()
+    assert all(
+        torch.equal(value, trained[name]) for name, value in open_model('msvit_4_96.digits').state_dict().items()
+    )
+    assert is_trained('msvit_4_96.digits', None, None) and not caplog.messages
+    open_model('msvit_4_96.digits', pretrained=False)
+    open_model('msvit_4_96')
     open_model('msvit_4_384.cifar10', device='meta')
-    shipped, untrained = caplog.messages
-    assert shipped.endswith('; --pretrained loads those that were trained')
-    assert untrained.endswith('its spikes and all that follows say nothing')
+    assert [message.partition(': its spikes')[0] for message in caplog.messages] == [
+        f'note: {name} has random weights' for name in ('msvit_4_96.digits', 'msvit_4_96', 'msvit_4_384.cifar10')
+    ]

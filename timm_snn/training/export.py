@@ -1,7 +1,7 @@
 """Write a trained model for another runtime: ONNX, torch.export, AOTInductor, ExecuTorch or NIR.
 
     timm-snn export local-dir:output/digits/model
-    timm-snn export msvit_4_96.fashion_mnist --pretrained --format torch_export --output fashion.pt2
+    timm-snn export msvit_4_96.fashion_mnist --format torch_export --output fashion.pt2
     timm-snn export msvit_4_96 --checkpoint output/digits/checkpoints/epoch_0018
 
 The file takes batches of any size, has what a program needs to know of the classes and of the input, and is compared

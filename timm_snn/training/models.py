@@ -60,7 +60,7 @@ def open_model(
     name: str,
     *,
     checkpoint: Path | None = None,
-    pretrained: bool = False,
+    pretrained: bool | None = None,
     num_steps: int | None = None,
     device: str = 'cpu',
     model_kwargs: dict[str, Any] | None = None,
@@ -68,8 +68,9 @@ def open_model(
     """A model with its weights by name or folder, in eval mode on the device. Raises: UserError if it cannot be made.
 
     `checkpoint` is a file of weights, or a folder in OUTPUT/checkpoints, which brings its run's options of the model
-    and of the images with it.
+    and of the images with it. By default NAME.TAG has the weights of that tag, if there are any.
     """
+    pretrained = loads_pretrained(name, checkpoint, pretrained)
     is_saved = name.startswith(('local-dir:', 'hf-hub:'))
     keep_freed_memory()
     advice = "'local-dir:FOLDER' is what a training run saved in OUTPUT/model"
@@ -111,10 +112,7 @@ def open_model(
             check_finite(model.state_dict(), file)
         _with_steps(model, num_steps)
         if not is_trained(name, checkpoint, pretrained):
-            advised = (
-                '' if weights_status(name) == 'not yet trained' else '; --pretrained loads those that were trained'
-            )
-            _logger.warning('note: %s has random weights: its spikes and all that follows say nothing%s', name, advised)
+            _logger.warning('note: %s has random weights: its spikes and all that follows say nothing', name)
         return model.eval().to(device)
 
 
@@ -348,5 +346,13 @@ def early_exits(model: Any) -> list[int]:
     return [*range(chunk, model.num_steps, chunk), model.num_steps]
 
 
-def is_trained(name: str, checkpoint: Path | None, pretrained: bool) -> bool:
-    return name.startswith(('local-dir:', 'hf-hub:')) or pretrained or checkpoint is not None
+def loads_pretrained(name: str, checkpoint: Path | None, pretrained: bool | None) -> bool:
+    """What None, which leaves it to the name, means: yes for a tag of ours that has weights, without others."""
+    if pretrained is None:
+        return checkpoint is None and '.' in name and ':' not in name and weights_status(name) != 'not yet trained'
+    return pretrained
+
+
+def is_trained(name: str, checkpoint: Path | None, pretrained: bool | None) -> bool:
+    from_elsewhere = name.startswith(('local-dir:', 'hf-hub:')) or checkpoint is not None
+    return from_elsewhere or loads_pretrained(name, checkpoint, pretrained)

@@ -24,6 +24,7 @@ __all__ = [
     'Flag',
     'accelerator_options',
     'add_camera_options',
+    'add_pretrained',
     'add_recording_options',
     'as_config',
     'at_least_one',
@@ -285,7 +286,7 @@ def model_parser(script: str, description: str | None, batches: bool = True) -> 
         help='weights for a model by name: .safetensors, .pth (the EMA weights where it has some), or a folder in '
         "OUTPUT/checkpoints, which brings its run's options of the model and of the images with it",
     )
-    add('--pretrained', action='store_true', help='load the published weights of a model by name')
+    add_pretrained(add)
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, help='name=value ..., e.g. num_steps=2')
     add('--num-steps', type=positive_int, help="T; default: the model's")
     add('--device', default='cpu', help="'cuda' for a GPU")
@@ -347,6 +348,10 @@ def add_recording_options(add: Callable[..., Any], split_by: str | None = None) 
     add('--bin-ms', type=positive, metavar='MS', help='frames of so many milliseconds, T of them from the first event')
     add('--events-per-bin', type=positive_int, metavar='N', help='frames of so many events, T of them')
     add_camera_options(add)
+
+
+def add_pretrained(add: Callable[..., Any]) -> None:
+    add('--pretrained', action=Flag, help='the published weights of a model by name; default: of a tag that has some')
 
 
 def add_camera_options(add: Callable[..., Any]) -> None:
