@@ -19,7 +19,7 @@ PAGES = {
 }
 PICTURES = {'.gif', '.png', '.svg'}
 WITHOUT_SIDEBARS = {'index.md', 'models.md', 'results.md'}  # the latter for the sake of their tables
-LINK = re.compile(r'\[(?P<text>[^\]\n]*)\]\((?P<target>[^)#\s:]+)(?P<heading>#[\w-]+)?\)')
+LINK = re.compile(r'\[(?P<text>[^]]*)\]\((?P<target>[^)#\s:]+)(?P<heading>#[\w-]+)?\)')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
