@@ -44,10 +44,11 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_built(site):
-    pages = {path.relative_to(ROOT / 'docs').with_suffix('') for path in (ROOT / 'docs').rglob('*.md')}
-    built = {path.parent.relative_to(site) for path in site.rglob('index.html')}
+    docs = ROOT / 'docs'
+    pages = {path.relative_to(docs).with_suffix('') for end in ('md', 'ipynb') for path in docs.rglob(f'*.{end}')}
     outside = {Path(name) for name in ('recipes', 'publishing', 'contributing', 'changelog')}
-    assert {path.parent if path.name == 'index' else path for path in pages} | outside == built
+    built = {path.parent.relative_to(site) for path in site.rglob('index.html')}
+    assert {path.parent if path.name in ('index', 'README') else path for path in pages} | outside == built
 
 
 def test_links_out_of_a_page_lead_to_pages_or_to_the_repository(site):

@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """
     if page.file.src_uri in WITHOUT_SIDEBARS:
         page.meta['hide'] = ['navigation', 'toc']
-    source = Path(page.file.abs_src_path or '')
+    source = Path(page.file.abs_src_path or ROOT / 'docs' / page.file.src_uri)  # a notebook's page has no file
     pages = {path: name for name, path in PAGES.items()}
 
     def on_the_site(match: re.Match[str]) -> str:
