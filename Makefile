@@ -36,8 +36,8 @@ lint: $(VENV)/.dev
 type: $(VENV)/.dev
 	$(BIN)/mypy
 
-docs: $(VENV)/.docs  ## the documentation site, in site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+docs: $(VENV)/.docs  ## the documentation site, in site/; a warning is an error, which --quiet would hide
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 build: $(VENV)/.build  ## the wheel and the source distribution, in dist/
 	rm -rf build dist

@@ -33,7 +33,7 @@ PUBLIC = [
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-    """Its folder. A warning of the build, such as a page that no menu names or a link that leads nowhere, is an error."""
+    """Its folder. A warning of the build is an error: of a page that no menu names, of a link that leads nowhere."""
     folder = tmp_path_factory.mktemp('site')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('NO_MKDOCS_2_WARNING', '1')
@@ -44,10 +44,11 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_built(site):
-    pages = {path.relative_to(ROOT / 'docs').with_suffix('') for path in (ROOT / 'docs').rglob('*.md')}
-    built = {path.parent.relative_to(site) for path in site.rglob('index.html')}
+    docs = ROOT / 'docs'
+    pages = {path.relative_to(docs).with_suffix('') for end in ('md', 'ipynb') for path in docs.rglob(f'*.{end}')}
     outside = {Path(name) for name in ('recipes', 'publishing', 'contributing', 'changelog')}
-    assert {path.parent if path.name == 'index' else path for path in pages} | outside == built
+    built = {path.parent.relative_to(site) for path in site.rglob('index.html')}
+    assert {path.parent if path.name in ('index', 'README') else path for path in pages} | outside == built
 
 
 def test_links_out_of_a_page_lead_to_pages_or_to_the_repository(site):
@@ -94,27 +95,30 @@ def names_of(module: ModuleType) -> set[str]:
     return own.union(getattr(module, '__all__', []))
 
 
-def shown(site: Path) -> set[str]:
-    """Full names with a heading of their own, and the other names of the same things."""
-    anchors = set()
-    for page in (site / 'api').rglob('index.html'):
-        anchors.update(re.findall(r'\bid="(timm_snn[\w.]*)"', page.read_text()))
-    return anchors
+SHOWN = {
+    name for page in (ROOT / 'docs' / 'api').glob('*.md') for name in re.findall('^::: (.*)', page.read_text(), re.M)
+}
+
+
+@pytest.fixture(scope='module')
+def things() -> list[object]:
+    """What the pages show: a function has its place there by one of its names."""
+    parts = (name.rpartition('.') for name in SHOWN)
+    return [getattr(importlib.import_module(module), name) for module, _, name in parts]
 
 
 @pytest.mark.parametrize('name', PUBLIC)
-def test_every_public_name_has_its_place_in_the_api(site, name):
+def test_every_public_name_has_its_place_in_the_api(name, things):
     module = importlib.import_module(name)
-    names = {public for public in names_of(module) if not isinstance(getattr(module, public), ModuleType)}
-    assert names
-    missing = {public for public in names - {'__version__'} if not anchors_of(module, public) & shown(site)}
-    assert missing == set(), f'add to a page of docs/api/: {sorted(missing)}'
-
-
-def anchors_of(module: ModuleType, public: str) -> set[str]:
-    """By the name that users import, and by the file that defines it."""
-    defined = getattr(getattr(module, public), '__module__', module.__name__)
-    return {f'{module.__name__}.{public}', f'{defined}.{public}'}
+    public = {public: getattr(module, public) for public in names_of(module) - {'__version__'}}
+    assert public
+    missing = [
+        public
+        for public, thing in public.items()
+        if f'{name}.{public}' not in SHOWN and not (callable(thing) and thing in things)
+        if not isinstance(thing, ModuleType)
+    ]
+    assert missing == [], 'add them to a page of docs/api/'
 
 
 def test_signatures_have_types_and_links_to_their_classes(site):
@@ -153,12 +157,9 @@ def test_a_long_table_is_sorted_and_filtered_in_the_browser(tmp_path):
     head = '<thead><tr><th>name</th><th>kind</th><th>number</th></tr></thead>'
     page = tmp_path / 'page.html'
     page.write_text(
-        f'<article><table>{head}<tbody>{cells}</tbody></table></article>'
-        f'<script>{script}</script><script>{act}</script>'
+        f'<article><table>{head}<tbody>{cells}</tbody></table></article><script>{script}</script><script>{act}</script>'
     )
-    done = subprocess.run(
-        [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}', '--dump-dom', page.as_uri()],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path}', '--dump-dom']
+    done = subprocess.run([BROWSER, *flags, page.as_uri()], capture_output=True, text=True, timeout=60)
     title = re.search('<title>(.*)</title>', done.stdout)[1]
     assert re.sub(' +', ' ', title) == ' '.join(['1,000'] * 8) + ' ; 16 of 32'

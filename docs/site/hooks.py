@@ -19,7 +19,7 @@ PAGES = {
 }
 PICTURES = {'.gif', '.png', '.svg'}
 WITHOUT_SIDEBARS = {'index.md', 'models.md', 'results.md'}  # the latter for the sake of their tables
-LINK = re.compile(r'\[(?P<text>[^\]\n]*)\]\((?P<target>[^)#\s:]+)(?P<heading>#[\w-]+)?\)')
+LINK = re.compile(r'\[(?P<text>[^]]*)\]\((?P<target>[^)#\s:]+)(?P<heading>#[\w-]+)?\)')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """
     if page.file.src_uri in WITHOUT_SIDEBARS:
         page.meta['hide'] = ['navigation', 'toc']
-    source = Path(page.file.abs_src_path or '')
+    source = Path(page.file.abs_src_path or ROOT / 'docs' / page.file.src_uri)  # a notebook's page has no file
     pages = {path: name for name, path in PAGES.items()}
 
     def on_the_site(match: re.Match[str]) -> str:
