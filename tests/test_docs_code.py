@@ -50,6 +50,8 @@ REASONS = {
 # What is too large for a test or not on this machine, and what stands in for it, in the blocks of all pages.
 SMALLER = {
     "'msvit_10_384'": "'msvit_4_96'",
+    "_backend('compile')": "_backend('torch')",
+    "backend='compile'": "backend='torch'",
     "'resnet18', pretrained=True": "'resnet18', pretrained=False",
     "fashion_mnist', pretrained=True)\nprint(": "fashion_mnist', pretrained=True, num_steps=1)\nprint(",
     "cifar10-dvs', num_steps=16": "cifar10-dvs', num_steps=1",
@@ -154,7 +156,7 @@ def test_every_block_runs(page, folder, request):
     if page.name == 'hub.md':
         fill_hub(request.getfixturevalue('hub'))
     if page.name == 'deploy.md':
-        save(Path('output/digits/model'), 'msvit_4_96.digits', pretrained=True, num_steps=1)
+        save(Path('output/digits/model'), 'msvit_4_96.digits', num_steps=1, depths=(0, 0, 1))
     exec(SETUP.get(name_of(page), ''), names)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
