@@ -1,28 +1,24 @@
-"""Every block of Python in the documentation runs as it is printed, page by page, in one namespace and without a network.
+"""Every block of Python in the documentation runs as it is printed, those of a page in one namespace; no network.
 
 A page's blocks see what its setup below gives: files and names that the reader has, in small. A block that cannot run
 has a comment above it, `<!-- not run: reason -->`, and its reason is one of `REASONS`.
 """
 
 import argparse
-import contextlib
 import linecache
-import os
-import re
+import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
-import torch
-from sklearn.datasets import load_digits
 
-import timm_snn
 from tests.support import writers
 from tests.support.hub_server import LoopbackHub
 from tests.support.pages import PAGES, ROOT, Block, blocks, commands
@@ -32,6 +28,7 @@ from timm_snn.data import CIFAR10DVS, FrameSettings, set_frame_settings, write_r
 from timm_snn.layers import neurons
 from timm_snn.models import save_for_hf
 from timm_snn.ops import surrogate
+from timm_snn.training.options import training_options
 
 # Pages with tests of their own, which run their blocks.
 ELSEWHERE = {
@@ -50,6 +47,8 @@ REASONS = {
 # What is too large for a test or not on this machine, and what stands in for it, in the blocks of all pages.
 SMALLER = {
     "'msvit_10_384'": "'msvit_4_96'",
+    "_backend('compile')": "_backend('torch')",
+    "backend='compile'": "backend='torch'",
     "'resnet18', pretrained=True": "'resnet18', pretrained=False",
     "fashion_mnist', pretrained=True)\nprint(": "fashion_mnist', pretrained=True, num_steps=1)\nprint(",
     "cifar10-dvs', num_steps=16": "cifar10-dvs', num_steps=1",
@@ -154,10 +153,46 @@ def test_every_block_runs(page, folder, request):
     if page.name == 'hub.md':
         fill_hub(request.getfixturevalue('hub'))
     if page.name == 'deploy.md':
-        save(Path('output/digits/model'), 'msvit_4_96.digits', pretrained=True, num_steps=1)
+        save(Path('output/digits/model'), 'msvit_4_96.digits', num_steps=1, depths=(0, 0, 1))
     exec(SETUP.get(name_of(page), ''), names)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for block in blocks(page):
             if not block.not_run:
                 run(block, names)
+
+
+def test_what_is_not_run_is_counted_with_its_reason():
+    assert Counter(block.not_run for page in PAGES for block in blocks(page) if block.not_run) == REASONS
+
+
+class Parsed(BaseException):
+    """The arguments of a command are right; nothing of it has run."""
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if any(commands(page))], ids=name_of)
+def test_every_command_has_options_that_there_are(page, monkeypatch):
+    """By the parsers of the scripts themselves; of a training, the config and what excludes what are checked too."""
+
+    def parse_alone(parser: argparse.ArgumentParser, *args: Any) -> None:
+        parse(parser, *args)
+        raise Parsed
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(sys.modules, 'tinyformer', ModuleType('tinyformer'))  # which --import names
+    parse = argparse.ArgumentParser.parse_args
+    for script, arguments in commands(page):
+        if script == 'timm-snn':
+            script, *arguments = arguments
+            if script.startswith('-') or script == 'new':
+                continue
+            main = import_module(cli.COMMANDS[script][0]).main
+        else:
+            main = load(script).main
+        if 'train' in script:
+            training_options(arguments)
+        else:
+            with monkeypatch.context() as patch:
+                patch.setattr(argparse.ArgumentParser, 'parse_args', parse_alone)
+                with pytest.raises(Parsed):
+                    main(arguments)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / 'README.md', *(path for folder in ('docs', 'hub', 'recipes') for path in ROOT.glob(f'{folder}/**/*.md'))])
+PAGES = sorted(
+    [ROOT / 'README.md', *(path for folder in ('docs', 'hub', 'recipes') for path in ROOT.glob(f'{folder}/**/*.md'))]
+)
 
 NOT_RUN = re.compile(r'<!-- not run: (.+) -->\n+$')
 FENCED = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -43,6 +45,6 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     shell = [match[2] for match in FENCED.finditer(text) if match[1] in ('bash', 'sh')]
     for block in [*shell, *INDENTED.findall(FENCED.sub('', text))]:
         for line in re.sub(r'\\\n\s*', ' ', block).splitlines():
-            found = COMMAND.search(line.partition('  #')[0] + ' ')
+            found = COMMAND.search(re.split(r'  #| [|>] ', line)[0] + ' ')
             if found:
-                yield found[1].strip(), shlex.split(found[2])
+                yield found[1].strip(), [word for word in shlex.split(found[2]) if word != '...']
