@@ -10,6 +10,7 @@ __all__ = ['COMMANDS', 'main']
 
 # Of each command, the module whose main(argv) it is, imported when it is called, and what it does.
 COMMANDS = {
+    'demo': ('timm_snn.demo.app', 'show models at work on a page in the browser, on this computer'),
     'export': (
         'timm_snn.training.export',
         'write a model for ONNX Runtime and others, checked: timm-snn export MODEL --format onnx',
