@@ -22,6 +22,7 @@ BELOW = {
     'testing': {'ops', 'layers', 'models'},
     'export': {'ops', 'layers', 'models'},
     'training': {'ops', 'layers', 'models', 'export', 'profiling', 'data', 'timm_snn'},
+    'demo': {'models', 'profiling', 'data', 'training', 'timm_snn'},
 }
 
 Graph = dict[str, set[str]]

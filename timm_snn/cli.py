@@ -8,12 +8,14 @@ from .version import __version__
 
 __all__ = ['COMMANDS', 'main']
 
+EXTRAS = {'demo': 'demo'}  # that commands need; of the others it is 'train'
 # Of each command, the module whose main(argv) it is, imported when it is called, and what it does.
 COMMANDS = {
     'predict': (
         'timm_snn.recipes.predict',
         'classify pictures or recordings: timm-snn predict --model MODEL photo.png',
     ),
+    'demo': ('timm_snn.demo.app', 'show models at work on a page in the browser, on this computer'),
     'models': ('timm_snn.training.list_models', 'list the models, and those that have weights: timm-snn models'),
     'report': (
         'timm_snn.recipes.report',
@@ -68,4 +70,4 @@ def _main_of(command: str) -> Callable[[Sequence[str]], None]:
     except ModuleNotFoundError as error:
         if (error.name or '').startswith(__package__):
             raise
-        raise SystemExit(f"error: {command} needs {error.name}: pip install 'timm-snn[train]'") from error
+        raise SystemExit(f"error: {command} needs {error.name}: pip install 'timm-snn[{EXTRAS.get(command, "train")}]'") from error
