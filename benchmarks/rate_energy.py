@@ -22,7 +22,7 @@ from timing import Clock, Table
 
 import timm_snn
 from timm_snn.profiling import NOTICE
-from timm_snn.profiling.page import COLORS
+from timm_snn.profiling.style import COLORS
 from timm_snn.training import options
 from timm_snn.training.data import open_samples
 from timm_snn.training.models import open_model

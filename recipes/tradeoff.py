@@ -30,7 +30,7 @@ from torch.utils.benchmark import Timer
 
 import timm_snn
 from timm_snn.files import write_whole
-from timm_snn.profiling.page import COLORS, STYLE
+from timm_snn.profiling.style import COLORS, STYLE
 from timm_snn.progress import track
 from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples

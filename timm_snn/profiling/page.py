@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .energy import ANN_TWIN, CONVENTIONS
 from .report import NOTICE, Report, shows
+from .style import COLORS, STYLE
 from .text import (
     ENERGY_HEADER,
     LAYER_HEADER,
@@ -23,23 +24,7 @@ from .text import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['COLORS', 'STYLE', 'check_prices', 'make_page']
-
-COLORS = {'A': '#3b5b92', 'B': '#5f9ea0', 'C': '#d98c3f', ANN_TWIN: '#9aa3af'}
-STYLE: dict[str, Any] = {
-    'axes.edgecolor': '#c6ccd4',
-    'axes.labelcolor': '#5b6472',
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'axes.titlelocation': 'left',
-    'axes.titlesize': 11,
-    'font.family': ['sans-serif'],
-    'font.size': 9.5,
-    'legend.frameon': False,
-    'xtick.color': '#5b6472',
-    'ytick.color': '#5b6472',
-    'svg.fonttype': 'none',  # text stays text, in the page's own font
-}
+__all__ = ['check_prices', 'make_page']
 
 
 @shows('page')

@@ -11,7 +11,6 @@ Given a model and an image instead, they record it by themselves: at rest, in ev
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,17 +20,14 @@ from torch import Tensor, nn
 from ..layers import MultiScaleSpikingAttention
 from ..modes import evaluating
 from .energy import ANN_TWIN
-from .page import COLORS, STYLE
 from .profiler import eager, profile
 from .recording import Recording, record
 from .report import NOTICE, Report
 from .state import ModuleState
 from .steps import is_neuron
-from .text import require
+from .style import CLASSES, COLORS, INK, LINE, MARKERS, SOFT, SPIKE, label_ends, log_axis, new_figure, styled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -46,9 +42,7 @@ __all__ = [
     'spike_raster',
 ]
 
-INK, SPIKE = '#1f2430', '#b4532a'
 INPUTS = {'real': 'real numbers', 'integer': 'whole numbers', 'binary': '0 and 1', '': 'sums and masks of attention'}
-CLASSES = ('#0072b2', '#d55e00', '#009e73', '#cc79a7')  # Okabe and Ito's, which the colour-blind tell apart
 
 
 def spike_raster(
@@ -71,7 +65,7 @@ def spike_raster(
         raise ValueError(f'there is nothing to show: {reason}')
     columns = min(8, len(shown))
     rows = -(-len(shown) // columns)
-    with _style():
+    with styled():
         figure, grid = _grid(rows, columns, 1.45 * columns, 2.0 * rows)
         for axes, name in zip(grid.flat, shown, strict=False):
             spikes = fired[name][:, sample].detach().flatten(1).float().cpu()  # [T, neurons]
@@ -87,10 +81,12 @@ def spike_raster(
                 linewidths=0.6,
             )
             axes.set(xlim=(0.5, T + 0.5), ylim=(-1, taken.shape[1]), xticks=_ticks(T), yticks=[])
-            axes.set_title(f'{_short(name)}\n{100 * spikes.ne(0).float().mean():.1f} % of {total:,}', fontsize=7)
-            axes.spines[['left', 'bottom']].set_color('#c6ccd4')
+            axes.grid(False)
+            rate = 100 * spikes.ne(0).float().mean()
+            axes.set_title(f'{_short(name)}\n{rate:.1f} % of {total:,}', fontsize=8, fontweight='normal')
         for axes in grid.flat[len(shown) :]:
             axes.set_visible(False)
+        figure.suptitle('Spikes by time step: a row is a neuron; firing rate and number of neurons above', fontsize=10)
         figure.supxlabel('time step', fontsize=9)
     return figure
 
@@ -114,7 +110,7 @@ def attention_maps(source: nn.Module | Recording, image: Tensor, sample: int = 0
         raise ValueError('this model has no multi-scale spiking attention (MSSA), there are no maps to show')
     first = image if image.ndim == 3 else image.mean(0)
     most = max(len(layer.q) for layer in layers.values())
-    with _style():
+    with styled():
         figure, grid = _grid(len(layers), most + 2, 2.3 * (most + 2), 2.35 * len(layers))
         for row, (name, layer) in zip(grid, layers.items(), strict=True):
             shown = [
@@ -137,10 +133,11 @@ def attention_maps(source: nn.Module | Recording, image: Tensor, sample: int = 0
                     alpha=0.78,
                     extent=(-0.5, first.shape[2] - 0.5, first.shape[1] - 0.5, -0.5),
                 )
-                axes.set_title(f'{title}: {100 * values.mean():.0f} %', fontsize=8.5)
+                axes.set_title(f'{title}: {100 * values.mean():.0f} %', fontsize=9, fontweight='normal')
                 figure.colorbar(drawn, ax=axes, fraction=0.045, pad=0.02).outline.set_visible(False)
             for axes in row[1 + len(maps) :]:
                 axes.set_visible(False)
+        figure.suptitle('Share of spikes at every token, a row per attention layer; means above', fontsize=10)
     return figure
 
 
@@ -167,16 +164,17 @@ def membrane_traces(
     active = order[: max(num_neurons, int((spikes.sum(0) > 0).sum()))]
     taken = active[torch.linspace(0, len(active) - 1, min(num_neurons, len(active))).long()].tolist()
     T = len(potential)
-    with _style():
+    with styled():
         figure, grid = _grid(len(taken), 1, 6.4, 1.25 * len(taken) + 0.5, sharex=True)
         for axes, neuron in zip(grid.flat, taken, strict=True):
             steps = range(1, T + 1)
-            axes.axhline(getattr(neuron_layer, 'v_threshold', 1.0), color='#9aa3af', linewidth=0.9, linestyle='--')
+            axes.axhline(getattr(neuron_layer, 'v_threshold', 1.0), color=SOFT, linewidth=0.9, linestyle='--')
             axes.plot(steps, potential[:, neuron].numpy(), color=COLORS['A'], marker='o', markersize=3.5, linewidth=1.4)
             fired = [t for t in steps if spikes[t - 1, neuron] > 0]
             axes.plot(fired, potential[[t - 1 for t in fired], neuron].numpy(), 'o', color=SPIKE, markersize=7)
-            axes.set(xticks=_ticks(T), ylabel=f'neuron\n{neuron}')
-        figure.suptitle(f'{layer}\nmembrane before the reset, spikes in red, threshold dashed', fontsize=9.5)
+            axes.set(xticks=_ticks(T), ylabel=f'neuron\n{neuron:,}')
+        title = f'Membrane potential in {layer} before the reset\nspikes orange, threshold dashed'
+        figure.suptitle(title, fontsize=10)
         grid.flat[-1].set_xlabel('time step')
     return figure
 
@@ -202,8 +200,8 @@ def profile_steps(model: Any, data: Any, steps: Sequence[int], **kwargs: Any) ->
 def accuracy_and_energy(reports: Sequence[Report]) -> 'Figure':
     """Top-1 accuracy and energy against T, from `profile_steps` on data with labels."""
     steps = [report.num_steps for report in reports]
-    with _style():
-        figure, grid = _grid(1, 2, 8.4, 3.1)
+    with styled():
+        figure, grid = _grid(1, 2, 8.6, 3.3)
         left, right = grid.flat
         if all(report.top1 is not None for report in reports):
             left.plot(steps, [report.top1 for report in reports], marker='o', color=INK)
@@ -213,14 +211,15 @@ def accuracy_and_energy(reports: Sequence[Report]) -> 'Figure':
             left.margins(y=0.18)
         else:
             left.text(0.5, 0.5, 'the data has no labels', transform=left.transAxes, ha='center')
-        left.set(xlabel='time steps T', ylabel='top-1 (%)', title=f'{reports[0].model}', xticks=steps)
-        for name, color in COLORS.items():
-            right.plot(steps, [report.energy[name].mj for report in reports], marker='o', color=color, label=name)
-        right.set(
-            xlabel='time steps T', ylabel=f'mJ per sample\n({NOTICE})', title='Energy by convention', xticks=steps
-        )
-        right.set_ylim(bottom=0)
-        right.legend(fontsize=8)
+        data = f'{reports[0].model}, {reports[0].num_samples:,} samples'
+        left.set(xlabel='time steps T', ylabel='top-1 (%)', title=f'Accuracy of\n{data}', xticks=steps)
+        energies = {name: [report.energy[name].mj for report in reports] for name in COLORS}
+        for name, values in energies.items():
+            right.plot(steps, values, marker=MARKERS[name], color=COLORS[name], label=name)
+        right.set(xlabel='time steps T', ylabel=f'mJ per sample\n({NOTICE})', xticks=steps)
+        right.set_title('Energy under conventions A, B, C\nand of the ANN twin')
+        log_axis(right, [value for values in energies.values() for value in values], 'y')
+        label_ends(right, [(steps[-1], values[-1], name, COLORS[name]) for name, values in energies.items()])
     return figure
 
 
@@ -236,7 +235,7 @@ def energy_parts(report: Report, by: str = 'input') -> 'Figure':
     keys = list(INPUTS) if by == 'input' else [stage.name for stage in report.stages]
     parts = {key: [layer for layer in report.layers if getattr(layer, by) == key] for key in keys}
     parts = {key: layers for key, layers in parts.items() if layers}
-    with _style():
+    with styled():
         import matplotlib as mpl
 
         colors = CLASSES if by == 'input' else mpl.colormaps['cividis'](np.linspace(0.05, 0.95, len(parts)))
@@ -275,19 +274,16 @@ def evidence(answers: Tensor, names: Sequence[str] | None = None) -> 'Figure':
     percent = 100 * answers.detach().float().cpu().softmax(1)  # [T, classes]
     named = percent.amax(0).topk(min(len(CLASSES), num_classes)).indices.tolist()
     steps = range(1, T + 1)
-    with _style():
+    with styled():
         figure, grid = _grid(1, 1, 6.4, 3.0)
         axes = grid[0, 0]
         for index in set(range(num_classes)) - set(named):
-            axes.plot(steps, percent[:, index].numpy(), color='#c6ccd4', linewidth=1, marker='o', markersize=2.5)
-        lowest = 0.0  # of the next label, which must not cover the one below
-        for index, color in sorted(zip(named, CLASSES, strict=False), key=lambda pair: percent[-1, pair[0]].item()):
+            axes.plot(steps, percent[:, index].numpy(), color=LINE, linewidth=1, marker='o', markersize=2.5)
+        for index, color in zip(named, CLASSES, strict=False):
             axes.plot(steps, percent[:, index].numpy(), color=color, linewidth=1.8, marker='o', markersize=4)
-            at = max(percent[-1, index].item(), lowest)
-            label = f'{names[index]}: {percent[-1, index]:.0f} %'
-            axes.annotate(label, (T, at), (8, 0), textcoords='offset points', va='center', color=color, fontsize=9)
-            lowest = at + 7
         axes.set(xticks=_ticks(T), ylim=(-3, 103), xlabel='time step', ylabel='probability (%)')
+        ends = [(percent[-1, index].item(), names[index], color) for index, color in zip(named, CLASSES, strict=False)]
+        label_ends(axes, [(T, at, f'{name}: {at:.0f} %', color) for at, name, color in ends])
         axes.set_title('Probability of each class after every time step')
     return figure
 
@@ -302,7 +298,7 @@ def event_frames(counts: Any, titles: Sequence[str] = (), name: str = '') -> 'Fi
     rows = -(-len(images) // 10)
     columns = -(-len(images) // rows)
     height, width = images.shape[1:3]
-    with _style():
+    with styled():
         lines = 1 + max((str(title).count('\n') for title in titles), default=0)
         figure, grid = _grid(rows, columns, 1.5 * columns, 0.4 + (0.15 + 0.15 * lines + 1.5 * height / width) * rows)
         for axes in grid.flat:
@@ -391,17 +387,6 @@ def _short(name: str) -> str:
     return name.removesuffix('.lif').replace('stages.', '').replace('blocks.', '').replace('units.', '')
 
 
-@contextmanager
-def _style() -> 'Iterator[None]':
-    require('matplotlib')
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # a dict with literal keys
-        yield
-
-
 def _grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout='constrained', dpi=110)
+    figure = new_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
