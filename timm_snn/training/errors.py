@@ -108,18 +108,12 @@ def script(main: Main | None = None, *, kept: str = 'what was written is whole',
 def _command(main: Main, arguments: Sequence[object], more: Sequence[str]) -> str:
     """What a user types to run this script again, with more options unless they are there already."""
     words = [*map(str, arguments)]
-    program, own = Path(sys.argv[0]), sys.argv[1:]
-    if own[len(own) - len(words) :] == words:
-        before = own[: len(own) - len(words)]  # as the COMMAND of timm-snn
-    else:  # called by another program
-        program, before = Path(main.__code__.co_filename), []
-    if program.name == '__main__.py':
-        start = ['python', '-m', program.parent.name]
-    elif program.suffix != '.py':
-        start = [program.name]
+    program = sys.argv[0] if sys.argv[1:] == words else main.__code__.co_filename  # called by another program
+    if not program.endswith('.py'):
+        start = Path(program).name  # 'timm-snn COMMAND', as cli.py says
     elif any(name.startswith('ACCELERATE_') for name in os.environ):
-        start = ['accelerate', 'launch', '...', str(program)]
+        start = f'accelerate launch ... {shlex.quote(program)}'
     else:
-        start = ['python', str(program)]
+        start = f'python {shlex.quote(program)}'
     is_there = words[len(words) - len(more) :] == list(more)
-    return shlex.join([*start, *before, *words, *(() if is_there else more)])
+    return ' '.join([start, shlex.join([*words, *(() if is_there else more)])])

@@ -15,6 +15,7 @@ import timm
 import timm_snn  # noqa: F401  # whose import registers the models
 
 from ..models.pretrained import is_ours, weights_status
+from ..progress import track
 from .console import give
 from .errors import UserError, script
 from .options import ArgumentParser
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = [name for name in names if weights_status(name) != 'not yet trained']
     if not names:
         raise UserError(f'no model of ours is like {args.filter!r}: timm-snn models lists all')
-    rows = [describe(name) for name in names]
+    rows = [describe(name) for name in track(names, 'look at', unit='models')]
     table = [COLUMNS, *(tuple(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     give(rows, *('  '.join(map(str.ljust, cells, widths)).rstrip() for cells in table))
