@@ -8,7 +8,6 @@ from .version import __version__
 
 __all__ = ['COMMANDS', 'main']
 
-EXTRAS = {'demo': 'demo'}  # that commands need; of the others it is 'train'
 # Of each command, the module whose main(argv) it is, imported when it is called, and what it does.
 COMMANDS = {
     'predict': (
@@ -70,4 +69,4 @@ def _main_of(command: str) -> Callable[[Sequence[str]], None]:
     except ModuleNotFoundError as error:
         if (error.name or '').startswith(__package__):
             raise
-        raise SystemExit(f"error: {command} needs {error.name}: pip install 'timm-snn[{EXTRAS.get(command, "train")}]'") from error
+        raise SystemExit(f"error: {command} needs {error.name}: pip install 'timm-snn[train]'") from error
