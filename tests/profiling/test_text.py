@@ -6,6 +6,8 @@ import re
 import pytest
 
 from timm_snn.profiling import CONVENTIONS, NOTICE
+from timm_snn.profiling.style import styled
+from timm_snn.profiling.text import significant
 
 
 def test_markdown_is_a_card_with_two_tables(reports):
@@ -32,5 +34,17 @@ def test_a_missing_library_says_what_to_install(reports, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"needs rich: pip install 'timm-snn\[profile\]'"):
         reports[0].table()
-    with pytest.raises(ModuleNotFoundError, match='needs matplotlib'):
-        reports[0].to_html()
+    with pytest.raises(ModuleNotFoundError, match='needs matplotlib'), styled():
+        pass
+    assert reports[0].to_html().startswith('<!DOCTYPE html>')  # which needs neither
+
+
+@pytest.mark.parametrize(
+    ('number', 'digits', 'text'),
+    [
+        *((0, 3, '0'), (0.07, 3, '0.0700'), (0.0000193, 2, '0.000019'), (4.4621e-6, 3, '4.46e-06')),
+        *((123.456, 3, '123'), (1234.56, 3, '1235'), (-0.5, 2, '-0.50')),
+    ],
+)
+def test_numbers_keep_so_many_digits(number, digits, text):
+    assert significant(number, digits) == text

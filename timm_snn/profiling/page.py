@@ -1,16 +1,14 @@
-"""A report as one HTML page: SVG inside, nothing to fetch, no scripts."""
+"""A report as one HTML page: SVG inside, nothing to fetch, no scripts, as wide as a phone or a desktop."""
 
-import io
-import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING, Any
 
 from .energy import ANN_TWIN, CONVENTIONS
 from .report import NOTICE, Report, shows
-from .style import COLORS, STYLE
+from .style import COLORS, DARK_COLORS
+from .svg import Mark, Row, dots, key, percent, strips
 from .text import (
     ENERGY_HEADER,
     LAYER_HEADER,
@@ -18,44 +16,53 @@ from .text import (
     layer_rows,
     readable_bytes,
     readable_count,
-    require,
+    significant,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 __all__ = ['check_prices', 'make_page']
+
+PAPERS = {
+    'A': 'A (Spikingformer)',
+    'B': 'B (Spike-driven Transformer)',
+    'C': 'C (Spikformer, MSViT)',
+    ANN_TWIN: ANN_TWIN,
+}
+EVERYTHING = [*CONVENTIONS, ANN_TWIN]
 
 
 @shows('page')
 def make_page(report: Report, others: Sequence[Report] = ()) -> str:
     """HTML of the page, with `others` to compare with. Raises: ValueError for others with other prices."""
     check_prices(report.mac_pj, report.ac_pj, others)
-    require('matplotlib')
-    import matplotlib as mpl
-
     template = Template(files(__package__).joinpath('page.html').read_text(encoding='utf-8'))
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # a dict with literal keys
-        plots = {
-            'plot_conventions': svg(_conventions(report), 'conventions', 'Energy by convention'),
-            'plot_stages': svg(_stages(report), 'stages', 'Energy by stage'),
-            'comparison': _comparison([report, *others]) if others else '',
-            'rates': _rates(report),
-        }
     versions = ', '.join(f'{name} {version}' for name, version in report.versions.items())
     return template.substitute(
         title=escape(f'{report.model}: firing rates and energy'),
+        light=_css_variables(COLORS),
+        dark=_css_variables(DARK_COLORS),
         model=escape(report.model),
-        data=escape(f'{report.data}; {report.num_samples:,} samples, T = {report.num_steps}'),
-        facts=''.join(f'<div class="fact"><b>{value}</b><span>{name}</span></div>' for name, value in _facts(report)),
+        data=escape(f'{report.data}; {report.num_samples:,} samples of {size_of(report)}, T = {report.num_steps}'),
+        headline=''.join(
+            f'<div class="fact"><b>{value}</b><span>{name}</span></div>' for name, value in _headline(report)
+        ),
+        facts=''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in _facts(report)),
         notice=NOTICE,
         prices=f'{report.mac_pj:g} pJ per multiply-accumulate (MAC), {report.ac_pj:g} pJ per accumulate (AC)',
-        energy_table=table(ENERGY_HEADER, energy_rows(report)),
-        stage_table=table(LAYER_HEADER, layer_rows(report, report.stages), has_sum=True),
-        layer_table=table(LAYER_HEADER, layer_rows(report, report.layers), has_sum=True),
+        plot_conventions=_conventions(report),
+        hollow='A hollow mark charges the first layer the other way: once for an image, or at every step. '
+        if report.static
+        else '',
+        key=key(EVERYTHING),
+        plot_stages=_stages(report),
+        energy_table=table('Energy by convention', *_energy_table(report, digits=3)),
+        comparison=_comparison([report, *others]) if others else '',
+        rates=_rates(report),
+        stage_table=table('Stages', LAYER_HEADER, layer_rows(report, report.stages, digits=3), has_sum=True),
+        full_energy_table=table('Energy by convention, all digits', *_energy_table(report, digits=6)),
+        layer_table=table('Layers', LAYER_HEADER, layer_rows(report, report.layers, digits=6), has_sum=True),
         num_layers=len(report.layers),
-        footer=escape(f'{report.uncounted if report.not_counted else ""} Made with {versions}.'),
-        **plots,
+        uncounted=f'<p>{escape(report.uncounted)}</p>' if report.not_counted else '',
+        footer=escape(f'Made with {versions}.'),
     )
 
 
@@ -73,97 +80,93 @@ def check_prices(mac_pj: float, ac_pj: float, others: Sequence[Report]) -> None:
             )
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
-    total = report.total
-    facts = [
-        ('parameters', f'{report.parameters:,}'),
-        ('footprint', readable_bytes(report.footprint_bytes)),
-        ('MACs per step', readable_count(total.dense_macs_per_step)),
-        ('Effective_ACs', readable_count(total.effective_acs)),
-        ('Effective_MACs', readable_count(total.effective_macs)),
-    ]
-    if total.firing_rate is not None:
-        facts += [
-            ('firing rate', f'{100 * total.firing_rate:.2f} %'),
-            ('neuron updates', readable_count(total.neuron_updates)),
-            ('membranes of a sample', readable_bytes(report.state_bytes)),
-        ]
+def table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]], has_sum: bool = False) -> str:
+    """A table in a box of its own that scrolls where the table is wider."""
+    lines = ['<tr>' + ''.join(f'<th scope="col">{escape(title)}</th>' for title in header) + '</tr></thead><tbody>']
+    for i, (first, *cells) in enumerate(rows):
+        kind = ' class="sum"' if has_sum and i == len(rows) - 1 else ''
+        shown = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
+        lines.append(f'<tr{kind}><th scope="row">{escape(first)}</th>{shown}</tr>')
+    inner = '<table><thead>' + '\n'.join(lines) + '</tbody></table>'
+    return f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">{inner}</div>'
+
+
+def _css_variables(colors: dict[str, str]) -> str:
+    return ' '.join(f'--{name.replace(" ", "-").lower()}: {color};' for name, color in colors.items())
+
+
+def _times_the_twin(report: Report, convention: str) -> str:
+    twin = report.energy[ANN_TWIN].mj
+    return f'{significant(report.energy[convention].mj / twin, 3)} x' if twin else ''
+
+
+def _headline(report: Report) -> list[tuple[str, str]]:
+    """What matters first."""
+    facts = []
     if report.top1 is not None:
-        facts.append((f'top-1 on {report.num_samples:,} samples', f'{report.top1:.2f} %'))
+        facts.append((f'top-1 accuracy on {report.num_samples:,} samples', f'{report.top1:.2f} %'))
+    if report.energy[ANN_TWIN].mj:
+        facts += [
+            (f'the energy of the ANN twin, convention {name}', _times_the_twin(report, name)) for name in CONVENTIONS
+        ]
+    if report.total.firing_rate is not None:
+        facts.append(('firing rate, mean over neurons and steps', f'{100 * report.total.firing_rate:.3g} %'))
     return facts
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], has_sum: bool = False) -> str:
-    lines = ['<tr>' + ''.join(f'<th>{escape(name)}</th>' for name in header) + '</tr>', '</thead><tbody>']
-    for i, row in enumerate(rows):
-        kind = ' class="sum"' if has_sum and i == len(rows) - 1 else ''
-        lines.append(f'<tr{kind}>' + ''.join(f'<td>{escape(cell)}</td>' for cell in row) + '</tr>')
-    return '<table><thead>' + '\n'.join(lines) + '</tbody></table>'
+def _facts(report: Report) -> list[tuple[str, str]]:
+    total = report.total
+    facts = [
+        ('parameters', f'{readable_count(report.parameters, 3)}'),
+        ('footprint', readable_bytes(report.footprint_bytes, 3)),
+        ('MACs per step', readable_count(total.dense_macs_per_step, 3)),
+        ('Effective_ACs', readable_count(total.effective_acs, 3)),
+        ('Effective_MACs', readable_count(total.effective_macs, 3)),
+    ]
+    if total.firing_rate is not None:
+        facts += [
+            ('neuron updates', readable_count(total.neuron_updates, 3)),
+            ('membranes', readable_bytes(report.state_bytes, 3)),
+        ]
+    return facts
 
 
-def svg(figure: 'Figure', name: str, label: str) -> str:
-    """The figure's SVG, with ids that are its own on a page of several."""
-    file = io.StringIO()
-    figure.savefig(file, format='svg', metadata={'Date': None})
-    text = file.getvalue()
-    text = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->', '', text[text.index('<svg') :], flags=re.S)
-    text = re.sub(r'(id="|href="#|url\(#)', rf'\g<1>{name}-', text)
-    return text.replace('<svg', f'<svg role="img" aria-label="{escape(label)}"', 1)
+def _energy_table(report: Report, digits: int) -> tuple[list[str], list[list[str]]]:
+    rows = energy_rows(report, digits)
+    with_ratio = [[name, mj, _times_the_twin(report, name), *others] for name, mj, *others in rows]
+    return [*ENERGY_HEADER[:2], f'of the {ANN_TWIN}', *ENERGY_HEADER[2:]], with_ratio
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout='constrained')
-    return figure, figure.subplots()
-
-
-def _conventions(report: Report) -> 'Figure':
-    figure, axes = _figure(5.4, 3.4)
-    for i, (name, energy) in enumerate(report.energy.items()):
-        axes.bar(i, energy.mj, 0.62, yerr=energy.ci95, color=COLORS[name], ecolor='#1f2430', capsize=3)
+def _conventions(report: Report) -> str:
+    rows = []
+    for name, energy in report.energy.items():
+        times = '' if name == ANN_TWIN else f', {_times_the_twin(report, name)}'
         other = energy.mj_first_every_step if name == 'C' else energy.mj_first_once
-        if name != ANN_TWIN and report.static:
-            axes.plot(i, other, '_', color='#1f2430', markersize=17)
-        top = max(energy.mj + (energy.ci95 or 0), other)
-        axes.annotate(f'{energy.mj:.3g}', (i, top), (0, 4), textcoords='offset points', ha='center')
-    axes.set_xticks(range(len(report.energy)), list(report.energy))
-    axes.set(ylabel=f'mJ per sample\n({NOTICE})', title='Energy by convention')
-    axes.margins(y=0.13)
-    return figure
+        shown = other if report.static and name != ANN_TWIN else None
+        mark = Mark(name, energy.mj, energy.ci95, shown)
+        rows.append(Row(PAPERS[name], f'{significant(energy.mj, 3)} mJ{times}', [mark]))
+    return dots(rows, 'mJ per sample', 'Energy by convention', report.energy[ANN_TWIN].mj)
 
 
-def _stages(report: Report) -> 'Figure':
-    figure, axes = _figure(5.4, 3.4)
-    names = [*CONVENTIONS, ANN_TWIN]
-    for i, name in enumerate(names):
-        at = [j + (i - 1.5) * 0.2 for j in range(len(report.stages))]
-        axes.bar(at, [stage.energy_mj[name] for stage in report.stages], 0.19, color=COLORS[name], label=name)
-    axes.set_xticks(range(len(report.stages)), [stage.name for stage in report.stages])
-    if len(report.stages) > 6:
-        axes.tick_params(axis='x', rotation=90)
-    axes.set(ylabel=f'mJ per sample\n({NOTICE})', title='Energy by stage')
-    axes.legend(ncols=2, fontsize=8.5)
-    return figure
+def _stages(report: Report) -> str:
+    rows = [
+        Row(stage.name, '', [Mark(name, stage.energy_mj[name]) for name in EVERYTHING])
+        for stage in report.stages
+        if any(stage.energy_mj.values())
+    ]
+    return dots(rows, 'mJ per sample', 'Energy by stage')
 
 
 def _comparison(reports: Sequence[Report]) -> str:
-    figure, axes = _figure(10.4, 1.3 + 0.62 * len(reports))
-    names = [*CONVENTIONS, ANN_TWIN]
-    for i, name in enumerate(names):
-        at = [j + (i - 1.5) * 0.19 for j in range(len(reports))]
-        values = [report.energy[name].mj for report in reports]
-        axes.barh(at, values, 0.18, color=COLORS[name], label=name)
-        for y, value in zip(at, values, strict=True):
-            axes.annotate(f'{value:.3g}', (value, y), (3, 0), textcoords='offset points', va='center', fontsize=7.5)
-    axes.set_yticks(range(len(reports)), [f'{report.model}, T = {report.num_steps}' for report in reports])
-    axes.invert_yaxis()
-    axes.set(xlabel=f'mJ per sample ({NOTICE})', title='Energy of each model and of its ANN twin')
-    axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8.5)
-    values = [energy.mj for report in reports for energy in report.energy.values() if energy.mj > 0]
-    if values and max(values) > 30 * min(values):
-        axes.set_xscale('log')  # models of different sizes
-    axes.margins(x=0.08)
+    models = [
+        Row(
+            f'{report.model}, T = {report.num_steps}',
+            '' if report.top1 is None else f'top-1 {report.top1:.1f} %',
+            [Mark(name, report.energy[name].mj, report.energy[name].ci95) for name in EVERYTHING],
+        )
+        for report in reports
+    ]
+    plot = dots(models, 'mJ per sample', 'Energy of several models')
     rows = [
         [
             report.model,
@@ -171,31 +174,26 @@ def _comparison(reports: Sequence[Report]) -> str:
             size_of(report),
             str(report.num_steps),
             '' if report.top1 is None else f'{report.top1:.2f}',
-            f'{report.parameters:,}',
-            '' if report.total.firing_rate is None else f'{100 * report.total.firing_rate:.2f}',
-            readable_count(report.total.dense_macs_per_step),
-            *(f'{report.energy[name].mj:.4g}' for name in names),
+            readable_count(report.parameters, 3),
+            '' if report.total.firing_rate is None else f'{100 * report.total.firing_rate:.3g}',
+            readable_count(report.total.dense_macs_per_step, 3),
+            *(significant(report.energy[name].mj, 3) for name in EVERYTHING),
         ]
         for report in reports
     ]
     header = [
-        'model',
-        'data',
-        'input',
-        'T',
-        'top-1 %',
-        'parameters',
-        'rate %',
-        'MACs/step',
-        *(f'{name}, mJ' for name in names),
+        *('model', 'data', 'input', 'T, steps', 'top-1, %', 'parameters', 'rate, %', 'MACs/step'),
+        *(f'{name}, mJ' for name in EVERYTHING),
     ]
-    caption = 'A model without spikes costs the same under every convention, but for biases in A.'
+    caption = (
+        'How to read it: a row is a model, and a mark further left costs less. Each grid line is a fixed factor. '
+        'A model without spikes costs the same under every convention, but for biases in A.'
+    )
     if len({size_of(report) for report in reports}) > 1:
         caption += ' The models do not look at the same size of input, which is work of its own: see the table.'
     return (
-        '<h2>Against other models</h2><figure>'
-        + svg(figure, 'comparison', 'Energy of several models')
-        + f'<figcaption>{caption}</figcaption></figure><div class="scroll">{table(header, rows)}</div>'
+        f'<h2>Against other models</h2><figure>{key(EVERYTHING)}{plot}<figcaption>{caption}</figcaption></figure>'
+        + table('Models', header, rows)
     )
 
 
@@ -203,23 +201,15 @@ def _rates(report: Report) -> str:
     layers = [layer for layer in report.layers if layer.rate_by_step]
     if not layers:
         return '<p>This model has no spiking neurons.</p>'
-    steps = len(layers[0].rate_by_step)
-    figure, axes = _figure(10.4, 1.2 + 0.17 * len(layers))
-    figure.set_layout_engine('constrained', w_pad=0.06)
-    rates = [[100 * rate for rate in layer.rate_by_step] for layer in layers]
-    image = axes.imshow(rates, aspect='auto', cmap='YlOrBr', vmin=0)
-    axes.set_yticks(range(len(layers)), [layer.name for layer in layers], fontsize=7.5)
-    axes.set_xticks(range(steps), [str(step + 1) for step in range(steps)])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set(xlabel='time step', title='Firing rate by layer and step, in %')
-    limit = 0.6 * max(map(max, rates))
-    if steps <= 16:
-        for y, row in enumerate(rates):
-            for x, rate in enumerate(row):
-                color = 'white' if rate > limit else '#1f2430'
-                axes.text(x, y, f'{rate:.1f}', ha='center', va='center', fontsize=7, color=color)
-    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
-    bar.outline.set_visible(False)
-    caption = 'Share of neurons that spike; "attn_lif" is what passes the attention.'
-    return f'<figure>{svg(figure, "rates", "Firing rate by layer and step")}<figcaption>{caption}</figcaption></figure>'
+    highest = max(rate for layer in layers for rate in layer.rate_by_step)
+    figures = []
+    for stage in dict.fromkeys(layer.stage for layer in layers):
+        rows = [(layer.name.removeprefix(f'{stage}.'), layer.rate_by_step) for layer in layers if layer.stage == stage]
+        title = escape(stage)
+        figures.append(f'<figure><h3>{title}</h3>{strips(rows, highest, f"Firing rates in {stage}")}</figure>')
+    caption = (
+        'How to read it: a strip is a layer, from its first time step at the left to the last one at the right; the '
+        f'stronger its colour, the more neurons spike, up to {percent(highest)}. The number is the mean over the '
+        'steps, and "attn_lif" is what passes the attention.'
+    )
+    return f'<div class="strips">{"".join(figures)}</div><p class="caption">{caption}</p>'

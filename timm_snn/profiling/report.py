@@ -166,7 +166,7 @@ class Report:
         return _VIEWS['terminal'](self)
 
     def to_html(self, others: Sequence['Report'] = ()) -> str:
-        """One page with plots, without anything to fetch; `others` are models to compare with. Needs matplotlib.
+        """One page with plots, without anything to fetch; `others` are models to compare with.
 
         Raises: ValueError for others with other prices.
         """

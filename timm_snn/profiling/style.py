@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     'CLASSES',
     'COLORS',
+    'DARK_COLORS',
     'INK',
     'LINE',
     'MARKERS',
@@ -35,6 +36,7 @@ __all__ = [
     'label_ends',
     'log_axis',
     'new_figure',
+    'nice_ticks',
     'styled',
 ]
 
@@ -42,6 +44,7 @@ INK, SOFT, LINE = '#1f2430', '#5b6472', '#c6ccd4'
 # Okabe and Ito's colours, which the colour-blind tell apart
 BLUE, GREEN, VERMILION, PINK = '#0072b2', '#009e73', '#d55e00', '#cc79a7'
 COLORS = {'A': BLUE, 'B': GREEN, 'C': VERMILION, ANN_TWIN: '#6b7280'}
+DARK_COLORS = {'A': '#56b4e9', 'B': '#2fc796', 'C': '#ff8f3f', ANN_TWIN: '#a9b2be'}  # on a dark page
 MARKERS = {'A': 'o', 'B': 's', 'C': '^', ANN_TWIN: 'D'}  # and without colours
 CLASSES = (BLUE, VERMILION, GREEN, PINK)
 SPIKE = VERMILION

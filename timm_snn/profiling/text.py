@@ -1,7 +1,9 @@
 """A report as text: tables for terminals and model cards, and numbers as people read them."""
 
 import importlib.util
+import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from .energy import ANN_TWIN, CONVENTIONS
@@ -15,11 +17,13 @@ __all__ = [
     'readable_bytes',
     'readable_count',
     'require',
+    'significant',
 ]
 
 ENERGY_HEADER = ['convention', 'mJ', 'MACs', 'ACs', 'mJ, first layer once', 'mJ, first layer x T']
 LAYER_HEADER = [
-    *('', 'rate %', 'spikes', 'max', 'input', 'MACs/step', 'Effective_ACs', 'Effective_MACs', 'matmul', 'mask'),
+    *('', 'rate, %', 'spikes/step', 'max', 'input', 'MACs/step', 'Effective_ACs', 'Effective_MACs'),
+    *('matmul ops', 'mask ops'),
     *('updates', *(f'{name}, mJ' for name in (*CONVENTIONS, ANN_TWIN))),
 ]
 
@@ -80,47 +84,56 @@ def terminal(report: Report) -> Any:
     )
 
 
-def energy_rows(report: Report) -> list[list[str]]:
+def energy_rows(report: Report, digits: int = 4) -> list[list[str]]:
     """A row per convention, under `ENERGY_HEADER`."""
+    count, mj = partial(readable_count, digits=digits), partial(significant, digits=digits)
     return [
         [
             energy.convention,
-            _with_interval(energy.mj, energy.ci95),
-            readable_count(energy.macs),
-            readable_count(energy.acs),
-            *(['', ''] if name == ANN_TWIN else [f'{energy.mj_first_once:.4g}', f'{energy.mj_first_every_step:.4g}']),
+            mj(energy.mj) + ('' if energy.ci95 is None else f' ± {significant(energy.ci95, 2)}'),
+            count(energy.macs),
+            count(energy.acs),
+            *(['', ''] if name == ANN_TWIN else [mj(energy.mj_first_once), mj(energy.mj_first_every_step)]),
         ]
         for name, energy in report.energy.items()
     ]
 
 
-def layer_rows(report: Report, layers: Sequence[Layer]) -> list[list[str]]:
+def layer_rows(report: Report, layers: Sequence[Layer], digits: int = 4) -> list[list[str]]:
     """A row for each of these layers or stages and one for the sum, under `LAYER_HEADER`."""
+    count = partial(readable_count, digits=digits)
     return [
         [
             layer.name,
-            '' if layer.firing_rate is None else f'{100 * layer.firing_rate:.2f}',
-            '' if layer.spike_count is None else f'{layer.spike_count:.4f}',
+            '' if layer.firing_rate is None else significant(100 * layer.firing_rate, digits),
+            '' if layer.spike_count is None else significant(layer.spike_count, digits),
             '' if layer.largest is None else f'{layer.largest:g}',
             _entering(layer),
-            *map(readable_count, (layer.dense_macs_per_step, layer.effective_acs, layer.effective_macs)),
-            *map(readable_count, (layer.effective_matmul_ops, layer.effective_mask_ops, layer.neuron_updates)),
-            *(f'{mj:.4g}' for mj in layer.energy_mj.values()),
+            *map(count, (layer.dense_macs_per_step, layer.effective_acs, layer.effective_macs)),
+            *map(count, (layer.effective_matmul_ops, layer.effective_mask_ops, layer.neuron_updates)),
+            *(significant(mj, digits) for mj in layer.energy_mj.values()),
         ]
         for layer in [*layers, report.total]
     ]
 
 
-def readable_count(number: float) -> str:
+def significant(number: float, digits: int) -> str:
+    """0.0000123456 with three digits is '0.0000123'; powers of ten are for what is below 0.00001."""
+    if number == 0 or abs(number) < 1e-5:
+        return f'{number:.{digits}g}'
+    return f'{number:.{max(0, digits - 1 - math.floor(math.log10(abs(number))))}f}'
+
+
+def readable_count(number: float, digits: int = 4) -> str:
     """1234567 -> '1.235 M'."""
     for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
         if number >= size:
-            return f'{number / size:.4g} {unit}'
-    return f'{number:.4g}'
+            return f'{number / size:.{digits}g} {unit}'
+    return f'{number:.{digits}g}'
 
 
-def readable_bytes(number: float) -> str:
-    return f'{readable_count(number)}B' if number >= 1000 else f'{number:.0f} B'
+def readable_bytes(number: float, digits: int = 4) -> str:
+    return f'{readable_count(number, digits)}B' if number >= 1000 else f'{number:.0f} B'
 
 
 def require(library: str) -> None:
