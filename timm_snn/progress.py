@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm  # which huggingface-hub needs
 
-__all__ = ['bar', 'is_main_process', 'is_quiet', 'on_terminal', 'quietly', 'track', 'waiting', 'write']
+__all__ = ['bar', 'is_main_process', 'is_quiet', 'on_terminal', 'quietly', 'track', 'waiting', 'write_line']
 
 T = TypeVar('T')
 
@@ -110,12 +110,13 @@ def _renew(shows: tqdm, done: threading.Event, after: float, every: float) -> No
         pause = every
 
 
-def write(text: str, stream: TextIO) -> None:
-    """`print` to stdout or stderr, with the bars that are on the same terminal out of the way."""
+def write_line(text: str, stream: TextIO) -> None:
+    """Print at once, to stdout or stderr, with the bars that are on the same terminal out of the way."""
     if _with_bars == os.getpid():
         tqdm.write(text, file=stream)
     else:
         stream.write(f'{text}\n')  # at once: processes may share the stream
+    stream.flush()
 
 
 @contextmanager

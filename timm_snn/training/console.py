@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from ..progress import is_main_process, is_quiet, on_terminal, quietly, write
+from ..progress import is_main_process, is_quiet, on_terminal, quietly, write_line
 
 __all__ = ['give', 'note', 'output_as_asked', 'say']
 
@@ -56,7 +56,7 @@ class _Notes(logging.Handler):
     """Notes of this package on stderr, as they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        write(record.getMessage(), sys.stderr)
+        write_line(record.getMessage(), sys.stderr)
 
 
 @contextmanager
@@ -78,13 +78,13 @@ def _no_bars_of_others() -> Iterator[None]:
 def say(text: str) -> None:
     """A line on the way to the result."""
     if is_main_process() and not is_quiet():
-        write(text, sys.stdout)
+        write_line(text, sys.stdout)
 
 
 def note(text: str) -> None:
     """A line on stderr that the user should see."""
     if is_main_process() and not is_quiet():
-        write(text, sys.stderr)
+        write_line(text, sys.stderr)
 
 
 def give(document: Any, *shown: Any) -> None:
@@ -99,7 +99,7 @@ def give(document: Any, *shown: Any) -> None:
         return
     for part in shown:
         if isinstance(part, str):
-            write(part, sys.stdout)
+            write_line(part, sys.stdout)
         else:
             from .tables import wide_console  # of rich, which who prints lines alone need not have
 
