@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 import timm_snn
 from timm_snn.files import write_whole, write_whole_text
 from timm_snn.models import convert, quantize_activations
+from timm_snn.progress import waiting
 from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = data_source(args)
     samples = open_samples(source, args.split, ann, args.num_samples, **image_options(args))
     _, numbers = match_labels(ann, samples.source, is_folder=source.is_folder, file=args.labels)
-    with one_line_errors(f'convert {args.model!r}'):
+    what = f'convert {args.model!r}'
+    with one_line_errors(what), waiting(what):
         if args.levels:
             first = torch.stack([samples[i][0] for i in range(min(CALIBRATION, len(samples)))])
             ann = quantize_activations(ann, args.levels, first.to(args.device)).eval()

@@ -22,6 +22,7 @@ import torch
 import timm_snn
 from timm_snn.profiling import AC_PJ, MAC_PJ, NOTICE, Report
 from timm_snn.profiling.page import check_prices, size_of
+from timm_snn.progress import waiting
 from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
@@ -90,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f'note: {name} looks at {size_of(other)} and {args.model} at {size_of(report)}, so that their energies '
                 'are of different work; --img-size gives all models that take it one size'
             )
-    with one_line_errors(f'write to --output {args.output}'):
+    what = f'write to --output {args.output}'
+    with one_line_errors(what), waiting(what):
         files = report.save(args.output, others)
     energies = ', '.join(f'{name} {energy.mj:.4g} mJ' for name, energy in report.energy.items())
     give(

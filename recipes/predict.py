@@ -14,6 +14,7 @@ probability of its class less that of the next one.
 """
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -30,7 +31,7 @@ from timm_snn.data.detect import KNOWN
 from timm_snn.data.event_folder import find_recordings
 from timm_snn.files import printable, write_whole_text
 from timm_snn.folders import Found
-from timm_snn.progress import bar
+from timm_snn.progress import bar, write_line
 from timm_snn.training.console import give, note
 from timm_snn.training.data import DataSource, make_transform
 from timm_snn.training.errors import UserError, one_line_errors, script
@@ -232,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     give(records, *result)
     for file, answer in answers:
         if isinstance(answer, str):
-            note(f'unreadable: {printable(file, 500)}: {answer}')
+            write_line(f'unreadable: {printable(file, 500)}: {answer}', sys.stderr)  # with --quiet too
     if len(read) < len(answers):
         raise UserError(f'{len(answers) - len(read)} of {len(answers)} {kind}s cannot be read')
 

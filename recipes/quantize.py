@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import timm_snn
 from timm_snn.files import write_whole_text
-from timm_snn.progress import track
+from timm_snn.progress import track, waiting
 from timm_snn.training.console import give
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = open_model(args.model, **model_options(args))
     source = data_source(args)
     calibration = open_samples(source, args.train_split, model, args.calibration, **image_options(args))
-    with one_line_errors(f'quantise {args.model!r}'):
+    what = f'quantise {args.model!r}'
+    with one_line_errors(what), waiting(what):
         loader = DataLoader(calibration, args.batch_size, num_workers=args.workers)
         quantized = timm_snn.quantize(
             model,

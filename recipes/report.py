@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import timm_snn
+from timm_snn.progress import waiting
 from timm_snn.training.console import give
 from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     batches = labelled_batches(model, samples, args.batch_size, 0, is_folder=data.is_folder)
     with one_line_errors(f'profile {args.model!r}'):
         report = timm_snn.profile(model, batches, data_name=samples.description)
-    with one_line_errors(f'write to --output {args.output}'):
+    what = f'write to --output {args.output}'
+    with one_line_errors(what), waiting(what):
         files = report.save(args.output)
     give(json.loads(report.to_json()) | {'files': files}, report.table(), f'written: {", ".join(map(str, files))}')
 

@@ -462,7 +462,8 @@ def finish(run: Run, args: Namespace, argv: Sequence[str], seconds: float) -> No
         say(f'{seconds:.0f} s of training; saved in {args.output}')
         say(f'prediction by {folder}: {predict_first(folder, run.val_set, run.is_events)}')
         if args.push_to_hub:
-            with one_line_errors(f'upload to {args.push_to_hub!r}', f'the model is in {folder}'):
+            what = f'upload to {args.push_to_hub!r}'
+            with one_line_errors(what, f'the model is in {folder}'), waiting(what):
                 commit = HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=folder)
                 say(f'uploaded: {commit.commit_url}')
                 document['commit'] = commit.commit_url

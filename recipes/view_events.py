@@ -123,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 told = ', '.join(f'{name} {p:.1%}' for name, p in found)
                 lines.append(f'{window.name or "class"}: {told}')
             shown = with_bars(shown, [window.name for window in windows], answers, names)
-    with one_line_errors(f'write to --output {args.output}'):
+    what = f'write to --output {args.output}'
+    with one_line_errors(what), waiting(what):
         args.output.mkdir(parents=True, exist_ok=True)
         save_gif(shown, args.output / 'frames.gif', args.frame_ms)
         for name, figure in figures.items():

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 import pytest
 
 from timm_snn import progress
-from timm_snn.progress import bar, quietly, track, waiting, write
+from timm_snn.progress import bar, quietly, track, waiting, write_line
 
 
 class Terminal(io.StringIO):
@@ -77,7 +77,7 @@ def test_nothing_is_shown_where_nobody_looks(hide, at_once, monkeypatch):
 
 def test_a_line_does_not_tear_a_bar():
     with redirect_stderr(Terminal()) as terminal, bar('reading', 3):
-        write('note: look', sys.stderr)
+        write_line('note: look', sys.stderr)
     above, below = terminal.getvalue().split('\n')
     assert above.rpartition('\r')[2] == 'note: look'  # the bar is wiped before it
     assert 'reading' in below
@@ -87,7 +87,7 @@ def test_a_forked_process_leaves_the_bars_alone(monkeypatch):
     with redirect_stderr(Terminal()) as terminal, bar('reading', 3):
         shown = len(terminal.getvalue())
         monkeypatch.setattr(progress, '_with_bars', os.getpid() + 1)
-        write('note: look', sys.stderr)
+        write_line('note: look', sys.stderr)
         assert terminal.getvalue()[shown:] == 'note: look\n'
 
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm  # which huggingface-hub needs
 
-__all__ = ['bar', 'is_main_process', 'is_quiet', 'quietly', 'track', 'waiting', 'write']
+__all__ = ['bar', 'is_main_process', 'is_quiet', 'on_terminal', 'quietly', 'track', 'waiting', 'write_line']
 
 T = TypeVar('T')
 
@@ -53,7 +53,7 @@ def bar(
     shown = shown and not _quiet and is_main_process() and sys.stderr is not None
     if shown:
         _with_bars = os.getpid()
-    if not _on_terminal():
+    if not on_terminal():
         options = {
             'file': _Log(sys.stderr),
             'position': 0,  # beside others, a terminal's cursor would be moved
@@ -66,7 +66,7 @@ def bar(
     return tqdm(desc=what, total=total, unit=unit, initial=initial, disable=not shown, leave=False, **options)
 
 
-def _on_terminal() -> bool:
+def on_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -91,7 +91,7 @@ def waiting(what: str, usual: float | None = None) -> Iterator[None]:
         if shows.disable:
             yield
             return
-        after, every = (_SHOW_AFTER, _SHOW_EVERY) if _on_terminal() else (_LOG_AFTER, _LOG_EVERY)
+        after, every = (_SHOW_AFTER, _SHOW_EVERY) if on_terminal() else (_LOG_AFTER, _LOG_EVERY)
         done = threading.Event()
         thread = threading.Thread(target=_renew, args=(shows, done, after, every), daemon=True)
         thread.start()
@@ -110,12 +110,13 @@ def _renew(shows: tqdm, done: threading.Event, after: float, every: float) -> No
         pause = every
 
 
-def write(text: str, stream: TextIO) -> None:
-    """`print` to stdout or stderr, with the bars that are on the same terminal out of the way."""
+def write_line(text: str, stream: TextIO) -> None:
+    """Print at once, to stdout or stderr, with the bars that are on the same terminal out of the way."""
     if _with_bars == os.getpid():
         tqdm.write(text, file=stream)
     else:
         stream.write(f'{text}\n')  # at once: processes may share the stream
+    stream.flush()
 
 
 @contextmanager

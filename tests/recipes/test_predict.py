@@ -212,6 +212,10 @@ class TestRecordings:
             predict('--model', model, '--num-steps', 2, folder, '--output', tmp_path / 'out.json')
         assert f'unreadable: {folder / "1.bin"}: EventFileError: ' in capsys.readouterr().err
         records = json.loads((tmp_path / 'out.json').read_text())
+        with pytest.raises(SystemExit, match='1 of 3'):
+            predict('--model', model, '--num-steps', 2, folder, '--json', '--quiet')
+        printed = capsys.readouterr()
+        assert json.loads(printed.out) == records and printed.err.startswith('unreadable: ')
         good = [record for record in records if 'error' not in record]
         assert [[step['step'] for step in record['steps']] for record in good] == [[1, 2]] * 2
         for step in good[0]['steps']:

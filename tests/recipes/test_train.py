@@ -33,7 +33,7 @@ def test_the_main_job(tmp_path):
     assert [row['epoch'] for row in rows] == ['0', '1']
     assert float(rows[1]['train_loss']) < float(rows[0]['train_loss'])
     assert last == f'top-1: {float(rows[-1]["eval_top1"]):.2f}'
-    assert 'epoch 1/2' in result.stderr and 'images_per_s' in result.stderr and 'loss=' in result.stderr  # the bar
+    assert '\r' not in result.stderr  # a log has no bar, and these epochs are too short for lines
     assert Image.open(tmp_path / 'curve.png').size > (400, 200)
     (row,) = csv.DictReader((tmp_path / 'results_row.csv').open())
     assert f'top-1: {row["top1"]}' == last and '--max-train-samples 640' in row['command'] and row['epochs'] == '2'

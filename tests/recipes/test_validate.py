@@ -343,3 +343,11 @@ def test_a_model_of_a_fold_is_tested_on_what_it_has_not_seen(validate, train, tm
     checkpoint = tmp_path / 'run' / 'checkpoints' / 'epoch_0000_step_000002'
     with pytest.raises(SystemExit, match='all of the data but fold 2/5'):
         validate('--model', 'msvit_4_96', '--checkpoint', checkpoint, '--dataset', 'digits')
+
+
+def test_json_is_what_the_file_has_with_the_classes(validate, saved):
+    printed, folder = validate('--model', f'local-dir:{saved}', '-n', 20, '--json', '--quiet')
+    result = json.loads(printed)
+    classes, files = result.pop('classes'), result.pop('files')
+    assert result == json.loads((folder / 'results.json').read_text())
+    assert len(classes) == 10 and [Path(file).name for file in files] == ['results.json', 'per_class.csv', 'steps.csv']

@@ -16,9 +16,11 @@ from typing import Any, TextIO
 
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from ..progress import is_main_process, is_quiet, quietly, write
+from ..progress import is_main_process, is_quiet, on_terminal, quietly, write_line
 
 __all__ = ['give', 'note', 'output_as_asked', 'say']
+
+_DATASETS = 'HF_DATASETS_DISABLE_PROGRESS_BARS'
 
 _document: TextIO | None = None  # where --json puts it
 
@@ -39,6 +41,7 @@ def output_as_asked(quiet: bool, as_json: bool) -> Iterator[None]:
             logging.disable(logging.WARNING)  # that of libraries too
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter('ignore')
+        if quiet or not on_terminal():
             stack.enter_context(_no_bars_of_others())
         if as_json:
             _document = sys.stdout
@@ -53,33 +56,35 @@ class _Notes(logging.Handler):
     """Notes of this package on stderr, as they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        write(record.getMessage(), sys.stderr)
+        write_line(record.getMessage(), sys.stderr)
 
 
 @contextmanager
 def _no_bars_of_others() -> Iterator[None]:
-    """Those of huggingface_hub, which shows none in a log anyway, and of datasets, if it is not imported yet."""
-    os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
-    if are_progress_bars_disabled():
-        yield
-        return
+    """Those of huggingface_hub, which shows none in a log, and of datasets, which does and asks once, when imported."""
+    were_shown, before = not are_progress_bars_disabled(), os.environ.get(_DATASETS)
+    os.environ[_DATASETS] = '1'
     disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        if were_shown:
+            enable_progress_bars()
+        os.environ.pop(_DATASETS)
+        if before is not None:
+            os.environ[_DATASETS] = before
 
 
 def say(text: str) -> None:
     """A line on the way to the result."""
     if is_main_process() and not is_quiet():
-        write(text, sys.stdout)
+        write_line(text, sys.stdout)
 
 
 def note(text: str) -> None:
     """A line on stderr that the user should see."""
     if is_main_process() and not is_quiet():
-        write(text, sys.stderr)
+        write_line(text, sys.stderr)
 
 
 def give(document: Any, *shown: Any) -> None:
@@ -94,7 +99,7 @@ def give(document: Any, *shown: Any) -> None:
         return
     for part in shown:
         if isinstance(part, str):
-            write(part, sys.stdout)
+            write_line(part, sys.stdout)
         else:
             from .tables import wide_console  # of rich, which who prints lines alone need not have
 

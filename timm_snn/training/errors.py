@@ -18,7 +18,7 @@ import yaml
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 
-from ..progress import is_main_process, write
+from ..progress import is_main_process, write_line
 from .console import output_as_asked
 
 __all__ = ['UserError', 'came_through_user_code', 'one_line_errors', 'script']
@@ -99,7 +99,7 @@ def script(main: Main | None = None, *, kept: str = 'what was written is whole',
         except KeyboardInterrupt as stop:
             if is_main_process():
                 command = _command(main, arguments, to_go_on)
-                write(f'stopped: {str(stop) or kept}; go on with: {command}', sys.stderr)
+                write_line(f'stopped: {str(stop) or kept}; go on with: {command}', sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from stop
 
     return run
