@@ -36,6 +36,7 @@ class BuildPackage(build_py):
             copy = Path(self.build_lib) / 'timm_snn' / '_recipes' / file.relative_to(HERE / 'recipes')
             copy.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(file), str(copy))
+        self.copy_file(str(HERE / 'CITATION.cff'), str(Path(self.build_lib) / 'timm_snn'))  # for model cards
 
 
 setup(cmdclass={'build_py': BuildPackage})

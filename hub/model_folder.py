@@ -14,7 +14,7 @@ import copy
 import json
 import shutil
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from timm_snn.data import has_frame_settings
 from timm_snn.files import printable, write_whole, write_whole_text
+from timm_snn.hub.card import OURS, Source
+from timm_snn.hub.push import check_report, check_same, pinned_args
 from timm_snn.models import save_for_hf
-from timm_snn.models.builder import argument_names
 from timm_snn.profiling import Report
 from timm_snn.training.console import note
 from timm_snn.training.errors import UserError, one_line_errors
-from timm_snn.training.models import key_map, open_model, steps_of
+from timm_snn.training.models import key_map, open_model
 from timm_snn.training.options import ArgumentParser, tag_of
 from timm_snn.training.tables import read_csv, write_csv
 
@@ -40,11 +40,8 @@ __all__ = [
     'LOCAL',
     'ROOT',
     'FolderOptions',
-    'Source',
     'add_folder_options',
     'apply_options',
-    'check_same',
-    'fixed_input',
     'folder_options',
     'name_training',
     'open_source',
@@ -54,7 +51,6 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parents[1]
-OURS = 'apache-2.0'  # LICENSE of this project
 FILES = (
     *('model.safetensors', 'config.json', 'README.md', 'LICENSE'),
     *('training.yaml', 'summary.csv', 'results.csv', 'energy.json'),
@@ -95,29 +91,6 @@ def add_folder_options(parser: ArgumentParser) -> None:
 
 def folder_options(args: Namespace) -> FolderOptions:
     return FolderOptions(args.dtype, args.labels, args.license, args.energy)
-
-
-@dataclass
-class Source:
-    """A model with its weights in eval mode, and what is known about them."""
-
-    model: Any
-    has_weights: bool = True
-    run: dict[str, Any] = field(default_factory=dict)  # the options it was trained with
-    history: list[dict[str, str]] = field(default_factory=list)  # summary.csv up to these weights
-    tested: dict[str, Any] = field(default_factory=dict)  # test.json, of a run with --val-fraction that has ended
-    origin: dict[str, str] = field(default_factory=dict)  # of converted weights: file and sha256
-    folder: Path | None = None  # of a model with a card, whose files are kept as they are
-
-    @property
-    def name(self) -> str:
-        """The name with the tag, which names the training."""
-        cfg = self.model.pretrained_cfg
-        return f'{cfg["architecture"]}.{cfg["tag"]}' if cfg.get('tag') else cfg['architecture']
-
-    @property
-    def license(self) -> str:
-        return self.model.pretrained_cfg.get('license') or OURS
 
 
 def open_source(source: str) -> Source:
@@ -211,13 +184,7 @@ def read_report(path: Path | None, model: Any) -> Report | None:
         return None
     with one_line_errors(f'read the report {path}', 'recipes/energy.py writes report.json'):
         report = Report.from_json(path.read_text(encoding='utf-8'))
-        facts = (report.parameters, report.num_steps, report.input_shape[-3])
-        own = (sum(p.numel() for p in model.parameters()), steps_of(model), model.in_chans)
-        if facts != own:
-            raise ValueError(
-                f'it is about another model, of {facts[0]:,} parameters, T = {facts[1]} and {facts[2]} channels '
-                f'instead of {own[0]:,}, {own[1]} and {own[2]}'
-            )
+        check_report(report, model)
         return report
 
 
@@ -321,20 +288,6 @@ def in_dtype(model: Any, dtype: str) -> dict[str, Tensor]:
     return stored
 
 
-def pinned_args(model: Any) -> dict[str, Any]:
-    """Steps, channels and thresholds, which no weight shows, even where they are the defaults of today."""
-    args = {}
-    for name in sorted(argument_names(type(model))):
-        if name in ('in_chans', 'num_steps'):
-            args[name] = getattr(model, name)
-        elif name.endswith('_v_threshold'):
-            neuron = name.replace('_v_threshold', '_lif')
-            found = {m.v_threshold for key, m in model.named_modules() if key.rpartition('.')[2] == neuron}
-            if len(found) == 1:
-                args[name] = found.pop()
-    return args
-
-
 def training_config(run: dict[str, Any]) -> str:
     """The options of a run that do not belong to its machine, as a config; of local paths only the last part."""
     options = {key: shorten(value) for key, value in run.items() if key not in LOCAL and value is not None}
@@ -354,23 +307,3 @@ def shorten(value: Any) -> Any:
             if value.startswith(prefix) and (Path(path).is_absolute() or path.startswith(('~', '.'))):
                 return prefix + Path(path).name
     return value
-
-
-def fixed_input(model: Any) -> Tensor:
-    """[2, C, H, W], always the same; of a model of events as frames, of which all steps are alike."""
-    images = torch.randn(2, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
-    return images.unsqueeze(1).expand(-1, steps_of(model), -1, -1, -1) if has_frame_settings(model) else images
-
-
-@torch.inference_mode()
-def check_same(model: Any, expected: Any, where: str) -> None:
-    """Raises: ValueError if the model, which came from `where`, has other weights or logits, in any bit."""
-    weights, own = expected.state_dict(), model.state_dict()
-    other = [key for key in weights if key not in own or not torch.equal(own[key], weights[key])]
-    if other or len(own) != len(weights):
-        raise ValueError(
-            f'{where} has other weights than the model it was written from (first: {(other or [*own])[0]})'
-        )
-    x = fixed_input(expected)
-    if not torch.equal(model.eval()(x), expected.eval()(x)):
-        raise ValueError(f'the model from {where} answers differently than the one that was written')

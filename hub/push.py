@@ -16,66 +16,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 from card import find_results, make_card
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.utils import validate_repo_id
 from model_folder import (
     add_folder_options,
     apply_options,
-    check_same,
     folder_options,
     open_source,
     read_report,
     write_folder,
 )
 
-import timm_snn
+from timm_snn.hub.push import advice_on, check_repo, check_uploaded, upload
 from timm_snn.progress import waiting
 from timm_snn.training.console import give
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.options import ArgumentParser
 
-# What to do about an answer of the Hub. Anything else may pass, and nothing is sent twice.
-ADVICE = {
-    401: 'log in with `hf auth login`, or set HF_TOKEN to a token that is valid',
-    403: 'use a token that may write there',
-}
 
-
-def upload(folder: Path, repo: str, name: str, model: Any, private: bool) -> None:
+def upload_checked(folder: Path, repo: str, name: str, model: Any, private: bool) -> None:
     """Make the repository if there is none, commit what differs, and check that users get this model from it."""
-    api = HfApi(library_name='timm_snn', library_version=timm_snn.__version__)
     again = 'run the same command again, which goes on from there'
     try:
-        with one_line_errors(f'upload to {repo!r}', again), waiting(f'uploading to {repo}'):
-            api.create_repo(repo, private=private, exist_ok=True)
-            before = api.model_info(repo).sha
-            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f'Add {name}')
+        with one_line_errors(f'upload to {repo!r}', again):
+            commit, has_changed = upload(folder, repo, f'Add {name}', private=private)
     except UserError as error:
-        status = getattr(getattr(error.__cause__, 'response', None), 'status_code', 0)
-        raise UserError(str(error).replace(again, ADVICE.get(status, again))) from error.__cause__
+        raise UserError(str(error).replace(again, advice_on(error.__cause__) or again)) from error.__cause__
     with one_line_errors(
         f'get the model back from {repo!r}', f'what is there as {commit.oid} is not what was uploaded, or not whole'
     ):
-        with tempfile.TemporaryDirectory() as cache, waiting(f'downloading from {repo} again'):
-            found = timm.create_model(f'hf-hub:{repo}@{commit.oid}', pretrained=True, cache_dir=cache)
-        check_same(found, model, repr(repo))
-    done = 'has all of it already' if commit.oid == before else 'uploaded'
+        check_uploaded(repo, commit, model)
+    done = 'uploaded' if has_changed else 'has all of it already'
     give(
-        {'repo': repo, 'commit': commit.oid, 'url': commit.commit_url, 'has_changed': commit.oid != before},
+        {'repo': repo, 'commit': commit.oid, 'url': commit.commit_url, 'has_changed': has_changed},
         f'{done}: {commit.commit_url}; downloaded again, weights and logits are the same',
     )
-
-
-def check_repo(repo: str, dry_run: bool) -> None:
-    """Raises: UserError if the repository cannot be uploaded to. It is asked before anything is computed."""
-    with one_line_errors('use the name of the repository'):
-        validate_repo_id(repo)
-        if '/' not in repo:
-            raise ValueError(f'expected USER/NAME, got {repo!r}')
-    if not dry_run and not get_token():
-        raise UserError(f'cannot upload to {repo!r}: nobody is logged in; run `hf auth login` or set HF_TOKEN')
 
 
 @script(kept='a commit is on the Hub as a whole or not at all')
@@ -88,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add('--private', action='store_true', help='if the repository is made')
     add_folder_options(parser)
     args = parser.parse_args(argv)
-    check_repo(args.repo, bool(args.dry_run))
+    with one_line_errors('publish it', 'use the name of a repository, with a token that may write there'):
+        check_repo(args.repo, needs_token=not args.dry_run)
     source = open_source(args.source)
     if not source.has_weights:
         raise UserError(f'{args.source} is the name of a model: expected a training run or a model folder')
@@ -104,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             names = sorted(path.name for path in folder.iterdir())
             give({'folder': folder, 'files': names}, f'written: {", ".join(names)} in {folder}; nothing uploaded')
         else:
-            upload(folder, args.repo, source.name, model, args.private)
+            upload_checked(folder, args.repo, source.name, model, args.private)
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ BELOW = {
     'data': set(),
     'testing': {'ops', 'layers', 'models'},
     'export': {'ops', 'layers', 'models'},
+    'hub': {'ops', 'layers', 'models', 'profiling', 'data'},
     'training': {'ops', 'layers', 'models', 'export', 'profiling', 'data', 'timm_snn'},
     'demo': {'models', 'profiling', 'data', 'training', 'timm_snn'},
 }

@@ -3,6 +3,8 @@
 Importing this package registers the models: `import timm, timm_snn; timm.create_model('msvit_10_384')`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import layers, models, ops
 from .export import export as export
 from .layers import LIF, ParametricLIF
@@ -21,6 +23,9 @@ from .profiling import profile
 from .profiling import record as record
 from .version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from .hub import push_to_hub as push_to_hub
+
 __all__ = [
     'LIF',
     'BackendUnavailable',
@@ -38,3 +43,12 @@ __all__ = [
     'set_backend',
     'use_backend',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`push_to_hub`, whose cards need the event data: whoever uploads nothing does not wait for that."""
+    if name != 'push_to_hub':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from .hub import push_to_hub
+
+    return push_to_hub

@@ -18,9 +18,9 @@ import timm_snn
 from tests.support import writers
 from tests.support.families import SMALLEST
 from tests.support.scripts import load
+from timm_snn.hub import card as cards
 
 card = load('hub/card.py')
-folders = load('hub/model_folder.py')
 ROOT = Path(__file__).parents[2]
 REFERENCES = yaml.safe_load((ROOT / 'CITATION.cff').read_text())['references']
 RESULTS = list(csv.DictReader((ROOT / 'hub' / 'results.csv').open()))
@@ -41,7 +41,7 @@ def finished_recipe():
         run = card.options_of(command) | changes
         model = timm.create_model(run['model'])
         rows = [{'epoch': str(i), 'eval_top1': str(top1)} for i, top1 in enumerate(history)]
-        return folders.Source(model.eval(), run=run, history=rows)
+        return cards.Source(model.eval(), run=run, history=rows)
 
     return make
 
@@ -72,11 +72,11 @@ def test_a_model_that_nobody_trained_claims_nothing(command):
 @pytest.mark.parametrize('name', SMALLEST)
 def test_every_family_has_a_limitation_and_its_paper_is_cited(name):
     cfg = timm.get_pretrained_cfg(name)
-    (arxiv,) = card.arxiv_ids(cfg.to_dict())
+    (arxiv,) = cards.arxiv_ids(cfg.to_dict())
     (paper,) = [paper for paper in REFERENCES if paper['notes'].partition(',')[0] == f'arXiv {arxiv}']
-    assert paper['title'] == cfg.paper_name and paper['title'] in card.citation(cfg.to_dict())
+    assert paper['title'] == cfg.paper_name and paper['title'] in cards.citation(cfg.to_dict())
     names = [f'{author["family-names"]}, {author["given-names"]}' for author in paper['authors']]
-    assert f'author = {{{" and ".join(names)}}}' in card.citation(cfg.to_dict())
+    assert f'author = {{{" and ".join(names)}}}' in cards.citation(cfg.to_dict())
     family = sys.modules[timm.models.model_entrypoint(name).__module__]
     assert family.LIMITATIONS and cfg.paper_ids == family.CITATION
 

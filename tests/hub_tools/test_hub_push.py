@@ -11,10 +11,9 @@ import timm
 import torch
 import yaml
 
-from tests.support.scripts import load
+from timm_snn.hub import push
 from timm_snn.training.options import as_config, training_options
 
-folders = load('hub/model_folder.py')
 RUN_FILES = ['LICENSE', 'README.md', 'config.json', 'model.safetensors', 'summary.csv', 'training.yaml']
 
 
@@ -69,7 +68,7 @@ def test_steps_channels_and_thresholds_are_pinned_in_the_config(command, model_f
     ],
 )
 def test_thresholds_that_are_defaults_are_pinned_too(name, threshold):
-    pinned = folders.pinned_args(timm.create_model(name, num_steps=2, in_chans=2))
+    pinned = push.pinned_args(timm.create_model(name, num_steps=2, in_chans=2))
     assert pinned == {'in_chans': 2, 'num_steps': 2, **threshold}
 
 
@@ -102,13 +101,13 @@ def test_weights_that_come_back_changed_are_found_out(refused, hub, model_folder
 
 def test_models_that_differ_in_a_bit_or_in_their_answers_are_told_apart(model_folder):
     one, other = (timm.create_model(f'local-dir:{model_folder}', pretrained=True) for _ in range(2))
-    folders.check_same(one, other, 'here')
+    push.check_same(one, other, 'here')
     other.num_steps = 1
     with pytest.raises(ValueError, match='the model from here answers differently'):
-        folders.check_same(one, other, 'here')
+        push.check_same(one, other, 'here')
     other.head.fc.bias.data[0].add_(1e-7)
     with pytest.raises(ValueError, match=r'here has other weights .*first: head\.fc\.bias'):
-        folders.check_same(one, other, 'here')
+        push.check_same(one, other, 'here')
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def hub_error(error: Exception, variant: str, cfg: Mapping[str, Any]) -> Excepti
         f'cannot load weights for {variant} from the Hugging Face Hub, repository {cfg["hf_hub_id"]}, file {filename}: '
         f'{" ".join(reason.split())}; pretrained_cfg_overlay=dict(file=...) loads a local file'
     )
-    return _reworded(error, message)
+    return reworded(error, message)
 
 
 def first_line(error: BaseException) -> str:
@@ -316,7 +316,7 @@ def first_line(error: BaseException) -> str:
     return printable(line, 400)
 
 
-def _reworded(error: Exception, message: str) -> Exception:
+def reworded(error: Exception, message: str) -> Exception:
     """A copy with another message; the constructors of huggingface_hub's errors want a response, or may not."""
     copy = type(error).__new__(type(error), message)
     copy.__dict__.update(error.__dict__)
