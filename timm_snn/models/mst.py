@@ -145,8 +145,8 @@ class MaskedSpikingTransformer(ConvertedModel):
         num_steps: T, which may be assigned later.
         mask_ratio: Spikes that are dropped at random before attention and in the MLP, others at every call.
         levels: Of the activations that it was trained with; has no effect here.
-        img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depths: As of `timm.models.SwinTransformer`.
-        num_heads, window_size, strict_img_size, mlp_ratio, qkv_bias, drop_rate, drop_path_rate: Likewise.
+        img_size, patch_size, in_chans, num_classes, global_pool, embed_dim: As of `timm.models.SwinTransformer`.
+        depths, num_heads, window_size, strict_img_size, mlp_ratio, qkv_bias, drop_rate, drop_path_rate: Likewise.
 
     Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, num_classes], of H and W = img_size unless
     strict_img_size=False.
