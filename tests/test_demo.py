@@ -216,10 +216,14 @@ def test_a_file_is_classified_through_the_api(served, digits, tmp_path):
     client = pytest.importorskip('gradio_client')
     digits.examples()[6][0].save(tmp_path / 'six.png')
     remote = client.Client(served, verbose=False)
-    said, evidence, *_ = remote.predict(DIGITS, client.handle_file(tmp_path / 'six.png'), False, 0.5, api_name='/classify')
+    said, evidence, *_ = remote.predict(
+        DIGITS, client.handle_file(tmp_path / 'six.png'), False, 0.5, api_name='/classify'
+    )
     assert '<p class="class" id="class">6</p>' in said and '<svg' in evidence
     (tmp_path / 'six.png').write_bytes(b'broken')
-    said, evidence, *_ = remote.predict(DIGITS, client.handle_file(tmp_path / 'six.png'), False, 0.5, api_name='/classify')
+    said, evidence, *_ = remote.predict(
+        DIGITS, client.handle_file(tmp_path / 'six.png'), False, 0.5, api_name='/classify'
+    )
     assert 'cannot read six.png as a picture' in said and evidence == ''
 
 
@@ -238,7 +242,9 @@ def test_a_visit_in_a_browser(served, digits, tmp_path, width):
         page.set_default_timeout(30_000)
         expect = playwright.expect
         expect.set_options(timeout=30_000)
-        page.on('request', lambda r: outside.append(r.url) if not r.url.startswith((served, 'data:', 'blob:')) else None)
+        page.on(
+            'request', lambda r: outside.append(r.url) if not r.url.startswith((served, 'data:', 'blob:')) else None
+        )
         page.goto(served)
         expect(page.locator('#class')).to_have_text('0')  # the first example, by itself
         page.get_by_label('Upload', exact=True).click()

@@ -43,9 +43,11 @@ CSS = """
 .snn .class { font-size: 30px; font-weight: 650; line-height: 1.2; margin: 0 }
 .snn svg { display: block; width: 100%; max-width: 560px; height: auto; margin-bottom: 6px }
 .snn svg text { fill: currentColor; font-size: 12px }
-.snn .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(126px, 1fr)); gap: 12px; margin-bottom: 10px }
+.snn .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(126px, 1fr)); gap: 12px;
+  margin-bottom: 10px }
 .snn figure { margin: 0 }
-.snn figure img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; border-radius: 4px; margin: 0 }
+.snn figure img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; border-radius: 4px;
+  margin: 0 }
 .snn figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px; text-align: left }
 .snn .steps { display: flex; align-items: flex-end; gap: 2px; height: 22px; margin-top: 4px }
 .snn .steps i { flex: 1; max-width: 14px; background: currentColor; opacity: .25; min-height: 1px }
@@ -124,7 +126,9 @@ def draw_evidence(probabilities: Tensor, names: list[str], num_steps: int, step:
         name = names[c] if len(names[c]) <= 14 else f'{names[c][:13]}…'
         x = left + width + 10
         parts.append(f'<rect x="{x}" y="{y - 4:.1f}" width="8" height="8" rx="2" fill="{color}"/>')
-        parts.append(f'<text x="{x + 13}" y="{y + 4:.1f}"><tspan font-weight="600">{escape(name)}</tspan> {last[c]:.0%}</text>')
+        parts.append(
+            f'<text x="{x + 13}" y="{y + 4:.1f}"><tspan font-weight="600">{escape(name)}</tspan> {last[c]:.0%}</text>'
+        )
     return f"""<div class="snn"><h3>Evidence of the classes, step by step</h3>
 <svg viewBox="0 0 410 172" role="img" aria-label="Probability of each class after each step">{''.join(parts)}</svg>
 <p class="dim">Softmax of the mean of the outputs until each step. Line: the step that is shown.{
@@ -163,7 +167,7 @@ def draw_spikes(answer: Answer, step: int, seen: Image.Image) -> str:
     none = '' if answer.stages else '<p>No neuron of this model fires in a map.</p>'
     return f"""<div class="snn"><h3>Spikes of every stage at step {step} of {answer.num_steps}</h3>
 <div class="maps">{''.join(figures)}</div>{none}
-<p class="dim">A bright place is one where many neurons of the stage fire at this step (scale of its own for each stage).
+<p class="dim">A bright place is one where many neurons of the stage fire at this step, on a scale of its own.
 Percent: the share that fires; bars: the same at every step. Without neurons inside attention.</p></div>"""
 
 
@@ -195,8 +199,8 @@ def tell_exit(answer: Answer, names: list[str], stop: int) -> str:
             else f'<b>the class differs</b>: {escape(names[early])} instead of {escape(names[late])}'
         )
         text = (
-            f'It stops after step {stop} of {T}, when its class leads the next by {answer.confidence(stop):.2f}; {same}. By '
-            f'the three conventions that saves {span} of the energy.'
+            f'It stops after step {stop} of {T}, when its class leads the next by {answer.confidence(stop):.2f}; '
+            f'{same}. By the three conventions that saves {span} of the energy.'
         )
     return f'<div class="snn" style="margin-bottom:14px"><p id="exit">{text}</p></div>'
 

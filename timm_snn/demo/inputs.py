@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,7 @@ class Subject:
             return [(Image.fromarray(image), name) for image, name in zip(pixels, names, strict=True)]
         if names == FASHION_MNIST and self.frames is None:
             # one test image of each class, in their order: Fashion-MNIST, (c) 2017 Zalando SE, MIT licence
-            with files(__package__).joinpath('fashion_mnist.png').open('rb') as file:
-                strip = open_picture(file, 'L')
+            strip = open_picture(BytesIO(files(__package__).joinpath('fashion_mnist.png').read_bytes()), 'L')
             side = strip.height
             return [(strip.crop((i * side, 0, (i + 1) * side, side)), name) for i, name in enumerate(names)]
         return []

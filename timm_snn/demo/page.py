@@ -41,7 +41,9 @@ A picture is shown to the network for T steps, a recording frame by frame. Neuro
 for a class grows from step to step."""
 
 # A sketch pad of gradio has no tool in hand at first.
-TAKE_BRUSH = """() => { setTimeout(() => document.querySelector('#sketch button[aria-label="Brush"]')?.click(), 300) }"""
+TAKE_BRUSH = (
+    """() => { setTimeout(() => document.querySelector('#sketch button[aria-label="Brush"]')?.click(), 300) }"""
+)
 
 SOURCES = ('Examples', 'Draw', 'Upload')
 
@@ -62,7 +64,7 @@ def make_page(names: Sequence[str]) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 model = gr.Dropdown(list(names), value=names[0], label='Model', elem_id='model')
-                # tabs of gradio 6.31 cannot be hidden
+                # no gr.Tabs: those of gradio 6.31 cannot be hidden
                 source = gr.Radio(list(SOURCES), value=SOURCES[0], show_label=False, elem_id='source')
                 with gr.Column() as examples:
                     gallery = gr.Gallery(
@@ -82,12 +84,12 @@ def make_page(names: Sequence[str]) -> gr.Blocks:
             with gr.Column(scale=4, min_width=320):
                 said = gr.HTML(elem_id='said')
                 evidence = gr.HTML(elem_id='evidence')
-                threshold = gr.Slider(
+                lead = gr.Slider(
                     0, 1, value=0.5, step=0.01, label='Early exit when a class leads by', elem_id='threshold'
                 )
                 energy = gr.HTML(elem_id='energy')
             with gr.Column(scale=5, min_width=320):
-                step = gr.Slider(1, 2, value=1, step=1, label='Step', elem_id='step')
+                step_slider = gr.Slider(1, 2, value=1, step=1, label='Step', elem_id='step')
                 spikes = gr.HTML(elem_id='spikes')
 
         def views(subject: Subject, x: Tensor, answer: Answer, step: int, threshold: float) -> Views:
@@ -197,25 +199,25 @@ def make_page(names: Sequence[str]) -> gr.Blocks:
             name, x, answer = shown
             return views(opened(name), x, answer, min(int(step), answer.num_steps), threshold)
 
-        step_slider = step
-        outputs = [said, evidence, spikes, energy, step, shown]
+        outputs = [said, evidence, spikes, energy, step_slider, shown]
+        sources = [examples, draw, upload]
+        hidden: Any = dict(api_visibility='private')
         # one pass at a time: what watches a model would see those of others
-        one = dict(concurrency_limit=1, concurrency_id='model', show_progress='minimal')
-        chosen: Any = dict(inputs=[model, threshold], outputs=[*outputs, source, gallery, file, invert, examples, draw, upload])
-        turned = source.input(turn_to, source, [examples, draw, upload], show_progress='hidden', api_visibility='private')
-        turned.then(None, js=TAKE_BRUSH, api_visibility='private')
-        page.load(choose, **chosen, **one, api_visibility='private')
-        model.input(choose, **chosen, **one, api_visibility='private')
-        gallery.select(pick, [model, threshold], outputs, **one, api_visibility='private')
-        classify_sketch.click(classify_drawing, [model, sketch, threshold], outputs, **one, api_visibility='private')
-        uploaded: Any = dict(inputs=[model, file, invert, threshold], outputs=outputs)
-        file.upload(look_at_ground, [model, file], invert, api_visibility='private').then(
-            classify_file, **uploaded, **one, api_name='classify'
-        )
-        invert.input(classify_file, **uploaded, **one, api_visibility='private')
-        for slider in (step, threshold):
+        one: Any = dict(concurrency_limit=1, concurrency_id='model', show_progress='minimal')
+        chosen: Any = dict(inputs=[model, lead], outputs=[*outputs, source, gallery, file, invert, *sources])
+        page.load(choose, **chosen, **one, **hidden)
+        model.input(choose, **chosen, **one, **hidden)
+        turned = source.input(turn_to, source, sources, show_progress='hidden', **hidden)
+        turned.then(None, js=TAKE_BRUSH, **hidden)
+        gallery.select(pick, [model, lead], outputs, **one, **hidden)
+        classify_sketch.click(classify_drawing, [model, sketch, lead], outputs, **one, **hidden)
+        uploaded: Any = dict(inputs=[model, file, invert, lead], outputs=outputs)
+        looked = file.upload(look_at_ground, [model, file], invert, **hidden)
+        looked.then(classify_file, **uploaded, **one, api_name='classify')
+        invert.input(classify_file, **uploaded, **one, **hidden)
+        for slider in (step_slider, lead):
             slider.input(
-                move, [shown, step, threshold], [evidence, spikes, energy],
-                trigger_mode='always_last', show_progress='hidden', api_visibility='private',
+                move, [shown, step_slider, lead], [evidence, spikes, energy],
+                trigger_mode='always_last', show_progress='hidden', **hidden,
             )  # fmt: skip
     return page
