@@ -9,6 +9,7 @@ Only this computer can open it, unless --host 0.0.0.0 lets others in. Ctrl-C end
 """
 
 import importlib.util
+import time
 from collections.abc import Sequence
 
 import torch
@@ -49,7 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             server_name=args.host, server_port=args.port, prevent_thread_lock=True, quiet=True, **LAUNCH
         )
     print(f'the page is at {address} (Ctrl-C ends it)', flush=True)
-    page.block_thread()
+    try:
+        while page.is_running:
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        print('closed')
+    finally:
+        page.close(verbose=False)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,9 @@
 """What a visitor draws, uploads or picks, as the input of a model."""
 
+import os
 from dataclasses import dataclass
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -50,28 +52,33 @@ class Subject:
         """Pillow's, of the pictures that it takes."""
         return 'L' if channels(self.model) == 1 else 'RGB'
 
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the camera of its recordings is the simulated one, in front of which any digit can move."""
+        return self.frames is not None and self.frames.sensor_size == (SENSOR, SENSOR) and tuple(self.names) == DIGITS
+
+    @property
+    def takes_drawings(self) -> bool:
+        return self.frames is None or self.is_simulated
+
     def examples(self) -> list[tuple[Image.Image, str]]:
         """A picture of each example, with its label; none for models of other data than comes with the libraries."""
         names = tuple(self.names)
-        if names == DIGITS and (self.frames is None or self.frames.sensor_size == (SENSOR, SENSOR)):
+        if names == DIGITS and (self.frames is None or self.is_simulated):
             images, labels = split_digits(train=False)
             first = [int(np.flatnonzero(labels == digit)[0]) for digit in range(len(DIGITS))]
             pixels = (images[first].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
             return [(Image.fromarray(image), name) for image, name in zip(pixels, names, strict=True)]
         if names == FASHION_MNIST and self.frames is None:
             # one test image of each class, in their order: Fashion-MNIST, (c) 2017 Zalando SE, MIT licence
-            with files(__package__).joinpath('fashion_mnist.png').open('rb') as file:
-                strip = open_picture(file, 'L')
+            strip = open_picture(BytesIO(files(__package__).joinpath('fashion_mnist.png').read_bytes()), 'L')
             side = strip.height
             return [(strip.crop((i * side, 0, (i + 1) * side, side)), name) for i, name in enumerate(names)]
         return []
 
     def example(self, number: int) -> Tensor:
-        """The input that example is: a digit for a model of events moves in front of a simulated camera."""
-        picture = self.examples()[number][0]
-        if self.frames is None:
-            return self.from_picture(picture)
-        return self.frames.frames(record_digit(np.asarray(picture) / 255 * 16, seed=number))
+        """The input that example is."""
+        return self.from_picture(self.examples()[number][0], seed=number)
 
     def drawing(self, ink: Image.Image) -> Tensor:
         """The input that ink is, bright on black, in mode 'L'. Digits fill the picture, as in scikit-learn's data.
@@ -87,13 +94,19 @@ class Subject:
 
     def upload(self, file: Path, invert: bool = False) -> Tensor:
         """The input that a file is, a picture or a recording. Raises: UserError if it cannot be read."""
-        with one_line_errors(f'read {file.name} as a {"recording" if self.frames else "picture"}'):
-            if self.frames:
-                return open_frames(file, self.frames, DataSource('event_folder'))
-            picture = open_picture(file, self.mode)
-            return self.from_picture(picture.point(lambda value: 255 - value) if invert else picture)
+        try:
+            with one_line_errors(f'read {file.name} as a {"recording" if self.frames else "picture"}'):
+                if self.frames:
+                    return open_frames(file, self.frames, DataSource('event_folder'))
+                picture = open_picture(file, self.mode)
+                return self.from_picture(picture.point(lambda value: 255 - value) if invert else picture)
+        except UserError as error:  # where the file was put tells a visitor nothing
+            raise UserError(str(error).replace(f'{file.parent}{os.sep}', '')) from error
 
-    def from_picture(self, picture: Image.Image) -> Tensor:
+    def from_picture(self, picture: Image.Image, seed: int = 0) -> Tensor:
+        """The input that a picture is: for a model of events one moves in front of the simulated camera."""
+        if self.frames:
+            return self.frames.frames(record_digit(np.asarray(picture) / 255 * 16, seed))
         return self.transform(picture.convert(self.mode))
 
     def seen(self, x: Tensor, step: int) -> Image.Image:
@@ -114,16 +127,24 @@ def open_subject(name: str) -> Subject:
     Raises: UserError if it cannot be made, and for one without time steps or of another number of channels.
     """
     model = open_model(name, pretrained=not name.startswith(('local-dir:', 'hf-hub:')))
-    if not hasattr(model, 'forward_steps'):
-        raise UserError(f'{name} has no time steps to look at: expected a spiking model of this package')
+    check_shown(name, model)
     frames = None
     if has_frame_settings(model):
         with one_line_errors(f'make frames for {name}'):
             frames = frame_settings(model)
-    elif channels(model) not in (1, 3):
-        raise UserError(f'{name} takes {channels(model)} channels, and does not say how frames are made of events')
     transform = None if frames else make_transform(input_config(model), is_events=False)
     return Subject(name, model, descriptions_of(open_labels(model), model.num_classes), frames, transform)
+
+
+def check_shown(name: str, model: Any) -> None:
+    """Raises: UserError for a model that has no time steps, or that takes neither pictures nor recordings."""
+    if not hasattr(model, 'forward_steps'):
+        raise UserError(f'{name} has no time steps to look at: expected a spiking model of this package')
+    if channels(model) not in (1, 3) and not has_frame_settings(model):
+        raise UserError(
+            f'{name} takes {channels(model)} channels and does not say how its frames are made: expected a model of '
+            'pictures, or one that was trained on recordings with this version'
+        )
 
 
 def fill(ink: Image.Image) -> Image.Image:

@@ -40,20 +40,14 @@ INTRODUCTION = """## A spiking transformer at work
 A picture is shown to the network for T steps, a recording frame by frame. Neurons answer in spikes, and the evidence
 for a class grows from step to step."""
 
+# A sketch pad of gradio has no tool in hand at first.
+TAKE_BRUSH = (
+    """() => { setTimeout(() => document.querySelector('#sketch button[aria-label="Brush"]')?.click(), 300) }"""
+)
+
+SOURCES = ('Examples', 'Draw', 'Upload')
+
 Views = dict[Any, Any]  # what components show next
-
-
-def in_page(run: Callable[..., Iterator[Views]]) -> Callable[..., Iterator[Views]]:
-    """Decorator: a mistake of the visitor's is one message in the page."""
-
-    @functools.wraps(run)
-    def wrapped(*args: Any) -> Iterator[Views]:
-        try:
-            yield from run(*args)
-        except UserError as error:
-            raise gr.Error(escape(str(error)), title='That did not work', print_exception=False) from error
-
-    return wrapped
 
 
 def make_page(names: Sequence[str]) -> gr.Blocks:
@@ -70,32 +64,32 @@ def make_page(names: Sequence[str]) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 model = gr.Dropdown(list(names), value=names[0], label='Model', elem_id='model')
-                with gr.Tabs() as tabs:
-                    with gr.Tab('Examples', id='examples') as examples:
-                        gallery = gr.Gallery(
-                            show_label=False, columns=5, height='auto', format='png', allow_preview=False, buttons=[],
-                            object_fit='contain', interactive=False, elem_id='gallery',
-                        )  # fmt: skip
-                    with gr.Tab('Draw', id='draw') as draw:
-                        sketch = gr.Sketchpad(
-                            type='pil', show_label=False, canvas_size=(280, 280), fixed_canvas=True, transforms=(),
-                            brush=gr.Brush(default_size=22, colors=['#000000'], color_mode='fixed'), elem_id='sketch',
-                        )  # fmt: skip
-                        classify_sketch = gr.Button('Classify', variant='primary', elem_id='classify')
-                    with gr.Tab('Upload', id='upload'):
-                        file = gr.File(show_label=False, height=140, elem_id='file')
-                        invert = gr.Checkbox(label='Dark on a bright ground: invert it', elem_id='invert')
+                # no gr.Tabs: those of gradio 6.31 cannot be hidden
+                source = gr.Radio(list(SOURCES), value=SOURCES[0], show_label=False, elem_id='source')
+                with gr.Column() as examples:
+                    gallery = gr.Gallery(
+                        show_label=False, columns=5, height='auto', format='png', allow_preview=False, buttons=[],
+                        object_fit='contain', interactive=False, elem_id='gallery',
+                    )  # fmt: skip
+                with gr.Column(visible=False) as draw:
+                    sketch = gr.Sketchpad(
+                        type='pil', show_label=False, canvas_size=(280, 280), fixed_canvas=True, transforms=(),
+                        brush=gr.Brush(default_size=22, colors=['#000000'], color_mode='fixed'), elem_id='sketch',
+                        layers=False, placeholder=' ',
+                    )  # fmt: skip
+                    classify_sketch = gr.Button('Classify', variant='primary', elem_id='classify')
+                with gr.Column(visible=False) as upload:
+                    file = gr.File(show_label=False, height=140, elem_id='file')
+                    invert = gr.Checkbox(label='Dark on a bright ground: invert it', elem_id='invert')
             with gr.Column(scale=4, min_width=320):
                 said = gr.HTML(elem_id='said')
                 evidence = gr.HTML(elem_id='evidence')
-                threshold = gr.Slider(
-                    0, 1, value=0.5, step=0.01, label='Early exit: stop at this confidence', elem_id='threshold',
-                    info='The probability of the likeliest class less that of the next.',
-                )  # fmt: skip
-                stopped = gr.HTML(elem_id='stopped')
+                lead = gr.Slider(
+                    0, 1, value=0.5, step=0.01, label='Early exit when a class leads by', elem_id='threshold'
+                )
                 energy = gr.HTML(elem_id='energy')
             with gr.Column(scale=5, min_width=320):
-                step = gr.Slider(1, 2, value=1, step=1, label='Step', elem_id='step')
+                step_slider = gr.Slider(1, 2, value=1, step=1, label='Step', elem_id='step')
                 spikes = gr.HTML(elem_id='spikes')
 
         def views(subject: Subject, x: Tensor, answer: Answer, step: int, threshold: float) -> Views:
@@ -104,8 +98,7 @@ def make_page(names: Sequence[str]) -> gr.Blocks:
             return {
                 evidence: html.draw_evidence(answer.probabilities, subject.names, answer.num_steps, step, stop),
                 spikes: html.draw_spikes(answer, step, subject.seen(x, step)),
-                stopped: html.tell_exit(answer, subject.names, stop),
-                energy: html.draw_energy(answer, stop),
+                energy: html.tell_exit(answer, subject.names, stop) + html.draw_energy(answer, stop),
             }
 
         def classify(subject: Subject, x: Tensor, threshold: float) -> Iterator[Views]:
@@ -138,24 +131,44 @@ def make_page(names: Sequence[str]) -> gr.Blocks:
             except ValueError as error:  # some families see several steps at once
                 gr.Warning(escape(f'It is classified as a whole and does not play: {error}'))
 
+        def in_page(run: Callable[..., Iterator[Views]]) -> Callable[..., Iterator[Views]]:
+            """Decorator: a mistake of the visitor's is one message, in the place of the answer."""
+
+            @functools.wraps(run)
+            def wrapped(*args: Any) -> Iterator[Views]:
+                try:
+                    yield from run(*args)
+                except UserError as error:
+                    yield without_answer(html.tell_mistake(str(error)))
+
+            return wrapped
+
+        def without_answer(text: str) -> Views:
+            empty = dict.fromkeys((evidence, spikes, energy), '')
+            return {said: text, shown: None, step_slider: gr.update(visible=False), **empty}
+
+        def turn_to(chosen: str) -> Views:
+            parts = zip(SOURCES, (examples, draw, upload), strict=True)
+            return {part: gr.update(visible=name == chosen) for name, part in parts}
+
         @in_page
         def choose(name: str, threshold: float) -> Iterator[Views]:
             subject = opened(name)
             pictures, is_of_pictures = subject.examples(), subject.frames is None
+            possible = [bool(pictures), subject.takes_drawings, True]
+            sources = [name for name, is_possible in zip(SOURCES, possible, strict=True) if is_possible]
             yield {
+                source: gr.update(choices=sources, value=sources[0]),
                 gallery: gr.update(value=pictures, selected_index=None),
-                examples: gr.update(visible=bool(pictures)),
-                draw: gr.update(visible=is_of_pictures),
-                tabs: gr.update(selected='examples' if pictures else 'upload'),
-                file: gr.update(value=None, label='A picture' if is_of_pictures else 'A recording of an event camera'),
+                file: gr.update(value=None),
                 invert: gr.update(value=False, visible=is_of_pictures and subject.mode == 'L'),
+                **turn_to(sources[0]),
             }
             if pictures:
                 yield from classify(subject, subject.example(0), threshold)
             else:
                 what = 'picture' if is_of_pictures else 'recording of an event camera'
-                empty = dict.fromkeys((evidence, spikes, stopped, energy), '')
-                yield {said: html.tell_to_upload(what), shown: None, step_slider: gr.update(visible=False), **empty}
+                yield without_answer(html.tell_to_upload(what))
 
         @in_page
         def pick(name: str, threshold: float, event: gr.SelectData) -> Iterator[Views]:
@@ -186,23 +199,25 @@ def make_page(names: Sequence[str]) -> gr.Blocks:
             name, x, answer = shown
             return views(opened(name), x, answer, min(int(step), answer.num_steps), threshold)
 
-        step_slider = step
-        outputs = [said, evidence, spikes, stopped, energy, step, shown]
+        outputs = [said, evidence, spikes, energy, step_slider, shown]
+        sources = [examples, draw, upload]
+        hidden: Any = dict(api_visibility='private')
         # one pass at a time: what watches a model would see those of others
-        one = dict(concurrency_limit=1, concurrency_id='model', show_progress='minimal')
-        chosen: Any = dict(inputs=[model, threshold], outputs=[*outputs, gallery, examples, draw, tabs, file, invert])
-        page.load(choose, **chosen, **one, api_visibility='private')
-        model.input(choose, **chosen, **one, api_visibility='private')
-        gallery.select(pick, [model, threshold], outputs, **one, api_visibility='private')
-        classify_sketch.click(classify_drawing, [model, sketch, threshold], outputs, **one, api_visibility='private')
-        uploaded: Any = dict(inputs=[model, file, invert, threshold], outputs=outputs)
-        file.upload(look_at_ground, [model, file], invert, api_visibility='private').then(
-            classify_file, **uploaded, **one, api_name='classify'
-        )
-        invert.input(classify_file, **uploaded, **one, api_visibility='private')
-        for slider in (step, threshold):
+        one: Any = dict(concurrency_limit=1, concurrency_id='model', show_progress='minimal')
+        chosen: Any = dict(inputs=[model, lead], outputs=[*outputs, source, gallery, file, invert, *sources])
+        page.load(choose, **chosen, **one, **hidden)
+        model.input(choose, **chosen, **one, **hidden)
+        turned = source.input(turn_to, source, sources, show_progress='hidden', **hidden)
+        turned.then(None, js=TAKE_BRUSH, **hidden)
+        gallery.select(pick, [model, lead], outputs, **one, **hidden)
+        classify_sketch.click(classify_drawing, [model, sketch, lead], outputs, **one, **hidden)
+        uploaded: Any = dict(inputs=[model, file, invert, lead], outputs=outputs)
+        looked = file.upload(look_at_ground, [model, file], invert, **hidden)
+        looked.then(classify_file, **uploaded, **one, api_name='classify')
+        invert.input(classify_file, **uploaded, **one, **hidden)
+        for slider in (step_slider, lead):
             slider.input(
-                move, [shown, step, threshold], [evidence, spikes, stopped, energy],
-                trigger_mode='always_last', show_progress='hidden', api_visibility='private',
+                move, [shown, step_slider, lead], [evidence, spikes, energy],
+                trigger_mode='always_last', show_progress='hidden', **hidden,
             )  # fmt: skip
     return page
