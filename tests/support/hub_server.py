@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = 'hf_loopback'  # the token that may write
 
 
@@ -77,6 +79,7 @@ class LoopbackHub:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.collections: dict[str, dict[str, Any]] = {}  # by slug, as the Hub answers
         self.gated: set[str] = set()
         self.lfs: dict[str, bytes] = {}
         self.requests: list[str] = []  # 'GET /lab/model/resolve/main/config.json'
@@ -161,6 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_PUT(self) -> None:
+        self._answer()
+
+    def do_PATCH(self) -> None:
         self._answer()
 
     def log_message(self, *_: object) -> None:
@@ -262,7 +268,71 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(answer)
 
     def validate_yaml(self) -> None:
-        self._json({'errors': [], 'warnings': []})
+        """What the Hub says of the head of a card: status 400 for what it does not take."""
+        asked = json.loads(self.body)
+        match = re.match(r'---\n(.*?)\n---\n', asked['content'], re.DOTALL)
+        try:
+            head = yaml.safe_load(match[1]) if match else None
+            errors = _wrong_in_card(head, asked['repoType']) if isinstance(head, dict) else ['no YAML head']
+        except yaml.YAMLError as error:
+            errors = [str(error)]
+        if errors:
+            self._send(400, {'Content-Type': 'text/plain'}, '; '.join(errors).encode())
+        else:
+            self._json({'errors': [], 'warnings': []})
+
+    def create_branch(self, repo_id: str, branch: str) -> None:
+        if start := self._find(repo_id, 'main'):
+            if branch in self.hub.repos[repo_id].refs:
+                self._error(409, None, 'Reference already exists')
+            else:
+                self.hub.repos[repo_id].refs[branch] = start
+                self._json({})
+
+    def list_collections(self) -> None:
+        (owner,) = self.query['owner']
+        self._json([c for c in self.hub.collections.values() if c['owner']['name'] == owner])
+
+    def create_collection(self) -> None:
+        asked = json.loads(self.body)
+        slug = f'{asked["namespace"]}/{asked["title"].lower().replace(" ", "-")}-{"0" * 24}'
+        self.hub.collections[slug] = {
+            'slug': slug,
+            'title': asked['title'],
+            'description': asked.get('description'),
+            'owner': {'name': asked['namespace']},
+            'items': [],
+            'lastUpdated': '2026-01-01T00:00:00.000Z',
+            'position': 0,
+            'private': asked['private'],
+            'theme': 'blue',
+            'upvotes': 0,
+        }
+        self._json(self.hub.collections[slug])
+
+    def collection(self, slug: str) -> None:
+        if slug not in self.hub.collections:
+            self._error(404, None, 'Collection not found')
+            return
+        found = self.hub.collections[slug]
+        if self.command == 'PATCH':
+            found |= json.loads(self.body)
+        self._json({'data': found} if self.command == 'PATCH' else found)
+
+    def add_to_collection(self, slug: str) -> None:
+        asked, found = json.loads(self.body), self.hub.collections[slug]
+        if asked['item']['id'] not in self.hub.repos:
+            self._error(404, None, 'no such repository')
+            return
+        number = len(found['items'])
+        note = {'note': {'text': asked['note']}} if 'note' in asked else {}
+        found['items'].append({'_id': f'item{number}', **asked['item'], 'position': number, **note})
+        self._json(found)
+
+    def note_in_collection(self, slug: str, item: str) -> None:
+        (found,) = (i for i in self.hub.collections[slug]['items'] if i['_id'] == item)
+        found['note'] = {'text': json.loads(self.body)['note']}
+        self._json({})
 
     def list_models(self) -> None:
         (author,) = self.query.get('author', [''])
@@ -343,9 +413,12 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value['path']] = self.hub.lfs[value['oid']]
                 elif key == 'deletedFile':
                     del files[value['path']]
-            commit = self.hub.repos[repo_id].commit(files, branch)
-            url = f'{self.hub.endpoint}/{repo_id}/commit/{commit.oid}'
-            self._json({'success': True, 'commitUrl': url, 'commitOid': commit.oid, 'hookOutput': ''})
+            is_pull_request = 'create_pr' in self.query
+            commit = self.hub.repos[repo_id].commit(files, 'refs/pr/1' if is_pull_request else branch)
+            url = f'{self.hub.endpoint}/{repo_id}'
+            pull = {'pullRequestUrl': f'{url}/discussions/1'} if is_pull_request else {}
+            done = {'success': True, 'commitUrl': f'{url}/commit/{commit.oid}', 'commitOid': commit.oid, **pull}
+            self._json({**done, 'hookOutput': ''})
 
     def resolve(self, repo_id: str, revision: str, path: str) -> None:
         commit = self._find(repo_id, revision)
@@ -388,12 +461,50 @@ def _listing(commit: Commit) -> list[dict[str, Any]]:
     return listing
 
 
+def _wrong_in_card(head: dict[str, Any], kind: str) -> list[str]:
+    """Some of the rules of the Hub: types of the fields it reads, licences it knows, and what a Space needs."""
+    texts = ('license', 'pretty_name', 'pipeline_tag', 'library_name', 'title', 'sdk', 'app_file')
+    wrong = [f'"{key}" must be a string' for key in texts if key in head and not isinstance(head[key], str)]
+    if kind != 'space' and head.get('license') not in LICENSES:
+        wrong.append('"license" must be one of the list')
+    tags = head.get('tags', [])
+    if not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
+        wrong.append('"tags" must be an array of strings')
+    for model in head.get('model-index', []):
+        for result in model['results']:
+            if not {'task', 'dataset', 'metrics'} <= result.keys() or 'type' not in result['dataset']:
+                wrong.append('"model-index[0].results[0]" needs task, dataset and metrics')
+            elif not re.fullmatch(r'[\w./-]+', result['dataset']['type']):
+                wrong.append('"dataset.type" must be an identifier')
+    if kind == 'space' and not ({'title', 'sdk'} <= head.keys() and head['sdk'] in ('gradio', 'docker', 'static')):
+        wrong.append('"title" and "sdk" are required')
+    return wrong
+
+
+LICENSES = (
+    'apache-2.0',
+    'mit',
+    'bsd-3-clause',
+    'cc-by-4.0',
+    'cc-by-sa-4.0',
+    'cc-by-nc-4.0',
+    'cc0-1.0',
+    'other',
+    'unknown',
+)
+_SLUG = r'([\w.-]+/[\w.-]+)'
 _REPO = r'([\w.-]+/[\w.-]+)'
 ROUTES: tuple[tuple[str, tuple[str, ...], Any], ...] = (
     ('/api/whoami-v2', ('GET',), _Handler.whoami),
     ('/api/repos/create', ('POST',), _Handler.create_repo),
     ('/api/validate-yaml', ('POST',), _Handler.validate_yaml),
+    ('/api/collections', ('GET',), _Handler.list_collections),
+    ('/api/collections', ('POST',), _Handler.create_collection),
+    (f'/api/collections/{_SLUG}', ('GET', 'PATCH'), _Handler.collection),
+    (f'/api/collections/{_SLUG}/items', ('POST',), _Handler.add_to_collection),
+    (f'/api/collections/{_SLUG}/items/([^/]+)', ('PATCH',), _Handler.note_in_collection),
     ('/api/models', ('GET',), _Handler.list_models),
+    (f'/api/models/{_REPO}/branch/(.+)', ('POST',), _Handler.create_branch),
     (f'/api/models/{_REPO}/refs', ('GET',), _Handler.refs),
     (f'/api/models/{_REPO}(?:/revision/([^/]+))?', ('GET',), _Handler.model_info),
     (f'/api/models/{_REPO}/tree/([^/]+)(?:/(.+))?', ('GET',), _Handler.tree),
@@ -406,4 +517,7 @@ ROUTES: tuple[tuple[str, tuple[str, ...], Any], ...] = (
     (f'/{_REPO}/resolve/([^/]+)/(.+)', ('HEAD', 'GET'), _Handler.resolve),
     (f'/cdn/{_REPO}/([0-9a-f]+)/(.+)', ('GET',), _Handler.cdn),
 )
-WRITES = (_Handler.create_repo, _Handler.preupload, _Handler.commit, _Handler.lfs_batch)  # what needs the token
+WRITES = (
+    *(_Handler.create_repo, _Handler.preupload, _Handler.commit, _Handler.lfs_batch),
+    *(_Handler.create_branch, _Handler.create_collection, _Handler.add_to_collection, _Handler.note_in_collection),
+)  # what needs the token
