@@ -49,7 +49,10 @@ test-package:  ## both of them, each in an environment that has never seen this 
 	    $(PYTHON) -m venv --clear $(VENV)-package && \
 	    $(VENV)-package/bin/python -m pip install -q $$file && \
 	    $(VENV)-package/bin/python -I -c "import timm, timm_snn; print(timm_snn.backend_report()); \
-	        timm.create_model('msvit_4_96.fashion_mnist', pretrained=True)" || exit 1; \
+	        timm.create_model('msvit_4_96.fashion_mnist', pretrained=True)" && \
+	    $(VENV)-package/bin/timm-snn models --pretrained && \
+	    $(VENV)-package/bin/python -m pip install -q "$$file[train]" && \
+	    (cd $(VENV)-package && bin/timm-snn report msvit_4_96.digits -n 20) || exit 1; \
 	done
 	rm -r $(VENV)-package
 
