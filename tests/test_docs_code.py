@@ -51,7 +51,7 @@ SMALLER = {
     "backend='compile'": "backend='torch'",
     "'resnet18', pretrained=True": "'resnet18', pretrained=False",
     "fashion_mnist', pretrained=True)\nprint(": "fashion_mnist', pretrained=True, num_steps=1)\nprint(",
-    'if label in (0, 1):\n': 'if label in (0, 1) and i < 12:\n',
+    'if label in (0, 1):\n': 'if label in (0, 1) and i < 30:\n',
     "cifar10-dvs', num_steps=16": "cifar10-dvs', num_steps=1",
     "cifar10-dvs', train, num_steps=16": "cifar10-dvs', train, num_steps=1",
 }
