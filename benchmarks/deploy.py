@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
             for row in measure(model, clock, args, (args.files or Path(folder)) / name):
                 table.add(model=name, T=model.num_steps, **row)
-    table.save(args.out or Path(__file__).parent / 'results' / 'cpu', 'form', 'ms', 'model')
+    table.save(args.out or Path(__file__).parent / 'results' / 'cpu')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             paths = write(name, Path(folder), args)
             for row in measure(name, paths, {peer: readers.get(name) for peer, readers in peers.items()}, clock):
                 table.add(**row)
-    table.save(args.out or Path(__file__).parent / 'results' / 'cpu', 'format', 'M events/s', 'variant')
+    table.save(args.out or Path(__file__).parent / 'results' / 'cpu')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
                 'peak MB': peak,
             }
         )
-    table.save(args.out, 'model', 'images/s')
+    table.save(args.out)
 
 
 def smallest_members() -> list[str]:

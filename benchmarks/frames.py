@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             shape = f'{args.steps} x 2 x 128 x 128'
             add(table, shape, count, 'timm_snn iter_frames, from a file', stream['timm_snn iter_frames'], WINDOWS)
     measure(table, clock, made_up(args.events[0]), args.long_steps, None)
-    table.save(args.out or Path(__file__).parent / 'results' / 'cpu', 'variant', 'ms', 'frames', 'events')
+    table.save(args.out or Path(__file__).parent / 'results' / 'cpu')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     for batch in args.batch:
         for row in measure(clock, fused, quantized, images[:batch], args.level):
             table.add(batch=batch, **row)
-    table.save(args.out, 'variant', 'ms', 'batch')
+    table.save(args.out)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         table = Table(f'lif-{dtype}', clock.environment() | {'shape': f'{args.shape}, {dtype}'}, COLUMNS)
         for row in measure(neurons, clock, args.shape, getattr(torch, dtype), args.tolerate):
             table.add(**row)
-        table.save(out, 'variant', 'ms', 'pass')
+        table.save(out)
     for axis, (places, sizes) in SWEEPS.items() if args.sweep else ():
         head = clock.environment() | {'shape': f'{args.shape} but for the {axis}, {args.dtype[0]}'}
         table = Table(f'lif-sweep-{axis}', head, ['variant', axis, 'ns per neuron-step', 'ms', 'of copy speed'])
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
                     nanoseconds = 1e6 * row['ms'] / torch.Size(shape).numel()
                     kept = {key: row[key] for key in ('variant', 'ms', 'of copy speed')}
                     table.add(**kept, **{axis: size, 'ns per neuron-step': nanoseconds})
-        table.save(out, axis, 'ns per neuron-step', 'variant')
+        table.save(out)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -70,14 +70,14 @@ def main(argv: list[str] | None = None) -> None:
     for batch, kind, dtype in itertools.product(args.batch, args.kind, args.dtype):
         for row in measure(changed(args, batch=batch), clock, kind, dtype):
             table.add(batch=batch, **row)
-    table.save(out, 'variant', 'ms', 'pass', 'dtype', *['batch'] * (len(args.batch) > 1))
+    table.save(out)
     for axis, sizes in sweeps(args).items() if args.sweep else ():
         sweep = Table(f'model-{args.model}-sweep-{axis}', clock.environment() | head, ['variant', axis, *SWEPT])
         for size in sizes:
             one = changed(args, **{'batch': args.batch[0], axis: size, 'compile': False})
             for row in measure(one, clock, 'training', args.dtype[0]):
                 sweep.add(**{axis: size}, **{key: row[key] for key in ('variant', *SWEPT)})
-        sweep.save(out, axis, 'ms', 'variant')
+        sweep.save(out)
 
 
 def sweeps(args: argparse.Namespace) -> dict[str, list[int]]:

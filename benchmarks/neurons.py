@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
                     'saved bytes': saved_bytes(runs[f'{name} {variant}']) / x.numel() if backward else None,
                 }
             )
-    table.save(args.out or Path(__file__).parent / 'results' / args.device, 'neuron', 'ms', 'variant', 'pass')
+    table.save(args.out or Path(__file__).parent / 'results' / args.device)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -22,7 +22,7 @@ from timing import Clock, Table
 
 import timm_snn
 from timm_snn.profiling import NOTICE
-from timm_snn.profiling.style import COLORS
+from timm_snn.profiling.style import COLORS, INK, MARKERS, log_axis, new_figure, styled
 from timm_snn.training import options
 from timm_snn.training.data import open_samples
 from timm_snn.training.models import open_model
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             train = [sys.executable, str(ROOT / 'recipes' / 'train.py'), *args.training, *rates]
             subprocess.run([*train, '--num-threads', str(args.threads), '--output', str(folder)], check=True)
         table.add(weight=weight, target=args.target if weight else None, **measure(folder, args.num_samples))
-    table.save(args.out, 'weight', 'top-1')
+    table.save(args.out)
     (args.out / 'rate_energy.png').unlink()  # the picture says more
     draw(table.rows).savefig(args.picture, dpi=110)
 
@@ -77,20 +77,25 @@ def measure(folder: Path, num_samples: int) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(8.4, 3.3), layout='constrained')
-    left, right = figure.subplots(1, 2)
-    rates = [100 * row['firing rate'] for row in rows]
-    left.plot(rates, [row['top-1'] for row in rows], marker='o', color='#1f2430')
-    for row, rate in zip(rows, rates, strict=True):
-        left.annotate(f'{row["weight"]:g}', (rate, row['top-1']), (5, -10), textcoords='offset points', fontsize=8)
-    left.set(xlabel='firing rate (%)', ylabel='top-1 (%)', title='numbers: --rate-weight')
-    for name in 'ABC':
-        energy = [1e3 * row[f'mJ, {name}'] for row in rows]
-        right.plot(energy, [row['top-1'] for row in rows], marker='o', color=COLORS[name], label=name)
-    right.set(xlabel=f'µJ per image\n({NOTICE})', ylabel='top-1 (%)', title='energy by convention')
-    right.legend(fontsize=8)
-    for axes in (left, right):
-        axes.spines[['top', 'right']].set_visible(False)
+    with styled():
+        figure = new_figure(8.8, 3.5)
+        left, right = figure.subplots(1, 2, sharey=True)
+        rates, top1 = [100 * row['firing rate'] for row in rows], [row['top-1'] for row in rows]
+        left.plot(rates, top1, marker='o', color=INK)
+        for row, rate in zip(rows, rates, strict=True):
+            place = (rate, row['top-1'])
+            left.annotate(f'{row["weight"]:g}', place, (5, -11), textcoords='offset points', fontsize=8)
+        left.set(
+            xlabel='firing rate (%)', ylabel='top-1 (%)', title='Accuracy against firing rate\nnumbers: --rate-weight'
+        )
+        energies = {name: [1e3 * row[f'mJ, {name}'] for row in rows] for name in 'ABC'}
+        for name, energy in energies.items():
+            right.plot(energy, top1, marker=MARKERS[name], color=COLORS[name])
+            last = (energy[-1], top1[-1])
+            right.annotate(name, last, (8, 0), textcoords='offset points', color=COLORS[name])
+        right.set(xlabel=f'µJ per image, logarithmic\n({NOTICE})')
+        right.set_title('Accuracy against energy\nunder conventions A, B, C')
+        log_axis(right, [value for energy in energies.values() for value in energy])
     return figure
 
 

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         for row in rows:
             table.add(**row)
     if table:
-        table.save(args.out or Path(__file__).parent / 'results' / device, 'variant', 'images/s', 'data')
+        table.save(args.out or Path(__file__).parent / 'results' / device)
 
 
 def measure(args: argparse.Namespace, data: str, folder: Path) -> tuple[str, list[dict[str, Any]]]:

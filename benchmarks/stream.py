@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
             torch.set_num_threads(threads)
             for row in measure(net, SENSORS[name], windows):
                 table.add(size=SENSORS[name], threads=threads, **row)
-        table.save(args.out or Path(__file__).parent / 'results' / 'cpu-defaults', 'variant', 'median', 'threads')
+        table.save(args.out or Path(__file__).parent / 'results' / 'cpu-defaults')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -2,9 +2,9 @@
 
 clock = Clock('cuda', threads=1, rounds=9)
 times = clock.compare({'ours': run_ours, 'theirs': run_theirs})   # name -> Timing
-table = Table('lif', clock.environment(), columns=['variant', 'milliseconds'])
-table.add(variant='ours', milliseconds=1e3 * times['ours'].median)
-table.save(directory, 'variant', 'milliseconds')                  # terminal, lif.csv, lif.png
+table = Table('lif', clock.environment(), columns=['variant', 'ms'])
+table.add(variant='ours', ms=1e3 * times['ours'].median)
+table.save(directory)                                             # terminal, lif.csv, lif.png
 """
 
 import csv
@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
+from ratios import draw
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -133,11 +133,8 @@ class Table:
             raise ValueError(f'table {self.name!r} has no columns {sorted(unknown)}: it has {self.columns}')
         self.rows.append(row)
 
-    def save(self, directory: Path, x: str, y: str, *by: str) -> None:
-        """Print it, and write <directory>/<name>.csv and .png: y over x, lines or bars for each value of `by`.
-
-        A column of numbers as x gives lines on logarithmic axes, any other one bars.
-        """
+    def save(self, directory: Path) -> None:
+        """Print it, and write <directory>/<name>.csv, and .png as `ratios.PICTURES` says."""
         rich = RichTable(title=self.name)
         for column in self.columns:
             rich.add_column(column, justify='left' if isinstance(self.rows[0].get(column), str) else 'right')
@@ -155,35 +152,7 @@ class Table:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        self._plot(directory / f'{self.name}.png', x, y, *by)
-
-    def _plot(self, path: Path, x: str, y: str, *by: str) -> None:
-        figure = Figure(figsize=(10, 6), layout='constrained')
-        axes = figure.subplots()
-        rows = [row for row in self.rows if row.get(y) is not None]
-        labels = [', '.join(str(row[column]) for column in by) for row in rows]
-        groups = list(dict.fromkeys(labels))
-        places = list(dict.fromkeys(row[x] for row in rows))
-        numeric = all(isinstance(place, int | float) for place in places)
-        for i, group in enumerate(groups):
-            mine = [row for row, label in zip(rows, labels, strict=True) if label == group]
-            heights: list = [row[y] for row in mine]
-            if numeric:
-                axes.loglog([row[x] for row in mine], heights, marker='o', label=group)
-            else:
-                height = 0.8 / len(groups)
-                bars = axes.barh([places.index(row[x]) + i * height for row in mine], heights, height, label=group)
-                axes.bar_label(bars, fmt='%.4g', padding=2)
-        if numeric:
-            axes.set(xlabel=x, ylabel=y)
-        else:
-            axes.set_yticks([i + 0.4 - 0.4 / len(groups) for i in range(len(places))], [str(place) for place in places])
-            axes.invert_yaxis()
-            axes.set_xlabel(y)
-        if by:
-            axes.legend(title=', '.join(by))
-        axes.set_title(f'{self.name}: {self.head["device"]}, {self.head["date"]}', fontsize='medium')
-        figure.savefig(path, dpi=120)
+        draw(self.name, self.head, self.rows).savefig(directory / f'{self.name}.png')
 
 
 def _text(value: Value) -> str:

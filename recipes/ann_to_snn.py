@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 import timm_snn
 from timm_snn.files import write_whole, write_whole_text
 from timm_snn.models import convert, quantize_activations
+from timm_snn.profiling.style import SOFT, SPIKE, label_ends, new_figure, styled
 from timm_snn.progress import waiting
 from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples
@@ -56,17 +57,22 @@ def make_parser() -> ArgumentParser:
 
 def draw(ann: float, rows: Sequence[dict[str, Any]], reached: int | None, title: str) -> Figure:
     """Top-1 against T on a logarithmic axis, beside that of the network which was converted."""
-    figure = Figure(figsize=(5.2, 3.4), layout='constrained')
-    axes = figure.subplots()
-    axes.axhline(ann, color='#1f2430', linestyle='--', linewidth=1, label=f'artificial network, {ann:.2f} %')
-    axes.plot([row['num_steps'] for row in rows], [row['top1'] for row in rows], color='#b4532a', label='converted')
-    if reached:
-        top1 = rows[reached - 1]['top1']
-        axes.plot(reached, top1, 'o', color='#b4532a', label=f'T = {reached}, {top1:.2f} %')
-    ticks = [2**i for i in range(rows[-1]['num_steps'].bit_length())]
-    axes.set_xscale('log', base=2)
-    axes.set(xlabel='time steps T', ylabel='top-1 (%)', title=title, xticks=ticks, xticklabels=map(str, ticks))
-    axes.legend(fontsize=8)
+    with styled():
+        figure = new_figure(5.8, 3.5)
+        axes = figure.subplots()
+        axes.axhline(ann, color=SOFT, linestyle='--', linewidth=1)
+        axes.annotate(f'artificial network, {ann:.2f} %', (1, ann), (0, 4), textcoords='offset points', color=SOFT)
+        steps, top1 = [row['num_steps'] for row in rows], [row['top1'] for row in rows]
+        axes.plot(steps, top1, color=SPIKE)
+        if reached:
+            at = rows[reached - 1]['top1']
+            axes.plot(reached, at, 'o', color=SPIKE)
+            label = f'T = {reached}, {at:.2f} %'
+            axes.annotate(label, (reached, at), (4, -13), textcoords='offset points', color=SPIKE)
+        ticks = [2**i for i in range(steps[-1].bit_length())]
+        axes.set_xscale('log', base=2)
+        axes.set(xlabel='time steps T', ylabel='top-1 (%)', title=title, xticks=ticks, xticklabels=map(str, ticks))
+        label_ends(axes, [(steps[-1], top1[-1], 'converted', SPIKE)])
     return figure
 
 

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch.utils.benchmark import Timer
 
 import timm_snn
 from timm_snn.files import write_whole
-from timm_snn.profiling.style import COLORS, STYLE
+from timm_snn.profiling import NOTICE
+from timm_snn.profiling.energy import ANN_TWIN
+from timm_snn.profiling.style import COLORS, INK, MARKERS, log_axis, new_figure, styled
 from timm_snn.progress import track
 from timm_snn.training.console import give, say
 from timm_snn.training.data import open_samples
@@ -140,35 +141,48 @@ def processor() -> str:
 
 
 def draw(rows: Sequence[dict[str, str]]) -> Figure:
-    """For every model top-1 against T, energy, and time per image; the twin is a dashed line or a cross."""
+    """For every model top-1 against T, energy, and time per image; the twin is a dashed line or a diamond."""
     names = list(dict.fromkeys(row['model'] for row in rows))
-    with rc_context(STYLE):  # type: ignore[arg-type]  # a dict with literal keys
-        figure = Figure(figsize=(10.5, 2.9 * len(names)), layout='constrained', dpi=110)
+    with styled():
+        figure = new_figure(11, 3.2 * len(names))
         grid = figure.subplots(len(names), 3, squeeze=False, sharey='row')
         for (steps, energy, time), name in zip(grid, names, strict=True):
             of = {kind: [r for r in rows if (r['model'], r['network']) == (name, kind)] for kind in ('spiking', 'twin')}
             spiking = sorted(of['spiking'], key=lambda row: int(row['T']))
             top1 = [float(row['top1']) for row in spiking]
-            steps.plot([int(row['T']) for row in spiking], top1, marker='o', color='#1f2430')
-            for convention in CONVENTIONS:
-                mj = [float(row[f'mj_{convention.lower()}']) for row in spiking]
-                energy.plot(mj, top1, marker='o', color=COLORS[convention], label=f'convention {convention}')
-            fast = [row for row in spiking if row['images_per_s']]
-            ms = [1e3 / float(row['images_per_s']) for row in fast]
-            time.plot(ms, [float(row['top1']) for row in fast], marker='o', color='#1f2430')
-            for row in of['twin']:
-                steps.axhline(float(row['top1']), color=COLORS['ANN twin'], linestyle='--')
-                energy.plot(float(row['mj_dense']), float(row['top1']), 'X', color='#b4532a', label='ANN twin')
-                if row['images_per_s']:
-                    time.plot(1e3 / float(row['images_per_s']), float(row['top1']), 'X', color='#b4532a')
-            steps.set(xlabel='time steps T', ylabel='top-1 (%)', title=name)
-            energy.set(xlabel='mJ per sample (estimate, arithmetic only)', xscale='log')
-            energy.legend(fontsize=8)
-            time.set(xlabel='ms per image')
-            if not fast:
-                time.text(0.5, 0.5, 'not measured', transform=time.transAxes, ha='center')
             best = max(float(row['top1']) for rows_of in of.values() for row in rows_of)
             steps.set_ylim(best - SHOWN, best + 1)
+            shown = [i for i, value in enumerate(top1) if value >= best - SHOWN] or [len(top1) - 1]
+            steps.plot([int(row['T']) for row in spiking], top1, marker='o', color=INK)
+            mj = {c: [float(row[f'mj_{c.lower()}']) for row in spiking] for c in CONVENTIONS}
+            for c, values in mj.items():
+                energy.plot(values, top1, marker=MARKERS[c], color=COLORS[c])
+            fast = [row for row in spiking if row['images_per_s']]
+            ms = [1e3 / float(row['images_per_s']) for row in fast]
+            time.plot(ms, [float(row['top1']) for row in fast], marker='o', color=INK)
+            twin = MARKERS[ANN_TWIN], COLORS[ANN_TWIN]
+            for row in of['twin']:
+                top1_of_twin = float(row['top1'])
+                steps.axhline(top1_of_twin, color=twin[1], linestyle='--')
+                steps.annotate(ANN_TWIN, (1, top1_of_twin), (0, 4), textcoords='offset points', color=twin[1])
+                energy.plot(float(row['mj_dense']), top1_of_twin, twin[0], color=twin[1], markersize=7)
+                if row['images_per_s']:
+                    time.plot(1e3 / float(row['images_per_s']), top1_of_twin, twin[0], color=twin[1], markersize=7)
+            steps.set(xlabel='time steps T', ylabel='top-1 (%)', title=f'{name}\nAccuracy against time steps')
+            energy.set(xlabel=f'mJ per sample ({NOTICE})', title='Accuracy against energy')
+            log_axis(
+                energy, [*(x for values in mj.values() for x in values), *(float(r['mj_dense']) for r in of['twin'])]
+            )
+            first = {c: values[shown[0]] for c, values in mj.items()}  # that is shown, where the lines are apart
+            for rank, c in enumerate(sorted(CONVENTIONS, key=first.__getitem__)):
+                point, place = (first[c], top1[shown[0]]), (-9 if rank == 0 else 9, -4)
+                energy.annotate(c, point, place, textcoords='offset points', ha='center', color=COLORS[c])
+            for row in of['twin']:
+                point = float(row['mj_dense']), float(row['top1'])
+                energy.annotate(ANN_TWIN, point, (0, -13), textcoords='offset points', ha='center', color=twin[1])
+            time.set(xlabel='ms per image', title='Accuracy against time')
+            if not fast:
+                time.text(0.5, 0.5, 'not measured', transform=time.transAxes, ha='center')
     return figure
 
 

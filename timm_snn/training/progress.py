@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from matplotlib.figure import Figure
 
 from ..files import write_whole
+from ..profiling.style import CLASSES, label_ends, new_figure, styled
 from ..progress import is_main_process
 from .data import UnreadableSample
 from .tables import write_csv
@@ -126,15 +126,21 @@ class StopSignal:
 def write_summary(history: list[dict[str, float]], output: Path) -> None:
     """Write summary.csv and curve.png of the epochs so far."""
     write_csv(output / 'summary.csv', history)
-    figure = Figure(figsize=(9, 3.5), layout='constrained')
-    left, right = figure.subplots(1, 2)
     epochs = [row['epoch'] + 1 for row in history]
-    curves = {'train': 'training', 'eval': 'validation', 'ema': 'validation, averaged weights'}
-    for axes, metric, label in ((left, 'loss', 'loss'), (right, 'top1', 'top-1 accuracy (%)')):
-        for split, name in curves.items():
-            if f'{split}_{metric}' in history[0]:
-                axes.plot(epochs, [row[f'{split}_{metric}'] for row in history], label=name)
-        axes.set(xlabel='epoch', ylabel=label)
-        axes.legend()
+    curves = {'train': 'training', 'eval': 'validation', 'ema': 'averaged weights'}
+    with styled():
+        figure = new_figure(9.4, 3.6)
+        metrics = {'loss': 'loss', 'top1': 'top-1 (%)'}
+        for axes, (metric, label) in zip(figure.subplots(1, 2), metrics.items(), strict=True):
+            ends = []
+            for (split, name), color in zip(curves.items(), CLASSES, strict=False):
+                if f'{split}_{metric}' in history[0]:
+                    values = [row[f'{split}_{metric}'] for row in history]
+                    axes.plot(epochs, values, color=color, marker='o' if len(epochs) == 1 else None)
+                    if math.isfinite(values[-1]):
+                        ends.append((epochs[-1], values[-1], name, color))
+            axes.set(xlabel='epoch', ylabel=label)
+            axes.set_title({'loss': 'Loss', 'top1': 'Accuracy'}[metric] + ' after every epoch')
+            label_ends(axes, ends)
     with write_whole(output / 'curve.png') as unfinished:
-        figure.savefig(unfinished, format='png', dpi=120)
+        figure.savefig(unfinished, format='png')
