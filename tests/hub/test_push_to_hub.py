@@ -42,7 +42,7 @@ def test_a_profile_and_a_card_of_ones_own_go_with_it(hub, model):
     timm_snn.push_to_hub(model, 'lab/cats', card='---\nlicense: mit\n---\n\nMine.\n')
     assert hub.files('lab/cats')['README.md'] == b'---\nlicense: mit\n---\n\nMine.\n'
     other = timm.create_model('msvit_4_96', num_steps=4, num_classes=3)
-    with pytest.raises(ValueError, match='the report is about another model, .* T = 2 .* instead of .* 4 '):
+    with pytest.raises(ValueError, match=r'the report is about another model, .* T = 2 .* instead of .* 4 '):
         timm_snn.push_to_hub(other, 'lab/cats', report=report)
 
 
@@ -62,7 +62,7 @@ def test_wrong_names_are_refused(hub, model, name):
 
 
 def test_missing_and_wrong_tokens_are_refused(hub, model, monkeypatch):
-    with pytest.raises(HfHubHTTPError, match="cannot upload to 'lab/cats': .*a token that is valid"):
+    with pytest.raises(HfHubHTTPError, match=r"cannot upload to 'lab/cats': .*a token that is valid"):
         timm_snn.push_to_hub(model, 'lab/cats', token='hf_other')
     monkeypatch.setenv('HF_TOKEN', '')
     with pytest.raises(LocalTokenNotFoundError, match='nobody is logged in; run `hf auth login`'):
@@ -79,7 +79,7 @@ def test_models_that_nobody_else_could_load_are_refused(hub, model, monkeypatch)
     neurons.register('mine')(Mine)
     with pytest.raises(ValueError, match='layers that a script or notebook defines'):
         timm_snn.push_to_hub(timm.create_model('msvit_4_96', lif_layer='mine'), 'lab/x')
-    with pytest.raises(ValueError, match='Linear is no model .*push_to_hf_hub publishes those of timm'):
+    with pytest.raises(ValueError, match=r'Linear is no model .*push_to_hf_hub publishes those of timm'):
         timm_snn.push_to_hub(nn.Linear(2, 2), 'lab/x')
     with pytest.raises(ValueError, match='expected 3 label_names, one for each class, got 2'):
         timm_snn.push_to_hub(model, 'lab/x', label_names=['cat', 'dog'])
