@@ -49,7 +49,9 @@ def read_collection(path: Path = FILE) -> dict[str, Any]:
                 raise ValueError(f'{key} has {len(found[key])} characters, the Hub takes {longest}')
         if wrong := [item for item in found['items'] if set(item) != {'id', 'note'}]:
             raise ValueError(f'expected id and note in each item, got {wrong[0]}')
-        return dict(found, namespace=found['namespace'])
+        if 'namespace' not in found:
+            raise ValueError('it has no namespace')
+        return found
 
 
 def update(wanted: dict[str, Any], private: bool) -> tuple[str, int, list[str]]:
@@ -82,7 +84,7 @@ def update(wanted: dict[str, Any], private: bool) -> tuple[str, int, list[str]]:
     return found.url, added, missing
 
 
-@script(kept='what was added stays in the collection', to_go_on=())
+@script(kept='what was added stays in the collection')
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser('hub/collection.py', __doc__)
     add = parser.add_argument

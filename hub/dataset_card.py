@@ -22,6 +22,7 @@ from timm.utils.misc import natural_key
 from timm_snn.data import recording_info
 from timm_snn.data.event_folder import find_recordings
 from timm_snn.files import printable, write_whole_text
+from timm_snn.folders import Found
 from timm_snn.training.console import give
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.options import ArgumentParser
@@ -40,14 +41,18 @@ class Facts:
     details: list[str]  # 'Name: value'
 
 
+def recordings_in(folder: Path) -> Found:
+    return find_recordings([folder], {})
+
+
 def read_facts(folder: Path) -> Facts:
     """Raises: UserError for a folder that is none of the three."""
     with one_line_errors(f'read the data set {folder}'):
         if files := sorted(folder.glob('*.parquet')):
             return _of_rows(files)
         splits = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.'))
-        for kind, find in (('recordings', find_recordings), ('pictures', find_pictures)):
-            found = {split.name: find([split]).files for split in splits}
+        for kind, find in (('recordings', recordings_in), ('pictures', find_pictures)):
+            found = {split.name: find(split).files for split in splits}
             if any(found.values()):
                 return _of_files(folder, kind, {split: files for split, files in found.items() if files})
     raise UserError(
@@ -86,8 +91,8 @@ USAGE = {
     'frames': """\
 from timm_snn.data import EventRows
 
-train = EventRows('FOLDER', '{split}', num_steps={steps})
-frames, label = train[0]  # {shape}""",
+train = EventRows('FOLDER', '{split}')
+frames, label = train[0]  # [T, C, H, W]""",
     'recordings': """\
 from timm_snn.data import EventFolder
 
@@ -110,11 +115,7 @@ def make_dataset_card(facts: Facts, name: str, license: str, source: str | None 
         size_categories=[next((size for limit, size in SIZES if total < limit), 'n>10M')],
         tags=['timm_snn', *(['event-camera', 'neuromorphic'] if is_events else [])],
     )
-    shape = next((detail for detail in facts.details if detail.startswith('Frames')), '')
-    steps = re.search(r'= \[(\d+)', shape)
-    usage = USAGE[facts.kind].format(
-        split=next(iter(facts.counts)), steps=steps[1] if steps else '', shape='[T, C, H, W]'
-    )
+    usage = USAGE[facts.kind].format(split=next(iter(facts.counts)))
     rows = [f'| {split} | {count:,} |' for split, count in facts.counts.items()]
     details = [
         f'Classes: {len(facts.classes)}: {", ".join(printable(name, 60) for name in facts.classes)}',
