@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     page = make_page([*args.model, *shipped()])
-    with one_line_errors(f'open the page at {args.host}, port {args.port or "7860 or another"}'):
+    with one_line_errors(f'open the page at {args.host}', 'pass another --port or --host'):
         _, address, _ = page.launch(
             server_name=args.host, server_port=args.port, prevent_thread_lock=True, quiet=True, **LAUNCH
         )
