@@ -71,7 +71,8 @@ def draw(ann: float, rows: Sequence[dict[str, Any]], reached: int | None, title:
             axes.annotate(label, (reached, at), (4, -13), textcoords='offset points', color=SPIKE)
         ticks = [2**i for i in range(steps[-1].bit_length())]
         axes.set_xscale('log', base=2)
-        axes.set(xlabel='time steps T', ylabel='top-1 (%)', title=title, xticks=ticks, xticklabels=map(str, ticks))
+        axes.set(xlabel='time steps T', ylabel='top-1 (%)', xticks=ticks, xticklabels=map(str, ticks))
+        axes.set_title(f'Accuracy of the converted network\n{title}')
         label_ends(axes, [(steps[-1], top1[-1], 'converted', SPIKE)])
     return figure
 

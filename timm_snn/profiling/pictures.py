@@ -66,7 +66,7 @@ def spike_raster(
     columns = min(8, len(shown))
     rows = -(-len(shown) // columns)
     with styled():
-        figure, grid = _grid(rows, columns, 1.45 * columns, 2.0 * rows)
+        figure, grid = _grid(rows, columns, max(5.8, 1.45 * columns), 0.2 + 2.0 * rows)  # room for the title
         for axes, name in zip(grid.flat, shown, strict=False):
             spikes = fired[name][:, sample].detach().flatten(1).float().cpu()  # [T, neurons]
             T, total = spikes.shape
