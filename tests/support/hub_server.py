@@ -295,7 +295,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create_collection(self) -> None:
         asked = json.loads(self.body)
-        slug = f'{asked["namespace"]}/{asked["title"].lower().replace(" ", "-")}-{"0" * 24}'
+        title = re.sub(r'\W+', '-', asked['title'].lower())
+        slug = f'{asked["namespace"]}/{title}-{"0" * 24}'
         self.hub.collections[slug] = {
             'slug': slug,
             'title': asked['title'],
