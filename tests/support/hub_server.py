@@ -291,7 +291,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def list_collections(self) -> None:
         (owner,) = self.query['owner']
-        self._json([c for c in self.hub.collections.values() if c['owner']['name'] == owner])
+        found = [c for c in self.hub.collections.values() if c['owner']['name'] == owner]
+        self._json([{key: value for key, value in c.items() if key != 'position'} for c in found])
 
     def create_collection(self) -> None:
         asked = json.loads(self.body)
