@@ -117,10 +117,8 @@ def make_dataset_card(facts: Facts, name: str, license: str, source: str | None 
     )
     usage = USAGE[facts.kind].format(split=next(iter(facts.counts)))
     rows = [f'| {split} | {count:,} |' for split, count in facts.counts.items()]
-    details = [
-        f'Classes: {len(facts.classes)}: {", ".join(printable(name, 60) for name in facts.classes)}',
-        *facts.details,
-    ]
+    classes = ', '.join(printable(name, 60) for name in facts.classes)
+    details = [f'Classes: {len(facts.classes)}, {classes}', *facts.details]
     lines = '\n'.join(f'- **{line.partition(":")[0]}:**{line.partition(":")[2]}' for line in details)
     parts = [
         f'# {name}',
