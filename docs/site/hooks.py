@@ -31,8 +31,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links as on GitHub, from file to file, become links of the site.
 
-    A link whose text is the name of a page gets the page's title. A file that is no page is linked in the repository; a
-    picture is taken into the site. Where there is no such file the link stays, and mkdocs warns of it.
+    A link whose text is the name of a page gets the page's title. A file that is no page is linked in the repository,
+    if REPO_URL says where that is; a picture is taken into the site. Where there is no such file the link stays, and mkdocs warns of it.
     """
     if page.file.src_uri in WITHOUT_SIDEBARS:
         page.meta['hide'] = ['navigation', 'toc']
@@ -50,6 +50,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             if files.get_file_from_path(name) is None:
                 files.append(File.generated(config, name, abs_src_path=str(target)))
         if name is None or target.is_dir():
+            if not config.repo_url:
+                return text
             address = f'{config.repo_url}/{"tree" if target.is_dir() else "blob"}/main/{path}'
         else:
             address = posixpath.relpath(name, posixpath.dirname(page.file.src_uri) or '.')

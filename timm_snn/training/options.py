@@ -691,20 +691,17 @@ def find_config(config: Path, folder: Path) -> Path:
 
     Raises: UserError with names that are close, for what is neither.
     """
-    path, ours = folder / config, shipped.CONFIGS / config.with_suffix('.yaml')
-    if path.is_file() or not ours.is_relative_to(shipped.CONFIGS):
+    path, name, names = folder / config, config.as_posix(), shipped.configs()
+    if path.is_file() or config.suffix:
         return path
-    if config.suffix in ('', '.yaml') and ours.is_file():
-        return ours
-    name = config.with_suffix('').as_posix()
-    names = shipped.configs()
+    if name in names:
+        return shipped.CONFIGS / f'{name}.yaml'
     by_last_part = {ours.rpartition('/')[2]: ours for ours in names}
     close = difflib.get_close_matches(name, names, n=3)
     close = close or [by_last_part[part] for part in difflib.get_close_matches(name, list(by_last_part), n=3)]
     raise UserError(
-        f'there is no such config, and none of ours is called {name!r}: '
+        f'there is no file {path}, and no config of ours is called {name!r}: '
         + (f'did you mean {" or ".join(map(repr, close))}?' if close else f'ours are {", ".join(names)}')
-        + f' (in {path})'
     )
 
 
