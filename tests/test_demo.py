@@ -42,7 +42,7 @@ def answer(digits) -> answers.Answer:
 
 
 def test_all_models_of_the_package_are_shown():
-    assert set(inputs.shipped()) == {DIGITS, FASHION, EVENTS, NMNIST}
+    assert set(inputs.shipped()) == {DIGITS, FASHION, EVENTS, NMNIST, 'msvit_3_192.cifar10'}
 
 
 @pytest.mark.parametrize('name', [DIGITS, EVENTS, FASHION])
