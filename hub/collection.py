@@ -32,12 +32,10 @@ def items() -> list[dict[str, str]]:
     """The repository of every tag, those with weights first."""
     names = [name for name in timm.list_models(include_tags=True) if '.' in name and is_ours(name)]
     names.sort(key=lambda name: weights_status(name) == 'not yet trained')
+    cfgs: list[Any] = [timm.get_pretrained_cfg(name) for name in names]
     return [
-        {
-            'id': timm.get_pretrained_cfg(name).hf_hub_id,
-            'note': f'{timm.get_pretrained_cfg(name).num_classes} classes; weights: {weights_status(name)}',
-        }
-        for name in names
+        {'id': cfg.hf_hub_id, 'note': f'{cfg.num_classes} classes; weights: {weights_status(name)}'}
+        for name, cfg in zip(names, cfgs, strict=True)
     ]
 
 

@@ -69,7 +69,7 @@ def accuracy_metric() -> Callable[[Any], dict[str, float]]:
 
 def open_base(folder: Path, label_names: Sequence[str]) -> tuple[Any, Any]:
     """The shipped weights with a new classifier, adapted to three channels, and their image processor."""
-    base = timm.create_model(WEIGHTS, pretrained=True, in_chans=3, num_classes=len(label_names))
+    base: Any = timm.create_model(WEIGHTS, pretrained=True, in_chans=3, num_classes=len(label_names))
     base.pretrained_cfg['label_names'] = list(label_names)
     # the statistics and the size that the first channel was trained with
     data = {'input_size': (3, 32, 32), 'mean': base.pretrained_cfg['mean'] * 3, 'std': base.pretrained_cfg['std'] * 3}

@@ -32,7 +32,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links as on GitHub, from file to file, become links of the site.
 
     A link whose text is the name of a page gets the page's title. A file that is no page is linked in the repository,
-    if REPO_URL says where that is; a picture is taken into the site. Where there is no such file the link stays, and mkdocs warns of it.
+    if REPO_URL says where that is; a picture is taken into the site. Where there is no such file the link stays, and
+    mkdocs warns of it.
     """
     if page.file.src_uri in WITHOUT_SIDEBARS:
         page.meta['hide'] = ['navigation', 'toc']
