@@ -23,6 +23,7 @@ from tests.support import writers
 from tests.support.scripts import ROOT
 from tests.support.training import weights
 from timm_snn.data import CIFAR10DVS
+from timm_snn.training import console
 from timm_snn.training.data import BUNDLED
 from timm_snn.training.options import as_config, phase_options, training_options
 from timm_snn.training.schedules import Phases
@@ -229,10 +230,11 @@ def test_batch_learning_rate_and_epochs_are_the_papers(quick_train, data_of, mon
     """As train.py prints them with the processes of the Accelerate file in the header."""
     (launcher,) = re.findall(r'--config_file (\S+)', header(name))
 
-    def stop(_, line):
-        raise Printed(line)
+    def stop(line, stream):
+        if 'effective batch' in line:
+            raise Printed(line)
 
-    monkeypatch.setattr(accelerate.Accelerator, 'print', stop)
+    monkeypatch.setattr(console, 'write_line', stop)
     processes = load_config_from_file(str(ROOT / launcher)).num_processes
     monkeypatch.setattr(accelerate.Accelerator, 'num_processes', processes)
     monkeypatch.setenv('WORLD_SIZE', str(processes))
