@@ -294,11 +294,9 @@ def test_the_page_on_records_runs(tmp_path, monkeypatch):
     pytest.importorskip('matplotlib')
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / 'docs' / 'inside.md').read_text()
-    blocks = re.findall(r'(?:(?:    .*)?\n)+', page)
     names: dict = {}
-    for block in blocks:
-        if 'import ' in block:
-            exec(re.sub('^    ', '', block, flags=re.MULTILINE), names)
+    for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL):
+        exec(block, names)
     assert sorted(file.name for file in tmp_path.iterdir()) == ['attention.png', 'membranes.png', 'raster.png']
 
 
