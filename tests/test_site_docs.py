@@ -37,6 +37,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp('site')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('NO_MKDOCS_2_WARNING', '1')
+        patch.setenv('REPO_URL', 'https://example.org/lab/timm_snn')
         config = load_config(str(ROOT / 'mkdocs.yml'), site_dir=str(folder))
         assert config.strict
         build(config)
