@@ -22,7 +22,7 @@ def checkout(tmp_path):
     checkout = tmp_path / 'a checkout'
     native = checkout / 'timm_snn' / 'ops' / 'native'
     native.mkdir(parents=True)
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'CITATION.cff'):
         shutil.copy(ROOT / name, checkout)
     shutil.copy(ROOT / 'timm_snn' / 'version.py', checkout / 'timm_snn')
     shutil.copy(build.__file__, native)
