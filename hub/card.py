@@ -25,7 +25,7 @@ from timm_snn.training.options import ArgumentParser, as_config, training_option
 from timm_snn.training.results import dataset_name, describe_split
 from timm_snn.training.tables import read_csv
 
-__all__ = ['find_results', 'make_card']
+__all__ = ['find_results', 'give_card', 'make_card']
 
 # Options that do not tell one recipe from another, besides those of the machine.
 REPEATS = ('seed', 'fold')
@@ -96,6 +96,16 @@ def make_card(source: Source, repo: str | None, report: Report | None, dtype: st
         )
 
 
+def give_card(card: str, output: Path | None) -> None:
+    """Write the card to a file, or print it."""
+    if output is None:
+        give({'card': card}, card.rstrip('\n'))
+        return
+    with one_line_errors(f'write {output}'):
+        write_whole_text(output, card)
+    give({'output': output})
+
+
 @script
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser('hub/card.py', __doc__)
@@ -110,12 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured = ROOT / 'hub' / 'energy' / f'{source.name}.json'
         report = measured if measured.is_file() else None
     card = make_card(source, args.repo, read_report(report, source.model))
-    if args.output is None:
-        give({'card': card}, card.rstrip('\n'))
-        return
-    with one_line_errors(f'write {args.output}'):
-        write_whole_text(args.output, card)
-    give({'output': args.output})
+    give_card(card, args.output)
 
 
 if __name__ == '__main__':

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as parquet
+from card import give_card
 from datasets import Features
 from huggingface_hub import DatasetCardData
 from timm.utils.misc import natural_key
 
 from timm_snn.data import recording_info
 from timm_snn.data.event_folder import find_recordings
-from timm_snn.files import printable, write_whole_text
+from timm_snn.files import printable
 from timm_snn.folders import Found
-from timm_snn.training.console import give
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.options import ArgumentParser
 from timm_snn.training.pictures import find_pictures
@@ -151,12 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError('a data set needs the licence of its data, which its owner knows: pass --license, as cc-by-4.0')
     name = args.repo.rpartition('/')[2] if args.repo else args.folder.resolve().name
     card = make_dataset_card(read_facts(args.folder), name, args.license, args.source)
-    if args.output is None:
-        give({'card': card}, card.rstrip('\n'))
-        return
-    with one_line_errors(f'write {args.output}'):
-        write_whole_text(args.output, card)
-    give({'output': args.output})
+    give_card(card, args.output)
 
 
 if __name__ == '__main__':
