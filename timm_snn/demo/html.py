@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..profiling.energy import ANN_TWIN
+from ..profiling.style import CLASSES
 from .answers import Answer
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     'tell_to_upload',
 ]
 
-COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00')
+COLORS = (*CLASSES, '#e69f00')
 SHOWN = len(COLORS)  # classes
 CONVENTIONS_OF = {'A': 'Spikingformer', 'B': 'SDT', 'C': 'Spikformer'}  # who counts so
 
