@@ -25,7 +25,7 @@ from tests.support.pages import PAGES, ROOT, Block, blocks, commands
 from tests.support.scripts import load
 from timm_snn import cli
 from timm_snn.data import CIFAR10DVS, FrameSettings, set_frame_settings, write_rows
-from timm_snn.layers import neurons
+from timm_snn.layers import attentions, neurons, patch_embeds
 from timm_snn.models import save_for_hf
 from timm_snn.ops import surrogate
 from timm_snn.training.options import training_options
@@ -120,10 +120,11 @@ def fill_hub(hub: LoopbackHub) -> None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working directory of a reader."""
+    """The working directory of a reader. What a page registers is gone after it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
-    monkeypatch.setattr(neurons, '_layers', dict(neurons._layers))
+    for registry in (attentions, neurons, patch_embeds):
+        monkeypatch.setattr(registry, '_layers', dict(registry._layers))
     monkeypatch.setattr(surrogate, '_OWN', dict(surrogate._OWN))
     return tmp_path
 
