@@ -143,7 +143,7 @@ def test_what_cannot_be_expanded_is_refused_by_name():
     refused(model, 'head_lif, a IntegerNeuron')
 
     model = make('sew_resnet18', pools=(False, True, True, False, False), strides=(1, 1, 1, 2, 2))
-    refused(model, r'stages.2.embed, a MaxPool: it pools sums')
+    refused(model, r'stages.2.embed, a SpikePool: it pools sums')
 
 
 def test_a_stream_takes_the_model_itself():

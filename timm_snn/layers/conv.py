@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
@@ -13,7 +14,7 @@ from .neuron import FUSED, LIF, neuron_for
 from .registry import LayerFn
 from .temporal import merge_time, split_time
 
-__all__ = ['ConvBn', 'ConvBnLif', 'LifConvBn', 'pool_spikes', 'skip_zeros']
+__all__ = ['ConvBn', 'ConvBnLif', 'LifConvBn', 'SpikePool', 'pool_spikes', 'skip_zeros']
 
 
 class ConvBn(nn.Module):
@@ -110,12 +111,13 @@ class ConvBnLif(ConvBn):
     @torch.jit.unused
     def _can_fuse(self, x: Tensor) -> bool:
         """Whether one op may stand for batch norm, pooling and neuron: no subclass, hook or tracer would miss them."""
-        bn = self.bn  # looked up once, which nn.Module does in Python
+        bn, pool = self.bn, self.pool  # looked up once, which nn.Module does in Python
         return (
             is_plain(self.lif, FUSED)
             and is_plain(bn, (nn.Identity, nn.BatchNorm2d))
             and (type(bn) is nn.Identity or _is_usual(bn))
-            and is_plain(self.pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
+            and is_plain(pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
+            and (type(pool) is nn.Identity or pool.stride == 2)  # the ops know no dilated one
             and not isinstance(x, Proxy)
         )
 
@@ -175,15 +177,19 @@ def _is_usual(bn: Any) -> bool:
 class MapConv(nn.Conv2d):
     """Conv2d of spikes: one that can skip zeros, see `timm_snn.ops.sparse_spikes`.
 
-    With `skips_zeros`, which `skip_zeros` sets, it does so by itself where it can.
+    With `skips_zeros`, which `skip_zeros` sets, it does so by itself where it can. `border` is how many zeros are put
+    to the right and below, where a kernel of even size keeps the resolution (`timm_snn.models.dilation`).
     """
 
-    __constants__: ClassVar = [*nn.Conv2d.__constants__, 'skips_zeros']  # type: ignore[misc]
+    __constants__: ClassVar = [*nn.Conv2d.__constants__, 'skips_zeros', 'border']  # type: ignore[misc]
     skips_zeros = False
+    border = 0
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride, padding = self.stride, self.padding
-        return conv2d(input, weight, bias, stride, padding, self.groups, self.skips_zeros)  # type: ignore[arg-type]
+        if self.border:
+            input = F.pad(input, [0, self.border, 0, self.border])
+        stride, padding, dilation = self.stride, self.padding, self.dilation
+        return conv2d(input, weight, bias, stride, padding, self.groups, self.skips_zeros, dilation)  # type: ignore[arg-type]
 
 
 class TokenConv(nn.Conv1d):
@@ -193,9 +199,10 @@ class TokenConv(nn.Conv1d):
     skips_zeros = False
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride, padding = (1, self.stride[0]), (0, self.kernel_size[0] // 2)
+        dilation = (1, self.dilation[0])
+        stride, padding = (1, self.stride[0]), (0, self.kernel_size[0] // 2 * dilation[1])
         row, weight = input.unsqueeze(2), weight.unsqueeze(2)
-        return conv2d(row, weight, bias, stride, padding, self.groups, self.skips_zeros).squeeze(2)
+        return conv2d(row, weight, bias, stride, padding, self.groups, self.skips_zeros, dilation).squeeze(2)
 
 
 def skip_zeros(model: nn.Module, fewest_channels: int = 32) -> None:
@@ -209,12 +216,26 @@ def skip_zeros(model: nn.Module, fewest_channels: int = 32) -> None:
             module.skips_zeros = True
 
 
-def pool_spikes(x: Tensor) -> Tensor:
+class SpikePool(nn.Module):
+    """`pool_spikes` as a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stride, self.dilation = 2, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pool_spikes(x, self.stride, self.dilation)
+
+    def extra_repr(self) -> str:
+        return f'stride={self.stride}, dilation={self.dilation}'
+
+
+def pool_spikes(x: Tensor, stride: int = 2, dilation: int = 1) -> Tensor:
     """3x3 max pooling of every step, which halves a map of spikes: a window fires if one in it does.
 
-    Shape: [T, B, C, H, W] -> [T, B, C, H', W'], rounded up.
+    Shape: [T, B, C, H, W] -> [T, B, C, H / stride, W / stride], rounded up.
     """
-    return split_time(max_pool(merge_time(x)), x.shape[0])
+    return split_time(max_pool(merge_time(x), stride, dilation), x.shape[0])
 
 
 def is_plain(module: nn.Module, types: tuple[type, ...]) -> bool:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .conv import ConvBn, ConvBnLif, pool_spikes
+from .conv import ConvBn, ConvBnLif, SpikePool
 from .neuron import LIF, neuron_for
 from .registry import LayerFn, patch_embeds
 from .temporal import repeat_for_steps
@@ -172,19 +172,16 @@ class SpikingPatchSplitting(nn.Module):
     ) -> None:
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.pool_input = pool_input
-        self.pool_after = [pool and not cml for pool in pools]
+        self.pool_input = SpikePool() if pool_input else nn.Identity()
         self.units = _conv_units(in_chs, widths, [pool and cml for pool in pools], lif_layer=lif_layer, **dd)
+        self.pools = nn.ModuleList(SpikePool() if pool and not cml else nn.Identity() for pool in pools)
         chs = widths[-1]
         self.position = ConvBnLif(chs, chs, kernel_size=3, lif_layer=lif_layer, **dd) if position else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pool_input:
-            x = pool_spikes(x)
-        for i, unit in enumerate(self.units):
-            x = unit(x)
-            if self.pool_after[i]:
-                x = pool_spikes(x)
+        x = self.pool_input(x)
+        for unit, pool in zip(self.units, self.pools, strict=True):
+            x = pool(unit(x))
         if self.position is not None:
             x = x + self.position(x)
         return x

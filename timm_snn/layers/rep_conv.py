@@ -35,8 +35,9 @@ class RepConv(nn.Module):
         x = self.pw1(x)
         border = self._norm_of_zero(x).to(x.dtype)
         x = self.bn1(x)
-        outside = 1 - F.pad(torch.ones_like(x[:1, :1]), [1, 1, 1, 1])
-        x = F.pad(x, [1, 1, 1, 1]) + outside * border.view(1, -1, 1, 1)
+        sides = [self.dw.dilation[0]] * 4
+        outside = 1 - F.pad(torch.ones_like(x[:1, :1]), sides)
+        x = F.pad(x, sides) + outside * border.view(1, -1, 1, 1)
         return self.bn2(self.pw2(self.dw(x)))
 
     def _norm_of_zero(self, x: Tensor) -> Tensor:
@@ -68,8 +69,16 @@ class RepConv(nn.Module):
         w1 = scales[0].view(-1, 1) * self.pw1.weight.double().flatten(1)  # [C, in]
         w2 = scales[1].view(-1, 1) * self.pw2.weight.double().flatten(1)  # [out, C]
         taps = self.dw.weight.double().squeeze(1)  # [C, 3, 3]
-        weight = self.pw1.weight
-        conv = nn.Conv2d(w1.shape[1], w2.shape[0], 3, padding=1, device=weight.device, dtype=weight.dtype)
+        weight, dilation = self.pw1.weight, self.dw.dilation
+        conv = nn.Conv2d(
+            w1.shape[1],
+            w2.shape[0],
+            3,
+            padding=dilation,
+            dilation=dilation,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
         conv.weight.copy_(torch.einsum('oc,chw,ci->oihw', w2, taps, w1))
         conv.bias.copy_(w2 @ (taps.sum((1, 2)) * shifts[0]) + shifts[1])  # type: ignore[union-attr]
         return conv

@@ -21,6 +21,7 @@ from ..layers import (
     RepConv,
     RunningFiringRate,
     SepConv,
+    SpikePool,
     SpikingMlp,
     SpikingPatchEmbed,
     SpikingPatchSplitting,
@@ -34,7 +35,6 @@ from ..layers.expanded import EXPANDED, ExpandedConvBn, ExpandedConvBnLif, Expan
 from ..layers.sep_conv import DepthwiseConv
 from ..wrappers import unwrapped
 from .base import SpikingTransformer
-from .spiking_resnet import MaxPool
 
 __all__ = ['expand_levels']
 
@@ -44,7 +44,7 @@ _LINEAR = {
     *(nn.Identity, nn.Sequential, nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Dropout),
     *(nn.Flatten, nn.AdaptiveAvgPool2d, SelectAdaptivePool2d),
     *(MapConv, TokenConv, RepConv, DepthwiseConv, ConvBn, ConvBnLif, LifConvBn, SpikingMlp, SepConv, GroupWiseMlp),
-    *(SpikingStem, CurrentStem, SpikingPatchEmbed, MembranePatchEmbed, SpikingPatchSplitting),
+    *(SpikingStem, CurrentStem, SpikingPatchEmbed, MembranePatchEmbed, SpikingPatchSplitting, nn.ModuleList),
     *(SpikingResidual, DropPath, SumOfScales, RunningFiringRate),
 }
 
@@ -134,8 +134,9 @@ def _why_not(model: SpikingTransformer, name: str, module: Any) -> str | None:
         return 'it is no integer neuron, and would see more steps than it was trained with'
     if isinstance(module, _BatchNorm) and module.running_mean is None:
         return "without running statistics it normalises by each batch's own, which are others for binary spikes"
-    if type(module) is MaxPool or getattr(module, 'pool_input', False):
-        return None if _is_fed_by_stem(model, name) else 'it pools sums, and maxima of sums do not add up over steps'
+    if type(module) is SpikePool:
+        pools_spikes = '.pools.' in name or _is_fed_by_stem(model, name)  # `pools` follow neurons
+        return None if pools_spikes else 'it pools sums, and maxima of sums do not add up over steps'
     if type(module) in (nn.MaxPool1d, nn.MaxPool2d):
         unit = model.get_submodule(name.rpartition('.')[0])
         return None if isinstance(unit, ConvBn) else 'the maximum of a mean is not the mean of maxima'

@@ -41,6 +41,7 @@ from ..layers import (
     MembranePatchEmbed,
     ParametricLIF,
     SepConv,
+    SpikePool,
     SpikingBlock,
     SpikingMlp,
     SpikingPatchEmbed,
@@ -58,7 +59,7 @@ from .fuse import fuse
 from .heads import Head
 from .ms_resnet import MSBlock, MSResNet
 from .sew_resnet import SEWBlock
-from .spiking_resnet import HiddenLayer, MaxPool, SpikingResNetBlock
+from .spiking_resnet import HiddenLayer, SpikingResNetBlock
 
 __all__ = ['to_nir', 'why_not_nir', 'write_nir']
 
@@ -139,11 +140,12 @@ def _why_not(module: Any) -> str | None:
         return f'which is a {type(module).__name__}: of our neurons NIR has LIF and IF, with a hard reset'
     if hasattr(module, 'attn_lif'):
         return 'which is attention: NIR has no product of two activations'
-    pools_spikes = isinstance(module, SpikingPatchSplitting) and (module.pool_input or any(module.pool_after))
-    if pools_spikes or isinstance(module, (MaxPool, nn.MaxPool1d, nn.MaxPool2d)):
+    if isinstance(module, (SpikePool, nn.MaxPool1d, nn.MaxPool2d)):
         return 'which is max pooling: NIR has averages and sums'
     if isinstance(module, (nn.Conv1d, nn.Conv2d)) and (module.groups > 1 or module.padding_mode != 'zeros'):
         return 'whose groups of channels, or whose padding, nodes of NIR do not check as they should (nir 1.0.8)'
+    if isinstance(module, nn.Conv2d) and (max(module.dilation) > 1 or getattr(module, 'border', 0)):
+        return 'which is dilated: this export writes the convolutions of a model without output_stride'
     if isinstance(module, ConvBn) and not isinstance(module.bn, (nn.BatchNorm2d, nn.Identity)):
         return f'whose {type(module.bn).__name__} cannot be folded into its convolution'
     if isinstance(module, SpikingTransformer) and module.head.global_pool.pool_type not in ('avg', 'fast', 'fastavg'):
@@ -217,7 +219,10 @@ class _Graph:
 _Rule = Callable[[_Graph, str, Any, _Stream], _Stream]
 _RULES: dict[type, _Rule] = {}
 # what rules of others look into: torch's, and the pooling and the classifier of the head
-_PARTS = (nn.Conv2d, nn.BatchNorm2d, Head, SelectAdaptivePool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
+_PARTS = (
+    *(nn.Conv2d, nn.BatchNorm2d, Head, SelectAdaptivePool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear),
+    nn.ModuleList,
+)
 
 
 def _rule(*classes: type) -> Callable[[_Rule], _Rule]:

@@ -134,11 +134,14 @@ def _why_not(name: str, module: Any, round_tau: bool) -> str | None:
     if not type(module).__module__.startswith(('timm_snn.', 'torch.', 'timm.')):
         return f'it is a {type(module).__module__}.{kind}, of which quantize does not know what it computes'
     if isinstance(module, nn.Conv1d | nn.Conv2d):
-        if type(module) not in _CONVOLUTIONS or module.padding_mode != 'zeros' or set(module.dilation) != {1}:
+        dilated = set(module.dilation) != {1} or getattr(module, 'border', 0)
+        if type(module) not in _CONVOLUTIONS or module.padding_mode != 'zeros' or dilated:
             return 'a convolution of another class, padding mode or dilation has no kernel of whole numbers'
     elif isinstance(module, ConvBn):
         if isinstance(module.pool, nn.MaxPool1d):
             return 'pooling of tokens has no kernel of whole numbers'
+        if isinstance(module.pool, nn.MaxPool2d) and module.pool.stride == 1:
+            return 'dilated pooling has no kernel of whole numbers: make the model without output_stride'
     elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, (*_CONVOLUTIONS, *NORMS)):
         return f'{kind} has parameters, and no form in whole numbers'
     return None

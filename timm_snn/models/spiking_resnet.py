@@ -49,11 +49,11 @@ from ..layers import (
     ConvBnLif,
     DropPath,
     LayerFn,
+    SpikePool,
     SpikingStem,
     merge_time,
     neuron_for,
     neurons,
-    pool_spikes,
     split_time,
 )
 from .base import KEEP, SpikingStage, SpikingTransformer, neuron_layer, per_stage
@@ -100,13 +100,6 @@ class SpikingResNetBlock(nn.Module):
 
     def forward(self, s: Tensor) -> Tensor:
         return self.lif(self.drop_path(self.conv2(self.conv1(s))) + self.shortcut(s))
-
-
-class MaxPool(nn.Module):
-    """`pool_spikes` as a layer. Shape: [T, B, C, H, W] -> [T, B, C, H / 2, W / 2], rounded up."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pool_spikes(x)
 
 
 class HiddenLayer(nn.Module):
@@ -191,7 +184,7 @@ class SpikingResNet(SpikingTransformer):
                 blocks.append(type(self).block(chs, dim, stride, drop_paths[i][j], lif_layer=neuron, **dd))
                 chs = dim
             reduction *= strides[i] * (2 if pools[i] else 1)
-            stages.append(SpikingStage(MaxPool() if pools[i] else nn.Identity(), blocks, chs, reduction))
+            stages.append(SpikingStage(SpikePool() if pools[i] else nn.Identity(), blocks, chs, reduction))
         if hidden_dim is not None:
             stages.append(SpikingStage(HiddenLayer(chs, hidden_dim, **dd), [], hidden_dim, reduction, is_level=False))
         # A neuron is put before the classifier where it would see currents.

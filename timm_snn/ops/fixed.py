@@ -128,15 +128,15 @@ def to_current(sums: Tensor, multiplier: Tensor, shift: int, bias: Tensor) -> Te
     return (scaled + bias.view(by)).clamp(-LIMIT, LIMIT).to(torch.int32)
 
 
-def max_pool(x: Tensor, stride: int = 2) -> Tensor:
+def max_pool(x: Tensor, stride: int = 2, dilation: int = 1) -> Tensor:
     """3x3 max pooling with a border that never is the largest. Shape: [N, C, H, W] -> [N, C, H', W'], rounded up.
 
     Whole numbers go by float64, which holds all of them here, and which torch pools on every device and in every size;
     uint8 it does not. Real numbers, of a network that is not quantised, are pooled as they are.
     """
     if x.is_floating_point():
-        return F.max_pool2d(x, 3, stride, 1)
-    return F.max_pool2d(x.double(), 3, stride, 1).to(x.dtype)
+        return F.max_pool2d(x, 3, stride, dilation, dilation)
+    return F.max_pool2d(x.double(), 3, stride, dilation, dilation).to(x.dtype)
 
 
 def conv_current(x: Tensor, conv: FixedConvolution, pool: bool = False) -> Tensor:

@@ -55,9 +55,9 @@ def sparse_spikes(max_density: float | None = None, *, enabled: bool = True) -> 
 
     In training the gradient of the weights skips them as well; that of the input is a dense convolution as before. Time
     is then nearly proportional to the firing rates, so this pays for trained networks, the more the fewer spikes there
-    are. Convolutions stay dense where it would not: with groups, with a stride and a kernel larger than 1, and where
-    a sample of the input has more nonzeros than `max_density`, such as an image. By default that is the density up to
-    which it was measured to be faster, 0.25 to 0.9 by kernel size and pass.
+    are. Convolutions stay dense where it would not: with groups, dilated, with a stride and a kernel larger than 1, and
+    where a sample of the input has more nonzeros than `max_density`, such as an image. By default that is the density
+    up to which it was measured to be faster, 0.25 to 0.9 by kernel size and pass.
 
     Takes float32, bfloat16 and float64, summed in float32 or float64, and leaves maps channels_last. The C++ is built
     at the first block, for some seconds, and kept in the user's cache.
@@ -83,25 +83,32 @@ def conv2d(
     padding: tuple[int, int],
     groups: int,
     skips_zeros: bool = False,
+    dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, or inside `sparse_spikes` what that promises. Shapes and errors: as those.
 
     `skips_zeros` does the same outside of any block, where that is possible: it passes over what a block refuses.
     """
-    if torch.jit.is_scripting() or not _skips_zeros(x, weight, stride, padding, groups, skips_zeros):
-        return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    if torch.jit.is_scripting() or not _skips_zeros(x, weight, stride, padding, dilation, groups, skips_zeros):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return _conv_of_spikes(x, weight, bias, stride, padding)
 
 
 @torch.jit.unused
 def _skips_zeros(
-    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int, by_default: bool
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    by_default: bool,
 ) -> bool:
     """Whether this is a case for the kernels. What is wrong is not: torch raises its errors."""
     asked = switches().skips_zeros
     if asked is False or (asked is None and not (by_default and _can_skip(x))):
         return False
-    if groups != 1 or x.ndim != 4 or x.shape[1] != weight.shape[1]:
+    if groups != 1 or max(dilation) > 1 or x.ndim != 4 or x.shape[1] != weight.shape[1]:
         return False
     if x.dtype != weight.dtype and not torch.is_autocast_enabled('cpu'):
         return False
