@@ -111,13 +111,12 @@ class ConvBnLif(ConvBn):
     @torch.jit.unused
     def _can_fuse(self, x: Tensor) -> bool:
         """Whether one op may stand for batch norm, pooling and neuron: no subclass, hook or tracer would miss them."""
-        bn, pool = self.bn, self.pool  # looked up once, which nn.Module does in Python
+        bn = self.bn  # looked up once, which nn.Module does in Python
         return (
             is_plain(self.lif, FUSED)
             and is_plain(bn, (nn.Identity, nn.BatchNorm2d))
             and (type(bn) is nn.Identity or _is_usual(bn))
-            and is_plain(pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
-            and (type(pool) is nn.Identity or pool.stride == 2)  # the ops know no dilated one
+            and is_plain(self.pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
             and not isinstance(x, Proxy)
         )
 
@@ -214,6 +213,13 @@ def skip_zeros(model: nn.Module, fewest_channels: int = 32) -> None:
     for module in model.modules():
         if isinstance(module, (MapConv, TokenConv)) and min(module.in_channels, module.out_channels) >= fewest_channels:
             module.skips_zeros = True
+
+
+class DilatedMaxPool(nn.MaxPool2d):
+    """3x3 max pooling that keeps the resolution, of pixels that lie `dilation` apart. No backend fuses it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return max_pool(input, self.stride, self.dilation)  # type: ignore[arg-type]
 
 
 class SpikePool(nn.Module):

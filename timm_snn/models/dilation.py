@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..layers import DualSpikeSelfAttention, SpikePool, SpikingPatchSplitting
-from ..layers.conv import MapConv
+from ..layers.conv import DilatedMaxPool, MapConv
 from .base import SpikingTransformer
 
 __all__ = ['OUTPUT_STRIDES', 'dilate']
@@ -112,7 +112,8 @@ def _set(layer: Any, stride: int, dilation: int) -> None:
     if isinstance(layer, SpikePool):
         layer.stride, layer.dilation = stride, dilation
     elif isinstance(layer, nn.MaxPool2d):
-        layer.stride, layer.dilation, layer.padding = stride, dilation, layer.padding * dilation
+        layer.__class__ = DilatedMaxPool
+        layer.stride, layer.dilation, layer.padding = stride, dilation, dilation
     else:
         size = layer.kernel_size[-1]
         if size % 2 == 0 and layer.padding[-1] == 0:

@@ -30,7 +30,7 @@ from ..layers import (
     neurons,
 )
 from ..layers.attention import SumOfScales
-from ..layers.conv import MapConv, TokenConv
+from ..layers.conv import DilatedMaxPool, MapConv, TokenConv
 from ..layers.expanded import EXPANDED, ExpandedConvBn, ExpandedConvBnLif, ExpandedNeuron
 from ..layers.sep_conv import DepthwiseConv
 from ..wrappers import unwrapped
@@ -137,7 +137,7 @@ def _why_not(model: SpikingTransformer, name: str, module: Any) -> str | None:
     if type(module) is SpikePool:
         pools_spikes = '.pools.' in name or _is_fed_by_stem(model, name)  # `pools` follow neurons
         return None if pools_spikes else 'it pools sums, and maxima of sums do not add up over steps'
-    if type(module) in (nn.MaxPool1d, nn.MaxPool2d):
+    if type(module) in (nn.MaxPool1d, nn.MaxPool2d, DilatedMaxPool):
         unit = model.get_submodule(name.rpartition('.')[0])
         return None if isinstance(unit, ConvBn) else 'the maximum of a mean is not the mean of maxima'
     if type(module) in _LINEAR or type(module) in EXPANDED or type(module).__module__.startswith('timm_snn.models.'):

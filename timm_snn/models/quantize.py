@@ -24,6 +24,7 @@ from ..layers import (
     RunningFiringRate,
     SoftmaxAttention,
 )
+from ..layers.conv import DilatedMaxPool
 from ..layers.fixed import FIXED_ATTENTIONS
 from ..layers.neuron import FUSED
 from ..ops.fixed import LIMIT, MAX_SUM, MULTIPLIER_BITS
@@ -140,7 +141,7 @@ def _why_not(name: str, module: Any, round_tau: bool) -> str | None:
     elif isinstance(module, ConvBn):
         if isinstance(module.pool, nn.MaxPool1d):
             return 'pooling of tokens has no kernel of whole numbers'
-        if isinstance(module.pool, nn.MaxPool2d) and module.pool.stride == 1:
+        if isinstance(module.pool, DilatedMaxPool):
             return 'dilated pooling has no kernel of whole numbers: make the model without output_stride'
     elif any(True for _ in module.parameters(recurse=False)) and not isinstance(module, (*_CONVOLUTIONS, *NORMS)):
         return f'{kind} has parameters, and no form in whole numbers'

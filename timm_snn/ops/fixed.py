@@ -13,6 +13,7 @@ sum of the absolute values of its products; a multiplier is in [0, 2^22), and so
 shift is in [1, 46]; biases, thresholds and resets lie within +-LIMIT.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -134,9 +135,12 @@ def max_pool(x: Tensor, stride: int = 2, dilation: int = 1) -> Tensor:
     Whole numbers go by float64, which holds all of them here, and which torch pools on every device and in every size;
     uint8 it does not. Real numbers, of a network that is not quantised, are pooled as they are.
     """
-    if x.is_floating_point():
-        return F.max_pool2d(x, 3, stride, dilation, dilation)
-    return F.max_pool2d(x.double(), 3, stride, dilation, dilation).to(x.dtype)
+    if not x.is_floating_point():
+        return max_pool(x.double(), stride, dilation).to(x.dtype)
+    if dilation == 1:
+        return F.max_pool2d(x, 3, stride, 1)
+    # torch pads by half of the kernel at most, and not by half of what a dilated one covers
+    return F.max_pool2d(F.pad(x, [dilation] * 4, value=-math.inf), 3, stride, 0, dilation)
 
 
 def conv_current(x: Tensor, conv: FixedConvolution, pool: bool = False) -> Tensor:
