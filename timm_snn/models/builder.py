@@ -16,6 +16,7 @@ from .base import named_layers as named_layers
 from .base import neuron_layer
 from .base import per_stage as per_stage
 from .base import take_indices as take_indices
+from .dilation import dilate
 from .features import feature_extractor
 from .keys import KeyRules as KeyRules
 from .keys import find_mismatches as find_mismatches
@@ -47,6 +48,7 @@ def build_spiking_model(
     act: str | None = None,
     lif_kwargs: Mapping[str, Any] | None = None,
     extra_levels: int = 0,
+    output_stride: int | None = None,
     **kwargs: Any,
 ) -> ModelT:
     """timm's `build_model_with_cfg` for models whose features carry time; features_only has all levels by default.
@@ -56,7 +58,9 @@ def build_spiking_model(
     the pretrained config; this goes by the weights, and adapts them only where the caller asked for another number.
     `act='relu'` is the artificial twin, None the spiking network. `lif_kwargs` are settings of its neurons, see
     `neurons.with_settings`; they go before those of the family and of partials. `extra_levels` appends so many levels
-    to a features_only model, each of half the size of the one before: a convolution that has no weights to load.
+    to a features_only model, each of half the size of the one before: a convolution that has no weights to load. With
+    `output_stride` 8, 16 or 32 no map is smaller than that part of the input, see `dilation`; None leaves them as they
+    were published.
 
     Raises, in one line: RuntimeError if there are no weights, or they cannot be read or are for other classes or
     channels; huggingface_hub's own errors if the Hub does not have or give them; ValueError for a config.json whose
@@ -108,6 +112,12 @@ def build_spiking_model(
         adopt_sizes(state_dict, model, _sizes_asked_for(kwargs, saved_args))
         return state_dict
 
+    def finish(model: Any) -> None:
+        if extra_levels:
+            model.append_levels(extra_levels, neuron)
+        if output_stride is not None:
+            dilate(model, output_stride, variant)
+
     own_cfg: Any = SpikingCfg(**cfg)  # timm would make its own of a dict, which knows no frames
     with reading:
         model = build_model_with_cfg(
@@ -117,11 +127,11 @@ def build_spiking_model(
             pretrained_cfg=own_cfg,
             pretrained_filter_fn=fit,
             # The getter calls forward_intermediates, which averages over time; timm's hooks would return [T, B, ...].
-            feature_cfg=dict(
-                out_indices=None, feature_cls=feature_extractor(feature_cls, extra_levels, neuron), output_fmt='NCHW'
-            ),
+            feature_cfg=dict(out_indices=None, feature_cls=feature_extractor(feature_cls, finish), output_fmt='NCHW'),
             **kwargs,
         )
+    if not kwargs.get('features_only'):
+        finish(model)
     _drop_foreign(model, known=pretrained or has_tag)
     return model
 

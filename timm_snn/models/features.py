@@ -1,12 +1,11 @@
 """Feature extractors whose `num_steps` is that of the model inside, and `set_num_steps` for other wrappers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from timm.models import FeatureGraphNet, FeatureHookNet, FeatureInfo
 from torch import Tensor, nn
 
-from ..layers import LayerFn
 from ..wrappers import unwrapped
 from .base import SpikingTransformer
 from .conversion import ConvertedModel
@@ -96,11 +95,11 @@ class GraphFeatures(_Steps, FeatureGraphNet):
         raise AttributeError("the graph of feature_cls='fx' keeps its steps: make the model with num_steps")
 
 
-def feature_extractor(name: Any, extra_levels: int, lif_layer: LayerFn | None) -> Any:
+def feature_extractor(name: Any, finish: Callable[[Any], None]) -> Any:
     """What timm is to wrap a model in, by its argument `feature_cls`.
 
-    A class of ours where timm's would not know `num_steps`, any other as it is. The model gets `extra_levels` with
-    neurons `lif_layer` first. Without indices it returns all levels.
+    A class of ours where timm's would not know `num_steps`, any other as it is. `finish(model)` changes the levels of a
+    model, which has its weights, before. Without indices it returns all levels.
 
     Raises: ValueError for another name.
     """
@@ -110,8 +109,7 @@ def feature_extractor(name: Any, extra_levels: int, lif_layer: LayerFn | None) -
         raise ValueError(f'feature_cls must be one of {list(classes)} or a class, got {name!r}')
 
     def extract(model: Any, out_indices: int | Sequence[int] | None, **kwargs: Any) -> nn.Module:
-        if extra_levels:
-            model.append_levels(extra_levels, lif_layer)
+        finish(model)
         if out_indices is None:
             out_indices = tuple(range(len(model.feature_info)))
         return feature_cls(model, out_indices=out_indices, **kwargs)

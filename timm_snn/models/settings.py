@@ -59,7 +59,8 @@ def check_config(
 
 
 def _check_model_args(where: str, model_args: Mapping[str, Any], model_cls: type[nn.Module]) -> None:
-    defaults = {**arguments_of(model_cls)[0], 'act': None, 'lif_kwargs': None}  # which are the builder's
+    of_builder = {'act': None, 'lif_kwargs': None, 'output_stride': None}
+    defaults = {**arguments_of(model_cls)[0], **of_builder}
     expected = set(defaults) - {'device', 'dtype', 'backend'}
     if unknown := sorted(set(model_args) - expected):
         raise ValueError(f'{where} has unknown model_args {printable(unknown)}; expected some of {sorted(expected)}')

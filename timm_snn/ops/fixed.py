@@ -135,12 +135,11 @@ def max_pool(x: Tensor, stride: int = 2, dilation: int = 1) -> Tensor:
     Whole numbers go by float64, which holds all of them here, and which torch pools on every device and in every size;
     uint8 it does not. Real numbers, of a network that is not quantised, are pooled as they are.
     """
-    if not x.is_floating_point():
-        return max_pool(x.double(), stride, dilation).to(x.dtype)
-    if dilation == 1:
-        return F.max_pool2d(x, 3, stride, 1)
+    y = x if x.is_floating_point() else x.double()
     # torch pads by half of the kernel at most, and not by half of what a dilated one covers
-    return F.max_pool2d(F.pad(x, [dilation] * 4, value=-math.inf), 3, stride, 0, dilation)
+    more = dilation - 1
+    y = F.pad(y, [more, more, more, more], value=-math.inf) if more else y
+    return F.max_pool2d(y, 3, stride, 1, dilation).to(x.dtype)
 
 
 def conv_current(x: Tensor, conv: FixedConvolution, pool: bool = False) -> Tensor:

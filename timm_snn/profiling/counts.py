@@ -208,9 +208,11 @@ class Geometry:
         groups: int,
         transposed: bool = False,
         padding_mode: str = 'zeros',
+        border: int = 0,
     ) -> None:
         self.kernel, self.stride, self.dilation = tuple(kernel), tuple(stride), tuple(dilation)
         self.groups, self.transposed, self.padding_mode = groups, transposed, padding_mode
+        self.border = border  # zeros at the end, of a `MapConv`
         if isinstance(padding, str):  # 'same' puts the odd pixel at the end
             padding = [d * (k - 1) // 2 if padding == 'same' else 0 for k, d in zip(kernel, dilation, strict=True)]
         self.padding = tuple(padding)
@@ -219,7 +221,7 @@ class Geometry:
     @classmethod
     def of(cls, conv: Any) -> 'Geometry':
         names = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'transposed', 'padding_mode')
-        return cls(*(getattr(conv, name) for name in names))
+        return cls(*(getattr(conv, name) for name in names), border=getattr(conv, 'border', 0))
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The size of what comes out, for a convolution that is not transposed and pads as it says."""
@@ -227,7 +229,7 @@ class Geometry:
 
     def output_size_of(self, axis: int, size: int) -> int:
         k, s, d, p = self.kernel[axis], self.stride[axis], self.dilation[axis], self.padding[axis]
-        return (size + 2 * p - d * (k - 1) - 1) // s + 1
+        return (size + 2 * p + self.border - d * (k - 1) - 1) // s + 1
 
     def cover(self, size: Sequence[int], out: Sequence[int]) -> Tensor:
         """For every input position, [*size], how many kernel positions of all outputs [*out] meet it."""
