@@ -108,7 +108,9 @@ class Segmenter(DenseModel):
 
 
 class SpikingSegmenter(Segmenter):
-    """A spiking backbone and a decoder of `decoders.py`, which is spike-driven as a whole."""
+    """A spiking backbone and a decoder of `decoders.py`, spike-driven as a whole; `timm_snn.stream` takes it."""
+
+    streams = True
 
     def __init__(self, features: Any, decoder: nn.Module, num_classes: int, arguments: dict[str, Any]) -> None:
         super().__init__(features, num_classes, arguments)
