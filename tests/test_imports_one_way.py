@@ -18,6 +18,7 @@ BELOW = {
     'layers': {'ops'},
     'models': {'ops', 'layers'},
     'profiling': {'ops', 'layers'},
+    'dense': {'ops', 'layers', 'models'},
     'data': set(),
     'testing': {'ops', 'layers', 'models'},
     'export': {'ops', 'layers', 'models'},

@@ -52,8 +52,9 @@ def stream(model: nn.Module, *, tau: float = math.inf) -> Stream:
             return torch.stack(spikes), {'v': v}
 
     Args:
-        model: A classifier of timm_snn in eval mode, on its device. What is made of it later, such as another head, the
-            stream does not see.
+        model: A classifier of timm_snn, or a segmenter of spikes, whose answers are maps, in eval mode, on its device.
+            What is made of it later, such as another head, the stream does not see. A module of one's own streams if it
+            has `num_steps` and `forward_steps` as a classifier has, and says `streams = True`.
         tau: In frames, at least 1; of the readout alone.
 
     Raises: ValueError for a model that cannot be streamed, with the reason: training mode, layers that see several
@@ -212,7 +213,8 @@ class _Carried(nn.Module):
 
 def _why_not(model: Any) -> str | None:
     """Why a model cannot be streamed, or None."""
-    if not isinstance(model, (SpikingTransformer, ConvertedModel, QuantizedModel)):
+    known = (SpikingTransformer, ConvertedModel, QuantizedModel)
+    if not isinstance(model, known) and not getattr(model, 'streams', False):
         return 'it is no classifier of timm_snn; of a traced or exported one, stream the model that it was made of'
     for name, module in model.named_modules():
         if module.training and isinstance(module, _CHANGED_BY_TRAINING):

@@ -87,15 +87,23 @@ def _depth_of_model(model: Any, names: Sequence[str]) -> int:
     depth = 0
     while parts and all(len(p) > depth + 1 and p[depth] == parts[0][depth] for p in parts):
         name = parts[0][depth]
-        if name not in ('model', 'body', 'module', 'backbone', 'network') and not isinstance(model, nn.Sequential):
+        if name not in _WRAPPERS and not isinstance(model, nn.Sequential):
             break
         model, depth = before_compiling(getattr(model, name)), depth + 1
     return depth
 
 
+_WRAPPERS = ('model', 'body', 'module', 'backbone', 'network')  # what modules call the model in them
+
+
 def _stage_of(name: str, depth: int) -> str:
-    """'stages.1.blocks.0.mlp' -> 'stages.1', 'head.fc' -> 'head'; a wrapper's part in front is left out."""
+    """'stages.1.blocks.0.mlp' -> 'stages.1', 'head.fc' -> 'head'; a wrapper's part in front is left out.
+
+    So is that of a model with others beside it: 'backbone.model.stages.1' of a segmenter, which has a 'decoder' too.
+    """
     parts = name.split('.')[depth:]
+    while len(parts) > 1 and parts[0] in _WRAPPERS:
+        parts = parts[1:]
     return '.'.join(parts[: 1 + (len(parts) > 1 and parts[1].isdigit())])
 
 
