@@ -1,0 +1,121 @@
+"""Images of one size with their boxes, anchors that fit them, and mean average precision."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from timm_snn.training.detection import BoxTransform, MeanAveragePrecision, anchor_sizes, collate, fitting_size
+from timm_snn.training.detection_data import BoxedImages
+
+SIZE = (24, 32)
+
+
+def dots(*corners: tuple[int, int], width: int = 64, height: int = 48) -> tuple[Image.Image, dict[str, Tensor]]:
+    """A black image with a white square of 16 pixels at each corner, and the boxes of these."""
+    image = Image.new('RGB', (width, height))
+    boxes = [(x, y, x + 16, y + 16) for x, y in corners]
+    for box in boxes:
+        image.paste((255, 255, 255), box)
+    return image, {
+        'boxes': torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        'labels': torch.arange(len(boxes)),
+        'iscrowd': torch.zeros(len(boxes), dtype=torch.bool),
+    }
+
+
+def brightness_of(image: Tensor, box: Tensor) -> float:
+    left, top, right, bottom = box.round().int().tolist()
+    return image[:, top:bottom, left:right].mean().item()
+
+
+def test_images_fit_into_the_size_either_way_up():
+    assert fitting_size(480, 640, (240, 320)) == (240, 320)
+    assert fitting_size(640, 480, (240, 320)) == (320, 240)
+    assert fitting_size(100, 1000, (240, 320)) == (32, 320)
+    assert fitting_size(12, 12, (24, 32)) == (24, 24)
+
+
+def test_boxes_follow_their_image():
+    image, target = BoxTransform(SIZE)(dots((8, 8), (40, 24)))
+    assert image.shape == (3, *SIZE) and image.dtype == torch.float32 and type(image) is Tensor
+    assert target['boxes'].tolist() == [[4, 4, 12, 12], [20, 12, 28, 20]] and type(target['boxes']) is Tensor
+    assert all(brightness_of(image, box) > 0.9 for box in target['boxes'])
+
+
+def test_augmented_boxes_are_still_around_their_objects():
+    transform = BoxTransform(SIZE, (0.0, 0.0, 0.0), scale=(0.5, 1.5), hflip=0.5, vflip=0.5)
+    corners = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        image, target = transform(dots((8, 8), (40, 24)))
+        assert image.shape == (3, *SIZE)
+        assert len(target['boxes']) == len(target['labels'])
+        for box in target['boxes']:
+            assert (box >= 0).all() and (box[2:] <= torch.tensor(SIZE[::-1])).all()
+            if (box[2:] - box[:2]).min() >= 4:
+                assert brightness_of(image, box) > 0.6
+        corners |= {tuple(box.tolist()) for box in target['boxes']}
+    assert len(corners) > 20  # they differ
+
+
+def test_boxes_around_many_objects_are_not_trained_on():
+    image, target = dots((8, 8), (40, 24))
+    target['iscrowd'][0] = True
+    assert BoxTransform(SIZE)((image, target))[1]['iscrowd'].tolist() == [True, False]
+    trained = BoxTransform(SIZE, scale=(1.0, 1.0))((image, target))[1]
+    assert trained['labels'].tolist() == [1] and 'iscrowd' not in trained
+
+
+def test_an_image_without_boxes_passes():
+    for transform in (BoxTransform(SIZE), BoxTransform(SIZE, scale=(0.8, 1.2), hflip=0.5)):
+        image, target = transform(dots())
+        assert image.shape == (3, *SIZE) and target['boxes'].shape == (0, 4) and len(target['labels']) == 0
+
+
+def test_images_of_different_sizes_make_a_batch():
+    transform = BoxTransform(SIZE)
+    samples = [(transform(dots((0, 0))), 0), (transform(dots((0, 0), width=48, height=64)), 1)]
+    images, targets = collate(samples)
+    assert [image.shape[-2:] for image in images] == [(24, 32), (32, 24)]
+    assert len(targets) == 2 and set(targets[0]) == {'boxes', 'labels', 'iscrowd'}
+
+
+def boxed(sides: list[int], size: tuple[int, int] | None) -> BoxedImages:
+    boxes = torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32).numpy()
+    return BoxedImages(lambda index: Image.new('RGB', (64, 48)), [boxes], [boxes[:, 0]], [boxes[:, 0]], ['a'], [size])
+
+
+def test_anchors_span_the_boxes_in_the_resized_image():
+    sizes = anchor_sizes(boxed([8] * 50 + [64] * 50, (640, 480)), (240, 320), levels=2)
+    assert len(sizes) == 2 and all(len(row) == 3 for row in sizes)
+    flat = [side for row in sizes for side in row]
+    assert flat[0] == 4 and flat[-1] == 32 and flat == sorted(flat)
+    ratios = [b / a for a, b in zip(flat, flat[1:], strict=False)]
+    assert max(ratios) - min(ratios) < 0.05
+    same = anchor_sizes(boxed([8, 8], (640, 480)), (240, 320), levels=1)[0]
+    assert same[0] == 4 < same[-1]  # boxes of one size still get anchors around it
+
+
+def prediction(boxes: list, labels: list[int], scores: list[float] | None = None) -> dict[str, Tensor]:
+    made = {'boxes': torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), 'labels': torch.tensor(labels).long()}
+    return made | ({'scores': torch.tensor(scores)} if scores is not None else {})
+
+
+def test_average_precision_is_that_of_counting_by_hand():
+    """Of class a one box of two is found with IoU 1, after a false one of a lower score; of b one with IoU 0.6."""
+    metric = MeanAveragePrecision(['a', 'b', 'absent'])
+    metric.update(
+        [prediction([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 26]], [0, 0, 1], [0.9, 0.5, 0.8])],
+        [prediction([[0, 0, 10, 10], [30, 0, 40, 10], [20, 20, 30, 30]], [0, 0, 1])],
+    )
+    metric.update([prediction([], [], [])], [prediction([], [])])  # an image without boxes
+    values = metric.compute()
+    # 51 of COCO's 101 recalls, 0 to 0.5, have precision 1 and the others 0
+    assert values['map50_a'] == pytest.approx(100 * 51 / 101)
+    assert values['map50_b'] == pytest.approx(100)
+    assert math.isnan(values['map50_absent'])
+    assert values['map50'] == pytest.approx((100 * 51 / 101 + 100) / 2)
+    assert values['map75'] == pytest.approx(100 * 51 / 101 / 2)  # an IoU of 0.6 is none of 0.75

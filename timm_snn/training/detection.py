@@ -1,0 +1,142 @@
+"""What a detector learns from and is measured by: images of one size with their boxes, anchors, mean average precision."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from .detection_data import BoxedImages
+from .errors import UserError
+
+__all__ = ['BoxTransform', 'MeanAveragePrecision', 'anchor_sizes', 'collate', 'fitting_size']
+
+SMALLEST = 2  # pixels of a box on either side that are left of it after a crop, or it is not trained on
+PER_LEVEL = 3  # sizes of anchors
+SPREAD = 2, 98  # percentiles of the sizes of boxes that anchors reach from and to
+
+Target = dict[str, Tensor]
+
+
+def fitting_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image with its shorter side at most size[0] and its longer one at most size[1]."""
+    factor = min(size[0] / min(height, width), size[1] / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+class BoxTransform:
+    """An image with its target, resized to fit into `size`, its shorter and its longer side, without distortion.
+
+    In training, which `scale` switches on, the image is first made larger or smaller by a factor from this range and
+    cropped or padded to the same size at a random place, then flipped and changed in colour by chance. Boxes around
+    many objects are left out then, and those of which a crop leaves nearly nothing. `mean` is what images are padded
+    with. Images become [C, H, W] float32, 0 to 1: the detector normalises them.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        mean: Sequence[float] = (0.0,),
+        *,
+        scale: tuple[float, float] | None = None,
+        hflip: float = 0.0,
+        vflip: float = 0.0,
+        color_jitter: float = 0.0,
+    ) -> None:
+        self.size, self.scale = size, scale
+        self.fill = [round(255 * value) for value in mean]
+        self.augment = v2.Compose(
+            [
+                v2.RandomHorizontalFlip(hflip),
+                v2.RandomVerticalFlip(vflip),
+                v2.ColorJitter(color_jitter, color_jitter, color_jitter),
+                v2.SanitizeBoundingBoxes(min_size=SMALLEST),
+            ]
+        )
+
+    def __call__(self, sample: tuple[Image.Image, Target]) -> tuple[Tensor, Target]:
+        picture, target = sample
+        image: Any = v2.functional.to_image(picture)
+        size = fitting_size(*image.shape[-2:], self.size)
+        if self.scale:
+            target = {key: target[key][~target['iscrowd']] for key in ('boxes', 'labels')}
+        target['boxes'] = tv_tensors.BoundingBoxes(target['boxes'], format='XYXY', canvas_size=image.shape[-2:])
+        if self.scale:
+            # made for each image, whose shape the size follows
+            jitter = v2.ScaleJitter(size, self.scale, antialias=True)
+            crop = v2.RandomCrop(size, pad_if_needed=True, fill=self.fill)
+            image, target = self.augment(*crop(*jitter(image, target)))
+        else:
+            image, target = v2.Resize(size, antialias=True)(image, target)
+        image = v2.functional.to_dtype(image, torch.float32, scale=True)
+        return image.as_subclass(Tensor), {key: values.as_subclass(Tensor) for key, values in target.items()}
+
+
+def collate(samples: Sequence[tuple[tuple[Tensor, Target], int]]) -> tuple[list[Tensor], list[Target]]:
+    """Lists of images, which may differ in size, and of their targets."""
+    return [image for (image, _), _ in samples], [target for (_, target), _ in samples]
+
+
+def anchor_sizes(data: BoxedImages, size: tuple[int, int], levels: int) -> list[tuple[float, ...]]:
+    """Sides of square anchors in pixels, three for each level of a detector, that fit the boxes of a data set.
+
+    They are evenly spaced in their logarithm, from the 2nd to the 98th percentile of the square roots of the boxes'
+    areas, as the boxes are when their images have been resized to `size`. Raises: UserError where the data set does not
+    say how large its images are.
+    """
+    sides = []
+    for boxes, whole in zip(data.boxes, data.sizes, strict=True):
+        if whole is None:
+            raise UserError(
+                'the data set does not say how large its images are, in columns width and height: pass --anchor-sizes'
+            )
+        width, height = whole
+        factor = fitting_size(height, width, size)[0] / height
+        sides.append(factor * np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)))
+    low, high = np.percentile(np.concatenate(sides), SPREAD)
+    spaced = np.geomspace(low, max(high, 1.5 * low), levels * PER_LEVEL).round(1)
+    return [tuple(row) for row in spaced.reshape(levels, PER_LEVEL).tolist()]
+
+
+class MeanAveragePrecision:
+    """COCO's average precisions in percent: `map`, over IoU from 0.5 to 0.95, `map50`, `map75`, `map50_CLASS`.
+
+    A class without a box in the data has none, NaN, and is left out of the means. pycocotools matches the boxes.
+    Raises: UserError without torchmetrics and pycocotools.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        try:
+            import pycocotools  # noqa: F401  which torchmetrics imports when it computes
+            from torchmetrics.detection import MeanAveragePrecision as Metric
+        except ImportError as error:
+            raise UserError(f"to measure detectors, {error.name} is needed: pip install 'timm-snn[dense]'") from error
+        self.class_names = class_names
+        self.metric = Metric(extended_summary=True, average='macro')
+
+    def update(self, predictions: Sequence[Target], targets: Sequence[Target]) -> None:
+        self.metric.update([_on_cpu(one) for one in predictions], [_on_cpu(one) for one in targets])
+
+    def compute(self) -> dict[str, float]:
+        result = self.metric.compute()
+        values = {name: _percent(result[key]) for name, key in (('map', 'map'), ('map50', 'map_50'), ('map75', 'map_75'))}
+        # [IoU, recall, class, area, detections]: IoU of 0.5, boxes of all areas, 100 detections
+        curves = result['precision'][0, :, :, 0, -1]
+        by_class = dict(zip(result['classes'].reshape(-1).tolist(), curves.T.mean(1).tolist(), strict=True))
+        for number, name in enumerate(self.class_names):
+            values[f'map50_{name}'] = _percent(by_class.get(number, -1))
+        return values
+
+
+def _on_cpu(one: Target) -> Target:
+    return {key: values.detach().cpu() for key, values in one.items()}
+
+
+def _percent(value: Any) -> float:
+    """torchmetrics' -1 is what nobody knows."""
+    return 100 * float(value) if value >= 0 else math.nan
