@@ -2,25 +2,26 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.tv_tensors import BoundingBoxes, Image
 
 from timm_snn.training.detection import BoxTransform, MeanAveragePrecision, anchor_sizes, collate, fitting_size
-from timm_snn.training.detection_data import BoxedImages
+from timm_snn.training.detection_data import BoxedPictures
 
 SIZE = (24, 32)
 
 
-def dots(*corners: tuple[int, int], width: int = 64, height: int = 48) -> tuple[Image.Image, dict[str, Tensor]]:
+def dots(*corners: tuple[int, int], width: int = 64, height: int = 48) -> tuple[Tensor, dict[str, Tensor]]:
     """A black image with a white square of 16 pixels at each corner, and the boxes of these."""
-    image = Image.new('RGB', (width, height))
-    boxes = [(x, y, x + 16, y + 16) for x, y in corners]
-    for box in boxes:
-        image.paste((255, 255, 255), box)
-    return image, {
-        'boxes': torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    for x, y in corners:
+        image[:, y : y + 16, x : x + 16] = 255
+    boxes = torch.tensor([(x, y, x + 16, y + 16) for x, y in corners], dtype=torch.float32).reshape(-1, 4)
+    return Image(image), {
+        'boxes': BoundingBoxes(boxes, format='XYXY', canvas_size=(height, width)),
         'labels': torch.arange(len(boxes)),
         'iscrowd': torch.zeros(len(boxes), dtype=torch.bool),
     }
@@ -39,7 +40,7 @@ def test_images_fit_into_the_size_either_way_up():
 
 
 def test_boxes_follow_their_image():
-    image, target = BoxTransform(SIZE)(dots((8, 8), (40, 24)))
+    image, target = BoxTransform(SIZE)(*dots((8, 8), (40, 24)))
     assert image.shape == (3, *SIZE) and image.dtype == torch.float32 and type(image) is Tensor
     assert target['boxes'].tolist() == [[4, 4, 12, 12], [20, 12, 28, 20]] and type(target['boxes']) is Tensor
     assert all(brightness_of(image, box) > 0.9 for box in target['boxes'])
@@ -50,7 +51,7 @@ def test_augmented_boxes_are_still_around_their_objects():
     corners = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        image, target = transform(dots((8, 8), (40, 24)))
+        image, target = transform(*dots((8, 8), (40, 24)))
         assert image.shape == (3, *SIZE)
         assert len(target['boxes']) == len(target['labels'])
         for box in target['boxes']:
@@ -64,28 +65,28 @@ def test_augmented_boxes_are_still_around_their_objects():
 def test_boxes_around_many_objects_are_not_trained_on():
     image, target = dots((8, 8), (40, 24))
     target['iscrowd'][0] = True
-    assert BoxTransform(SIZE)((image, target))[1]['iscrowd'].tolist() == [True, False]
-    trained = BoxTransform(SIZE, scale=(1.0, 1.0))((image, target))[1]
+    assert BoxTransform(SIZE)(image, target)[1]['iscrowd'].tolist() == [True, False]
+    trained = BoxTransform(SIZE, scale=(1.0, 1.0))(image, target)[1]
     assert trained['labels'].tolist() == [1] and 'iscrowd' not in trained
 
 
 def test_an_image_without_boxes_passes():
     for transform in (BoxTransform(SIZE), BoxTransform(SIZE, scale=(0.8, 1.2), hflip=0.5)):
-        image, target = transform(dots())
+        image, target = transform(*dots())
         assert image.shape == (3, *SIZE) and target['boxes'].shape == (0, 4) and len(target['labels']) == 0
 
 
 def test_images_of_different_sizes_make_a_batch():
     transform = BoxTransform(SIZE)
-    samples = [(transform(dots((0, 0))), 0), (transform(dots((0, 0), width=48, height=64)), 1)]
-    images, targets = collate(samples)
+    images, targets = collate([transform(*dots((0, 0))), transform(*dots((0, 0), width=48, height=64))])
     assert [image.shape[-2:] for image in images] == [(24, 32), (32, 24)]
     assert len(targets) == 2 and set(targets[0]) == {'boxes', 'labels', 'iscrowd'}
 
 
-def boxed(sides: list[int], size: tuple[int, int] | None) -> BoxedImages:
-    boxes = torch.tensor([[0, 0, side, side] for side in sides], dtype=torch.float32).numpy()
-    return BoxedImages(lambda index: Image.new('RGB', (64, 48)), [boxes], [boxes[:, 0]], [boxes[:, 0]], ['a'], [size])
+def boxed(sides: list[int], size: tuple[int, int] | None) -> BoxedPictures:
+    boxes = np.array([[0, 0, side, side] for side in sides], dtype=np.float32)
+    zeros = np.zeros(len(sides), dtype=np.int64)
+    return BoxedPictures(lambda index: None, str, ['a'], [boxes], [zeros], [zeros], [size])
 
 
 def test_anchors_span_the_boxes_in_the_resized_image():
@@ -105,17 +106,32 @@ def prediction(boxes: list, labels: list[int], scores: list[float] | None = None
 
 
 def test_average_precision_is_that_of_counting_by_hand():
-    """Of class a one box of two is found with IoU 1, after a false one of a lower score; of b one with IoU 0.6."""
+    """Of class a one box of two is found with IoU 1, after a false one of a lower score; of b one with IoU 0.62."""
     metric = MeanAveragePrecision(['a', 'b', 'absent'])
     metric.update(
-        [prediction([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 26]], [0, 0, 1], [0.9, 0.5, 0.8])],
+        [prediction([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 26.2]], [0, 0, 1], [0.9, 0.5, 0.8])],
         [prediction([[0, 0, 10, 10], [30, 0, 40, 10], [20, 20, 30, 30]], [0, 0, 1])],
     )
     metric.update([prediction([], [], [])], [prediction([], [])])  # an image without boxes
     values = metric.compute()
     # 51 of COCO's 101 recalls, 0 to 0.5, have precision 1 and the others 0
-    assert values['map50_a'] == pytest.approx(100 * 51 / 101)
-    assert values['map50_b'] == pytest.approx(100)
-    assert math.isnan(values['map50_absent'])
     assert values['map50'] == pytest.approx((100 * 51 / 101 + 100) / 2)
-    assert values['map75'] == pytest.approx(100 * 51 / 101 / 2)  # an IoU of 0.6 is none of 0.75
+    assert values['map75'] == pytest.approx(100 * 51 / 101 / 2)  # an IoU of 0.62 is less
+    a, b, absent = metric.by_class
+    assert (a['name'], a['map50'], a['map75']) == ('a', pytest.approx(100 * 51 / 101), pytest.approx(100 * 51 / 101))
+    assert (b['map50'], b['map75']) == (pytest.approx(100), 0)
+    assert b['map'] == pytest.approx(30)  # three of the ten IoU, 0.5, 0.55 and 0.6, are reached
+    assert absent['map50'] is None
+
+
+def test_a_split_without_boxes_has_no_precision():
+    metric = MeanAveragePrecision(['a'])
+    metric.update([prediction([], [], [])], [prediction([], [])])
+    assert math.isnan(metric.compute()['map50'])
+
+
+def test_boxes_around_many_objects_are_not_counted():
+    metric = MeanAveragePrecision(['a'])
+    target = prediction([[0, 0, 10, 10], [20, 20, 60, 60]], [0, 0]) | {'iscrowd': torch.tensor([False, True])}
+    metric.update([prediction([[0, 0, 10, 10], [22, 22, 40, 40]], [0, 0], [0.5, 0.9])], [target])
+    assert metric.compute()['map50'] == pytest.approx(100)

@@ -1,4 +1,4 @@
-"""What a detector learns from and is measured by: images of one size with their boxes, anchors, mean average precision."""
+"""What a detector learns from and is measured by: pictures of one size, anchors, mean average precision."""
 
 import math
 from collections.abc import Sequence
@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.tv_tensors import wrap
 
-from .detection_data import BoxedImages
+from .detection_data import BoxedPictures
 from .errors import UserError
 
 __all__ = ['BoxTransform', 'MeanAveragePrecision', 'anchor_sizes', 'collate', 'fitting_size']
@@ -30,12 +29,12 @@ def fitting_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, i
 
 
 class BoxTransform:
-    """An image with its target, resized to fit into `size`, its shorter and its longer side, without distortion.
+    """A picture with its target, resized to fit into `size`, its shorter and its longer side, without distortion.
 
-    In training, which `scale` switches on, the image is first made larger or smaller by a factor from this range and
+    In training, which `scale` switches on, the picture is first made larger or smaller by a factor from this range and
     cropped or padded to the same size at a random place, then flipped and changed in colour by chance. Boxes around
-    many objects are left out then, and those of which a crop leaves nearly nothing. `mean` is what images are padded
-    with. Images become [C, H, W] float32, 0 to 1: the detector normalises them.
+    many objects are left out then, and those of which a crop leaves nearly nothing. `mean` is what pictures are padded
+    with. Pictures become [C, H, W] float32, 0 to 1: the detector normalises them.
     """
 
     def __init__(
@@ -59,30 +58,29 @@ class BoxTransform:
             ]
         )
 
-    def __call__(self, sample: tuple[Image.Image, Target]) -> tuple[Tensor, Target]:
-        picture, target = sample
-        image: Any = v2.functional.to_image(picture)
-        size = fitting_size(*image.shape[-2:], self.size)
+    def __call__(self, picture: Tensor, target: Target) -> tuple[Tensor, Target]:
+        size = fitting_size(*picture.shape[-2:], self.size)
         if self.scale:
-            target = {key: target[key][~target['iscrowd']] for key in ('boxes', 'labels')}
-        target['boxes'] = tv_tensors.BoundingBoxes(target['boxes'], format='XYXY', canvas_size=image.shape[-2:])
-        if self.scale:
-            # made for each image, whose shape the size follows
+            boxes: Any = target['boxes']
+            whole = ~target['iscrowd']
+            target = {'boxes': wrap(boxes[whole], like=boxes), 'labels': target['labels'][whole]}
+            # made for each picture, whose shape the size follows
             jitter = v2.ScaleJitter(size, self.scale, antialias=True)
             crop = v2.RandomCrop(size, pad_if_needed=True, fill=self.fill)
-            image, target = self.augment(*crop(*jitter(image, target)))
+            picture, target = self.augment(*crop(*jitter(picture, target)))
         else:
-            image, target = v2.Resize(size, antialias=True)(image, target)
-        image = v2.functional.to_dtype(image, torch.float32, scale=True)
-        return image.as_subclass(Tensor), {key: values.as_subclass(Tensor) for key, values in target.items()}
+            picture, target = v2.Resize(size, antialias=True)(picture, target)
+        picture = v2.functional.to_dtype(picture, torch.float32, scale=True)
+        return picture.as_subclass(Tensor), {key: values.as_subclass(Tensor) for key, values in target.items()}
 
 
-def collate(samples: Sequence[tuple[tuple[Tensor, Target], int]]) -> tuple[list[Tensor], list[Target]]:
-    """Lists of images, which may differ in size, and of their targets."""
-    return [image for (image, _), _ in samples], [target for (_, target), _ in samples]
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """Lists of pictures, which may differ in size, and of their targets."""
+    pictures, targets = zip(*samples, strict=True)
+    return list(pictures), list(targets)
 
 
-def anchor_sizes(data: BoxedImages, size: tuple[int, int], levels: int) -> list[tuple[float, ...]]:
+def anchor_sizes(data: BoxedPictures, size: tuple[int, int], levels: int) -> list[tuple[float, ...]]:
     """Sides of square anchors in pixels, three for each level of a detector, that fit the boxes of a data set.
 
     They are evenly spaced in their logarithm, from the 2nd to the 98th percentile of the square roots of the boxes'
@@ -104,9 +102,9 @@ def anchor_sizes(data: BoxedImages, size: tuple[int, int], levels: int) -> list[
 
 
 class MeanAveragePrecision:
-    """COCO's average precisions in percent: `map`, over IoU from 0.5 to 0.95, `map50`, `map75`, `map50_CLASS`.
+    """COCO's average precisions in percent: `map`, over IoU from 0.5 to 0.95, `map50` and `map75`.
 
-    A class without a box in the data has none, NaN, and is left out of the means. pycocotools matches the boxes.
+    pycocotools matches the boxes. A class without a box in the data has no precision and is left out of the means.
     Raises: UserError without torchmetrics and pycocotools.
     """
 
@@ -115,28 +113,37 @@ class MeanAveragePrecision:
             import pycocotools  # noqa: F401  which torchmetrics imports when it computes
             from torchmetrics.detection import MeanAveragePrecision as Metric
         except ImportError as error:
-            raise UserError(f"to measure detectors, {error.name} is needed: pip install 'timm-snn[dense]'") from error
+            raise UserError(f"measuring boxes needs {error.name}: pip install 'timm-snn[dense]'") from error
         self.class_names = class_names
-        self.metric = Metric(extended_summary=True, average='macro')
+        self.metric = Metric(extended_summary=True)
+        self.by_class: list[dict[str, Any]] = []
+
+    def to(self, device: torch.device) -> 'MeanAveragePrecision':
+        self.metric.to(device)
+        return self
 
     def update(self, predictions: Sequence[Target], targets: Sequence[Target]) -> None:
-        self.metric.update([_on_cpu(one) for one in predictions], [_on_cpu(one) for one in targets])
+        self.metric.update(list(predictions), list(targets))
 
     def compute(self) -> dict[str, float]:
         result = self.metric.compute()
-        values = {name: _percent(result[key]) for name, key in (('map', 'map'), ('map50', 'map_50'), ('map75', 'map_75'))}
-        # [IoU, recall, class, area, detections]: IoU of 0.5, boxes of all areas, 100 detections
-        curves = result['precision'][0, :, :, 0, -1]
-        by_class = dict(zip(result['classes'].reshape(-1).tolist(), curves.T.mean(1).tolist(), strict=True))
-        for number, name in enumerate(self.class_names):
-            values[f'map50_{name}'] = _percent(by_class.get(number, -1))
-        return values
+        # [IoU, recall, class, area, detections]: boxes of all areas, 100 detections
+        curves = result['precision'][:, :, :, 0, -1].mean(1)
+        found = {number: curves[:, i].tolist() for i, number in enumerate(result['classes'].reshape(-1).tolist())}
+        self.by_class = [
+            {'class': number, 'name': name, **_named(found.get(number))} for number, name in enumerate(self.class_names)
+        ]
+        return {name: _percent(result[key]) for name, key in (('map', 'map'), ('map50', 'map_50'), ('map75', 'map_75'))}
 
 
-def _on_cpu(one: Target) -> Target:
-    return {key: values.detach().cpu() for key, values in one.items()}
+def _named(precisions: list[float] | None) -> dict[str, float | None]:
+    """Of a class, over IoU from 0.5 to 0.95 in steps of 0.05."""
+    if precisions is None or precisions[0] < 0:
+        return {'map': None, 'map50': None, 'map75': None}
+    mean = sum(precisions) / len(precisions)
+    return {'map': 100 * mean, 'map50': 100 * precisions[0], 'map75': 100 * precisions[5]}
 
 
 def _percent(value: Any) -> float:
-    """torchmetrics' -1 is what nobody knows."""
+    """torchmetrics says -1 where no class has a box."""
     return 100 * float(value) if value >= 0 else math.nan

@@ -11,7 +11,7 @@ from ..files import printable
 from ..folders import as_text
 from .data import class_names, evenly
 
-__all__ = ['Difference', 'difference', 'fingerprint']
+__all__ = ['Difference', 'difference', 'fingerprint', 'hash_of']
 
 MOST_FILES = 10_000  # whose sizes are asked for, which takes seconds on a slow disk
 MOST_ROWS = 1_000  # whose pictures are read to the memory
@@ -26,26 +26,28 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     """
     source = getattr(dataset, 'reader', dataset)
     found: dict[str, Any] = {'classes': class_names(dataset), 'samples': len(dataset)}
+    if hasattr(dataset, 'facts'):  # of masks and boxes, which know theirs
+        return found | dataset.facts()
     files = getattr(source, 'samples', None)
     if files and isinstance(files[0][0], str):
         names, labels = zip(*files, strict=True)
         root = str(getattr(source, 'root', ''))
         paths = [os.path.join(root, names[i]) for i in evenly(range(len(names)), MOST_FILES)]
-        found['labels'] = _hash(map(str, labels))
-        found['file names'] = _hash(as_text(name.removeprefix(root + os.sep)) for name in names)
-        found['file sizes'] = _hash(str(_size(path)) for path in paths)
+        found['labels'] = hash_of(map(str, labels))
+        found['file names'] = hash_of(as_text(name.removeprefix(root + os.sep)) for name in names)
+        found['file sizes'] = hash_of(str(_size(path)) for path in paths)
     elif hasattr(source, 'label_key'):  # timm's reader of a table
         table, key = source.dataset, source.label_key
-        found['labels'] = _hash(map(str, table.select_columns([key]).with_format('arrow')[:][key].to_pylist()))
+        found['labels'] = hash_of(map(str, table.select_columns([key]).with_format('arrow')[:][key].to_pylist()))
         pictures = table.select_columns([source.image_key]).with_format('arrow')[evenly(range(len(table)), MOST_ROWS)]
-        found['picture sizes'] = _hash(str(len(picture['bytes'] or b'')) for picture in pictures[0].to_pylist())
+        found['picture sizes'] = hash_of(str(len(picture['bytes'] or b'')) for picture in pictures[0].to_pylist())
     else:
         labels = getattr(dataset, 'labels', getattr(dataset, 'targets', ()))
-        found['labels'] = _hash(map(str, np.asarray(labels).tolist()))
+        found['labels'] = hash_of(map(str, np.asarray(labels).tolist()))
     return found
 
 
-def _hash(lines: Iterable[str]) -> str:
+def hash_of(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode('utf-8', 'surrogateescape') + b'\n')
