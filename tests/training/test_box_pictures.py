@@ -28,7 +28,7 @@ def rectangles(axes) -> list[Rectangle]:
 def test_likely_boxes_are_drawn_over_the_dashed_true_ones():
     axes = figure_of_boxes([PICTURE], [FOUND], [TRUTH], ['a', 'b']).axes[0]
     truth, found = rectangles(axes)  # the one of a low score is none
-    assert truth.get_linestyle() != found.get_linestyle() == '-'
+    assert truth.get_linestyle() != found.get_linestyle() == 'solid'
     assert (*found.get_xy(), found.get_width(), found.get_height()) == (2, 4, 10, 4)
     assert to_hex(found.get_edgecolor()) == CLASSES[1]
     assert [text.get_text() for text in axes.texts] == ['0.75']

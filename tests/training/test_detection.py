@@ -1,5 +1,6 @@
 """Images of one size with their boxes, anchors that fit them, and mean average precision."""
 
+import itertools
 import math
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_anchors_span_the_boxes_in_the_resized_image():
     assert len(sizes) == 2 and all(len(row) == 3 for row in sizes)
     flat = [side for row in sizes for side in row]
     assert flat[0] == 4 and flat[-1] == 32 and flat == sorted(flat)
-    ratios = [b / a for a, b in zip(flat, flat[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(flat)]
     assert max(ratios) - min(ratios) < 0.05
     same = anchor_sizes(boxed([8, 8], (640, 480)), (240, 320), levels=1)[0]
     assert same[0] == 4 < same[-1]  # boxes of one size still get anchors around it

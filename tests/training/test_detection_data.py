@@ -53,7 +53,9 @@ def rows(tmp_path, monkeypatch):
 def coco(tmp_path):
     """Write images with these annotations in COCO's layout, and return where they are."""
 
-    def write(annotations: list[dict], file: str = 'annotations/instances_train.json', images: str = 'train') -> DataSource:
+    def write(
+        annotations: list[dict], file: str = 'annotations/instances_train.json', images: str = 'train'
+    ) -> DataSource:
         root = tmp_path / 'coco'
         (root / file).parent.mkdir(parents=True)
         (root / images).mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,9 @@ def coco(tmp_path):
 
 
 def test_rows_give_corners_and_numbers_of_classes(rows):
-    data = open_boxes(rows([{'bbox': [BOX, [0, 0, 40, 30]], 'category': [1, 0]}, {'bbox': [], 'category': []}]), 'train')
+    data = open_boxes(
+        rows([{'bbox': [BOX, [0, 0, 40, 30]], 'category': [1, 0]}, {'bbox': [], 'category': []}]), 'train'
+    )
     assert data.classes == CLASSES and len(data) == 2
     image, target = data[0]
     assert image.shape == (3, 30, 40) and image.dtype == torch.uint8
@@ -93,8 +97,8 @@ def test_boxes_are_cut_at_the_border_and_left_out_without_area(rows, caplog):
         data = open_boxes(rows(objects, width=[40], height=[30]), 'train')
     target = data[0][1]
     assert target['boxes'][0].tolist() == [35, 25, 40, 30] and target['labels'].tolist() == [0, 1, 1]
-    assert 'of the 4 boxes of split \'train\', 1 have no area and are left out' in caplog.text
-    assert 'of the 4 boxes of split \'train\', 1 are cut at the border' in caplog.text
+    assert "of the 4 boxes of split 'train', 1 have no area and are left out" in caplog.text
+    assert "of the 4 boxes of split 'train', 1 are cut at the border" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_crowds_of_coco_are_marked(coco):
 
 def test_what_is_no_coco_folder_is_refused(coco, tmp_path):
     source = coco([{'image_id': 1, 'bbox': BOX}])
-    with pytest.raises(UserError, match=r"not in COCO.s format: KeyError.*category_id"):
+    with pytest.raises(UserError, match=r'not in COCO.s format: KeyError.*category_id'):
         open_boxes(source, 'train')
     with pytest.raises(UserError, match=r'has no annotations/instances_test.json'):
         open_boxes(source, 'test')
