@@ -1,6 +1,5 @@
 """Images of one size with their boxes, anchors that fit them, and mean average precision."""
 
-import itertools
 import math
 
 import numpy as np
@@ -11,6 +10,7 @@ from torchvision.tv_tensors import BoundingBoxes, Image
 
 from timm_snn.training.detection import BoxTransform, MeanAveragePrecision, anchor_sizes, collate, fitting_size
 from timm_snn.training.detection_data import BoxedPictures
+from timm_snn.training.errors import UserError
 
 SIZE = (24, 32)
 
@@ -90,15 +90,17 @@ def boxed(sides: list[int], size: tuple[int, int] | None) -> BoxedPictures:
     return BoxedPictures(lambda index: None, str, ['a'], [boxes], [zeros], [zeros], [size])
 
 
-def test_anchors_span_the_boxes_in_the_resized_image():
-    sizes = anchor_sizes(boxed([8] * 50 + [64] * 50, (640, 480)), (240, 320), levels=2)
-    assert len(sizes) == 2 and all(len(row) == 3 for row in sizes)
-    flat = [side for row in sizes for side in row]
-    assert flat[0] == 4 and flat[-1] == 32 and flat == sorted(flat)
-    ratios = [b / a for a, b in itertools.pairwise(flat)]
-    assert max(ratios) - min(ratios) < 0.05
-    same = anchor_sizes(boxed([8, 8], (640, 480)), (240, 320), levels=1)[0]
-    assert same[0] == 4 < same[-1]  # boxes of one size still get anchors around it
+def test_anchors_begin_with_the_smallest_boxes_and_reach_the_largest():
+    usual = anchor_sizes(boxed([8] * 50 + [16] * 50, (640, 480)), (240, 320), levels=2)
+    assert usual == [(4.0, 5.0, 6.3), (8.0, 10.1, 12.7)]  # 8 pixels of 640 are 4 of 320
+    wide = anchor_sizes(boxed([8] * 50 + [256] * 50, (640, 480)), (240, 320), levels=2)
+    assert wide[0][0] == 4 and wide[1][2] == 128
+    assert anchor_sizes(boxed([8], (480, 640)), (240, 320), levels=1)[0][0] == 4  # upright pictures too
+
+
+def test_anchors_need_the_sizes_of_the_pictures():
+    with pytest.raises(UserError, match='--anchor-sizes'):
+        anchor_sizes(boxed([8], None), (240, 320), levels=1)
 
 
 def prediction(boxes: list, labels: list[int], scores: list[float] | None = None) -> dict[str, Tensor]:

@@ -83,21 +83,25 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], lis
 def anchor_sizes(data: BoxedPictures, size: tuple[int, int], levels: int) -> list[tuple[float, ...]]:
     """Sides of square anchors in pixels, three for each level of a detector, that fit the boxes of a data set.
 
-    They are evenly spaced in their logarithm, from the 2nd to the 98th percentile of the square roots of the boxes'
-    areas, as the boxes are when their images have been resized to `size`. Raises: UserError where the data set does not
-    say how large its images are.
+    The smallest one is as large as the smallest boxes: the 2nd percentile of the square roots of the boxes' areas, in
+    pictures resized to `size`. From level to level they double, with thirds of an octave between, as in RetinaNet
+    (arXiv 1708.02002), or grow faster where the largest ones would not reach the 98th percentile.
+    Raises: UserError where the data set does not say how large its pictures are.
     """
     sides = []
     for boxes, whole in zip(data.boxes, data.sizes, strict=True):
         if whole is None:
             raise UserError(
-                'the data set does not say how large its images are, in columns width and height: pass --anchor-sizes'
+                'the data set does not say how large its pictures are, in columns width and height, so that no anchors '
+                'can be chosen: pass --anchor-sizes'
             )
         width, height = whole
         factor = fitting_size(height, width, size)[0] / height
         sides.append(factor * np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)))
     low, high = np.percentile(np.concatenate(sides), SPREAD)
-    spaced = np.geomspace(low, max(high, 1.5 * low), levels * PER_LEVEL).round(1)
+    number = PER_LEVEL * levels
+    growth = max(2 ** (1 / PER_LEVEL), (high / low) ** (1 / (number - 1)))
+    spaced = (low * growth ** np.arange(number)).round(1)
     return [tuple(row) for row in spaced.reshape(levels, PER_LEVEL).tolist()]
 
 
