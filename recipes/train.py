@@ -15,7 +15,6 @@ With --val-fraction an epoch is picked by held-out training samples, and then te
 import json
 import math
 import os
-import signal
 import sys
 import time
 from argparse import Namespace
@@ -24,7 +23,7 @@ from contextlib import closing, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from accelerate import DistributedType
 from accelerate.utils import set_seed
@@ -308,17 +307,6 @@ class Run:
         """The rate that was asked for: with --layer-decay it is that of the classifier."""
         return max(group['lr'] for group in self.optimizer.param_groups)
 
-    def save_and_exit(self) -> NoReturn:
-        saved = self.checkpoints.save()
-        if self.stop.unreadable:
-            raise UserError(f'cannot evaluate: {self.stop.unreadable}; --resume auto goes on from {saved}')
-        self.accelerator.end_training()
-        if self.stop.ctrl_c is not None:
-            raise KeyboardInterrupt(f'{saved} is saved')
-        cause = 'SIGTERM' if self.stop.came else 'another process'
-        say(f'stopped by {cause}; --resume auto goes on from {saved}')
-        sys.exit(128 + signal.SIGTERM)
-
 
 def update(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Update the weights by the gradients of some batches. All of it can run, and be replayed, on the device alone."""
@@ -392,7 +380,7 @@ def train_epoch(run: Run, epoch: int) -> float:
                 shows.set_postfix({name: f'{value:.4g}' for name, value in state.items()}, refresh=False)
                 accelerator.log({**state, 'gradient': run.watch.gradient_norm, 'lr': run.largest_lr}, run.updates_done)
             if must_stop:
-                run.save_and_exit()
+                run.checkpoints.save_and_exit(run.stop)
             if is_saved:
                 run.checkpoints.save()
         next(batches, None)  # Accelerate notes the end of a loader when it is asked for more
@@ -410,7 +398,7 @@ def validate(run: Run) -> dict[str, float]:
         with averaged_weights(run.learner, run.ema):
             metrics['ema'] = evaluate(watched)
     if run.stop.came_to(run.accelerator):
-        run.save_and_exit()
+        run.checkpoints.save_and_exit(run.stop)
     return {f'{whose}_{name}': value for whose in metrics for name, value in metrics[whose].items()}
 
 
@@ -426,7 +414,7 @@ def finish(run: Run, args: Namespace, argv: Sequence[str], seconds: float) -> No
         loader = accelerator.prepare(run.loader_of(run.test_set))
         tested = mean_metrics(run.prepared, loader, accelerator, run.stop)
         if run.stop.came_to(accelerator):
-            run.save_and_exit()
+            run.checkpoints.save_and_exit(run.stop)
         top1 = tested['top1']
         held_out, samples = len(run.val_set), len(run.test_set)
         say(f'{best.name} was the best on {held_out} held-out training samples; on {samples} to test with:')
@@ -450,7 +438,7 @@ def finish(run: Run, args: Namespace, argv: Sequence[str], seconds: float) -> No
         row = results_row(
             options.as_config(args),
             argv,
-            top1=top1,
+            score=top1,
             summary=run.progress.history[(run.progress.best_epoch(metric) if tested else run.progress.epoch) - 1],
             processes=accelerator.num_processes,
             device=accelerator.device,

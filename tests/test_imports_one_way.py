@@ -18,11 +18,12 @@ BELOW = {
     'layers': {'ops'},
     'models': {'ops', 'layers'},
     'profiling': {'ops', 'layers'},
+    'dense': {'ops', 'layers', 'models'},
     'data': set(),
     'testing': {'ops', 'layers', 'models'},
     'export': {'ops', 'layers', 'models'},
     'hub': {'ops', 'layers', 'models', 'profiling', 'data'},
-    'training': {'ops', 'layers', 'models', 'export', 'profiling', 'data', 'timm_snn'},
+    'training': {'ops', 'layers', 'models', 'dense', 'export', 'profiling', 'data', 'timm_snn'},
     'demo': {'models', 'profiling', 'data', 'training', 'timm_snn'},
 }
 

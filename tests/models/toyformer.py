@@ -108,6 +108,5 @@ def toyformer_3_16(pretrained: bool = False, **kwargs: Any) -> Toyformer:
         'toyformer_3_16',
         pretrained,
         checkpoint_filter_fn,
-        num_levels=3,
         **dict(dict(embed_dim=16), **kwargs),
     )

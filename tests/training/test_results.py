@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def row_of(argv: list[str], flop: float = 3e9) -> dict[str, str]:
     summary = {'epoch': 2, 'train_seconds': 90.0, 'train_flop': flop}
-    facts = dict(top1=98.765, summary=summary, processes=2, clone=Path('nowhere'), device=torch.device('cpu'))
+    facts = dict(score=98.765, summary=summary, processes=2, clone=Path('nowhere'), device=torch.device('cpu'))
     facts |= dict(is_tested=False)
     return results_row(as_config(training_options(argv)), argv, **facts)
 

@@ -1,6 +1,8 @@
 """Stems and patch embeddings: MSViT's SPEMSF, the steps of Spikformer's SPS, and their order for currents."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -66,6 +68,8 @@ class SpikingPatchEmbed(nn.Module):
     G is a chain of 3x3 convolution units of `widths[i]` channels, those with `pools[i]` halve the resolution; F is a
     1x1 convolution unit whose stride makes up for the pooling. The sum of the two is a map of 0, 1 and 2.
 
+    A chain that pools twice passes a resolution between those of its input and output: `inner_levels` lists such maps.
+
     Shape: spikes [T, B, in_chs, H, W] -> [T, B, widths[-1], H / 2**sum(pools), W / 2**sum(pools)], rounded up.
     """
 
@@ -82,9 +86,15 @@ class SpikingPatchEmbed(nn.Module):
         super().__init__()
         self.units = _conv_units(in_chs, widths, pools, lif_layer=lif_layer, **dd)
         self.shortcut = ConvBnLif(in_chs, widths[-1], stride=2 ** sum(pools), lif_layer=lif_layer, **dd)
+        self.inner_levels = _inner_levels(widths, pools)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.units(x) + self.shortcut(x)
+
+    def forward_levels(self, x: Tensor) -> list[Tensor]:
+        """The inner levels, then what `forward` returns."""
+        y, inner = _keep_levels(self.units, x, self.inner_levels)
+        return [*inner, y + self.shortcut(x)]
 
 
 class MembranePatchEmbed(nn.Module):
@@ -124,10 +134,17 @@ class MembranePatchEmbed(nn.Module):
             units.append(ConvBn(*conv, **dd) if i == len(widths) - 1 else ConvBnLif(*conv, lif_layer=lif_layer, **dd))
         self.units = nn.Sequential(*units)
         self.shortcut = ConvBn(in_chs, widths[-1], stride=1 if max_shortcut else reduction, pool=max_shortcut, **dd)
+        self.inner_levels = _inner_levels(widths, pools, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.lif(x)
         return self.units(x) + self.shortcut(x)
+
+    def forward_levels(self, x: Tensor) -> list[Tensor]:
+        """The inner levels, which are spikes, then what `forward` returns."""
+        x = self.lif(x)
+        y, inner = _keep_levels(self.units, x, self.inner_levels)
+        return [*inner, y + self.shortcut(x)]
 
 
 class SpikingPatchSplitting(nn.Module):
@@ -181,6 +198,33 @@ def _conv_units(
     return nn.Sequential(
         *(ConvBnLif(chs[i], chs[i + 1], kernel_size, stride, pool=pool, **kwargs) for i, pool in enumerate(pools))
     )
+
+
+class InnerLevel(NamedTuple):
+    """The map behind a unit of a patch embedding, of a resolution that neither its input nor its output has."""
+
+    unit: int
+    num_chs: int
+    reduction: int  # of the size of the embedding's input
+
+
+def _inner_levels(widths: Sequence[int], pools: Sequence[bool], stride: int = 1) -> list[InnerLevel]:
+    reductions = [stride * 2 ** sum(pools[: i + 1]) for i in range(len(pools))]
+    return [
+        InnerLevel(i, widths[i], reduction)
+        for i, (reduction, following) in enumerate(pairwise(reductions))
+        if 1 < reduction < following
+    ]
+
+
+def _keep_levels(units: nn.Sequential, x: Tensor, levels: Sequence[InnerLevel]) -> tuple[Tensor, list[Tensor]]:
+    """What a chain of units returns, and the maps behind some of them."""
+    kept = []
+    for i, unit in enumerate(units):
+        x = unit(x)
+        if any(level.unit == i for level in levels):
+            kept.append(x)
+    return x, kept
 
 
 def _check_widths(widths: Sequence[int], pools: Sequence[bool]) -> None:

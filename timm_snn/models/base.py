@@ -11,6 +11,8 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..layers import (
+    ConvBn,
+    ConvBnLif,
     LayerFn,
     Registry,
     ReluNeuron,
@@ -23,6 +25,7 @@ from ..layers import (
     split_time,
     to_time_first,
 )
+from ..layers.patch_embed import InnerLevel
 from ..ops.backend import keep_switches
 from .heads import Head
 from .neurons import name_neuron
@@ -122,21 +125,41 @@ def tokenizer_widths(embed_dim: int, pools: Sequence[bool]) -> list[int]:
 
 
 class SpikingStage(nn.Module):
-    """Patch embedding, then blocks: a feature level of `num_chs` channels at 1 / `reduction` of the input's size.
+    """Patch embedding, then blocks: a map of `num_chs` channels at 1 / `reduction` of the input's size.
+
+    It is a feature level of its model, unless `is_level` is False, and so is what the embedding has as `inner_levels`.
 
     Shape: [T, B, C, H, W] -> [T, B, num_chs, H', W'].
     """
 
-    def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module], num_chs: int, reduction: int) -> None:
+    __jit_unused_properties__: ClassVar = ['inner_levels']
+
+    def __init__(
+        self, embed: nn.Module, blocks: Sequence[nn.Module], num_chs: int, reduction: int, is_level: bool = True
+    ) -> None:
         super().__init__()
         self.embed = embed
         self.blocks = nn.Sequential(*blocks)
         self.num_chs = num_chs
         self.reduction = reduction
+        self.is_level = is_level
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
+        return self._forward_blocks(self.embed(x))
+
+    @torch.jit.unused
+    def forward_levels(self, x: Tensor) -> list[Tensor]:
+        """The maps of the inner levels, then what `forward` returns."""
+        embed: Any = self.embed
+        *inner, x = embed.forward_levels(x) if self.inner_levels else [embed(x)]
+        return [*inner, self._forward_blocks(x)]
+
+    @property
+    def inner_levels(self) -> Sequence[InnerLevel]:
+        return getattr(self.embed, 'inner_levels', ())
+
+    def _forward_blocks(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq([keep_switches(block) for block in self.blocks], x)
         else:
@@ -150,9 +173,14 @@ class SpikingTransformer(nn.Module):
     Args:
         stem: Called as stem(x, num_steps) with x [1 or T, B, in_chans, H, W], where one step stands for all; returns
             [T, B, C, H, W], with T = num_steps.
-        stages: The feature levels. The output of the last is averaged over H and W, and over T, and classified.
+        stages: Each halves the resolution, or keeps it. The output of the last is averaged over H and W, and over T,
+            and classified.
         head_lif: A neuron between pooling and classifier; None for none.
         num_classes, in_chans, global_pool, num_steps, drop_rate: As documented by every family.
+
+    `feature_info` has the feature levels: maps whose strides are distinct powers of two, ascending. Of stages with the
+    same stride it is the last; where a patch embedding divides the size by four, there is a level inside of it. In a
+    family with `stream_is_currents`, stages return membrane currents, else spikes and sums of them.
 
     `levels` is above 1 in a network that `timm_snn.expand_levels` made: every step is so many inside.
 
@@ -166,6 +194,7 @@ class SpikingTransformer(nn.Module):
     """
 
     __jit_unused_properties__: ClassVar = ['_model_args', 'chunk_steps', 'takes_events']
+    stream_is_currents: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -187,10 +216,7 @@ class SpikingTransformer(nn.Module):
         self.in_chans = in_chans
         self.stem = stem
         self.stages = nn.Sequential(*stages)
-        self.feature_info: list[dict[str, Any]] = [
-            dict(num_chs=stage.num_chs, reduction=stage.reduction, module=f'stages.{i}')
-            for i, stage in enumerate(stages)
-        ]
+        self.feature_info = feature_levels(stages)
         self.num_features = stages[-1].num_chs
         self.head_lif = head_lif
         self.head = Head(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
@@ -297,11 +323,11 @@ class SpikingTransformer(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of the stages, averaged over time.
+        """Feature levels, averaged over time.
 
         Args:
             x: Images or frames, as in `forward`.
-            indices: Stages to return: None is all, an int the last n, a list these.
+            indices: Levels of `feature_info` to return: None is all, an int the last n, a list these.
             norm: No effect, there is no final norm.
             stop_early: Do not compute stages after the last one wanted.
             output_fmt: 'NCHW' only.
@@ -309,29 +335,59 @@ class SpikingTransformer(nn.Module):
         """
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        taken, deepest = take_indices(len(self.stages), indices)
-        stages = self.stages[: deepest + 1] if stop_early else self.stages
-        intermediates = []
-        x = self._forward_stem(x)
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in taken:
-                intermediates.append(mean_over_time(x))
+        x, levels = self.forward_levels(x, indices, stop_early)
+        intermediates = [mean_over_time(level) for level in levels]
         return intermediates if intermediates_only else (mean_over_time(x), intermediates)
+
+    def forward_levels(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, stop_early: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the last stage returns, and feature levels, at every step: [T, B, C, H, W].
+
+        Args: as those of `forward_intermediates`. With `stop_early` the last stage is that of the last level wanted.
+        """
+        taken, deepest = take_indices(self.feature_info, indices)
+        stages: Any = self.stages[: stage_of(self.feature_info[deepest]) + 1] if stop_early else self.stages
+        wanted = {self.feature_info[i]['module'] for i in taken}
+        x = self._forward_stem(x)
+        levels = []
+        for i, stage in enumerate(stages):
+            names = [*(inner_module(i, level) for level in stage.inner_levels), f'stages.{i}']
+            if wanted.isdisjoint(names[:-1]):
+                maps, names = [stage(x)], names[-1:]
+            else:
+                maps = stage.forward_levels(x)
+            levels += [level for name, level in zip(names, maps, strict=True) if name in wanted]
+            x = maps[-1]
+        return x, levels
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove stages after the last one wanted, and the head with them. `prune_norm`: there is no norm."""
-        taken, deepest = take_indices(len(self.stages), indices)
-        prune_end = deepest < len(self.stages) - 1
-        self.stages = self.stages[: deepest + 1]
+        """Remove stages after that of the last level wanted, and the head with them. `prune_norm`: there is no norm."""
+        taken, deepest = take_indices(self.feature_info, indices)
+        last = stage_of(self.feature_info[deepest])
+        prune_end = last < len(self.stages) - 1
+        stages: Any = self.stages[: last + 1]
+        self.stages = stages
         if prune_end:
-            self.num_features = self.feature_info[deepest]['num_chs']
+            self.num_features = stages[-1].num_chs
         if prune_head or prune_end:
             self.reset_classifier(0, '')
             self.head_lif = None  # a learned time constant without a gradient would stop DistributedDataParallel
         return taken
+
+    def append_levels(self, number: int, lif_layer: LayerFn) -> None:
+        """Append stages of a 3x3 convolution and pooling, each with the channels of the last and half of its size."""
+        chs, dd = self.num_features, get_device_dtype(self)
+        stages: Any = self.stages
+        for _ in range(number):
+            if self.stream_is_currents:
+                embed: nn.Module = nn.Sequential(neuron_for(chs, lif_layer), ConvBn(chs, chs, 3, pool=True))
+            else:
+                embed = ConvBnLif(chs, chs, 3, pool=True, lif_layer=lif_layer)
+            stages.append(SpikingStage(embed.to(**dd), [], chs, 2 * stages[-1].reduction))
+        self.feature_info = feature_levels(stages)
 
     def _forward_stem(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] or frames [B, T, C, H, W] -> [T, B, C', H', W']."""
@@ -388,19 +444,53 @@ class SpikingTransformer(nn.Module):
         return x
 
 
-def take_indices(num_features: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """The indices of the taps to return, and the deepest: None is all, an int the last n, negatives from the end.
+def feature_levels(stages: Sequence[SpikingStage]) -> list[dict[str, Any]]:
+    """timm's `feature_info`: of maps with the same stride, the last."""
+    levels: dict[int, dict[str, Any]] = {}
+    before = 1
+    for i, stage in enumerate(stages):
+        for inner in stage.inner_levels:
+            levels[before * inner.reduction] = dict(num_chs=inner.num_chs, module=inner_module(i, inner))
+        if stage.is_level:
+            levels[stage.reduction] = dict(num_chs=stage.num_chs, module=f'stages.{i}')
+        before = stage.reduction
+    return [dict(level, reduction=reduction) for reduction, level in sorted(levels.items())]
+
+
+def inner_module(stage: int, level: InnerLevel) -> str:
+    return f'stages.{stage}.embed.units.{level.unit}'
+
+
+def stage_of(level: Mapping[str, Any]) -> int:
+    """The stage of an entry of `feature_info`."""
+    return int(level['module'].split('.')[1])
+
+
+def take_indices(
+    feature_info: Sequence[Mapping[str, Any]], indices: int | Sequence[int] | None
+) -> tuple[list[int], int]:
+    """The indices of the levels to return, and the deepest: None is all, an int the last n, negatives from the end.
 
     Raises: ValueError for an index out of range.
     """
+    number = len(feature_info)
     if indices is None:
-        indices = num_features
+        indices = number
     if isinstance(indices, int):
-        taken = list(range(num_features - indices, num_features))
+        taken = list(range(number - indices, number))
     else:
-        taken = [i + num_features if i < 0 else i for i in indices]
-    if not taken or min(taken) < 0 or max(taken) >= num_features:
-        raise ValueError(f'indices={indices} is out of range, the model has {num_features} feature levels')
+        taken = [i + number if i < 0 else i for i in indices]
+    if not taken or min(taken) < 0 or max(taken) >= number:
+        strides = [level['reduction'] for level in feature_info]
+        remedy = ''
+        if taken and max(taken) >= number:
+            # segmentation_models_pytorch counts halvings, and asks for all levels down to 1/32 by default
+            depth = strides[-1].bit_length() - 1
+            remedy = f': ask for these, or pass extra_levels={max(taken) + 1 - number} to append more'
+            remedy += f'; segmentation_models_pytorch asks for these with encoder_depth={depth}'
+        raise ValueError(
+            f'indices={indices} is out of range, the model has {number} feature levels, of strides {strides}{remedy}'
+        )
     return taken, max(taken)
 
 

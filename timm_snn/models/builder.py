@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 # Files outside the package import these from here.
 from .base import named_layers as named_layers
+from .base import neuron_layer
 from .base import per_stage as per_stage
 from .base import take_indices as take_indices
-from .features import feature_class
+from .features import feature_extractor
 from .keys import KeyRules as KeyRules
 from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
@@ -40,21 +41,22 @@ def build_spiking_model(
     pretrained: bool,
     filter_fn: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] = own_keys,
     *,
-    num_levels: int,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     feature_cls: Any = 'getter',
     act: str | None = None,
     lif_kwargs: Mapping[str, Any] | None = None,
+    extra_levels: int = 0,
     **kwargs: Any,
 ) -> ModelT:
-    """timm's `build_model_with_cfg` for models whose features carry time; features_only has `num_levels` by default.
+    """timm's `build_model_with_cfg` for models whose features carry time; features_only has all levels by default.
 
     `filter_fn(state_dict, model)` makes the keys of published files the model's; without one they are the model's own.
     timm replaces the classifier and adapts the first convolution of weights for other classes and channels. It goes by
     the pretrained config; this goes by the weights, and adapts them only where the caller asked for another number.
     `act='relu'` is the artificial twin, None the spiking network. `lif_kwargs` are settings of its neurons, see
-    `neurons.with_settings`; they go before those of the family and of partials.
+    `neurons.with_settings`; they go before those of the family and of partials. `extra_levels` appends so many levels
+    to a features_only model, each of half the size of the one before: a convolution that has no weights to load.
 
     Raises, in one line: RuntimeError if there are no weights, or they cannot be read or are for other classes or
     channels; huggingface_hub's own errors if the Hub does not have or give them; ValueError for a config.json whose
@@ -66,6 +68,10 @@ def build_spiking_model(
         if lif_kwargs is not None:
             raise ValueError(f'act={act!r} takes the place of all neurons: leave out lif_kwargs={dict(lif_kwargs)}')
         kwargs.update(lif_layer='relu', num_steps=1)
+    if extra_levels and not kwargs.get('features_only'):
+        raise ValueError(f'extra_levels={extra_levels} appends feature levels: pass features_only=True with it')
+    if extra_levels and not hasattr(model_cls, 'append_levels'):
+        raise ValueError(f'{variant} has no extra_levels: its layers are those of another network')
     saved_args = kwargs.get('pretrained_model_args') or {}  # came with the weights, not from the caller
     config, has_tag = '', bool(pretrained_cfg)
     if isinstance(pretrained_cfg, dict):
@@ -77,6 +83,10 @@ def build_spiking_model(
             raise ValueError(f'{variant} has no argument lif_layer: leave out lif_kwargs={lif_kwargs}')
         with naming_modules(cfg):
             kwargs['lif_layer'] = with_settings(layer, lif_kwargs)
+    neuron = None
+    if extra_levels:
+        layer = kwargs.get('lif_layer', arguments_of(model_cls)[0]['lif_layer'])
+        neuron = neuron_layer(layer, kwargs.get('backend'))
     if pretrained:
         refuse_untrained(cfg)
     reading = ReadingWeights(variant, cfg)
@@ -108,7 +118,7 @@ def build_spiking_model(
             pretrained_filter_fn=fit,
             # The getter calls forward_intermediates, which averages over time; timm's hooks would return [T, B, ...].
             feature_cfg=dict(
-                out_indices=tuple(range(num_levels)), feature_cls=feature_class(feature_cls), output_fmt='NCHW'
+                out_indices=None, feature_cls=feature_extractor(feature_cls, extra_levels, neuron), output_fmt='NCHW'
             ),
             **kwargs,
         )

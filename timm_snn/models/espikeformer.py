@@ -162,8 +162,8 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_espikeformer(variant: str, pretrained: bool = False, num_levels: int = 5, **kwargs: Any) -> ESpikeformer:
-    return build_spiking_model(ESpikeformer, variant, pretrained, checkpoint_filter_fn, num_levels=num_levels, **kwargs)
+def _create_espikeformer(variant: str, pretrained: bool = False, **kwargs: Any) -> ESpikeformer:
+    return build_spiking_model(ESpikeformer, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.
@@ -192,11 +192,11 @@ def espikeformer_19m(pretrained: bool = False, **kwargs: Any) -> ESpikeformer:
 def espikeformer_83m(pretrained: bool = False, **kwargs: Any) -> ESpikeformer:
     """A reconstruction of one stage of attention: 83,230,824 parameters with 1000 classes, the paper's 83 M."""
     model_args = dict(embed_dims=(128, 256, 512), depths=(1, 1, 2, 12))
-    return _create_espikeformer('espikeformer_83m', pretrained, num_levels=4, **dict(model_args, **kwargs))
+    return _create_espikeformer('espikeformer_83m', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def espikeformer_173m(pretrained: bool = False, **kwargs: Any) -> ESpikeformer:
     """A reconstruction: 170,760,040 parameters with 1000 classes, the 171 M of its files and the paper's 173 M."""
     model_args = dict(embed_dims=(128, 256, 768), depths=(1, 1, 2, 12))
-    return _create_espikeformer('espikeformer_173m', pretrained, num_levels=4, **dict(model_args, **kwargs))
+    return _create_espikeformer('espikeformer_173m', pretrained, **dict(model_args, **kwargs))

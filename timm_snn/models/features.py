@@ -6,11 +6,12 @@ from typing import Any
 from timm.models import FeatureGraphNet, FeatureHookNet, FeatureInfo
 from torch import Tensor, nn
 
+from ..layers import LayerFn
 from ..wrappers import unwrapped
 from .base import SpikingTransformer
 from .conversion import ConvertedModel
 
-__all__ = ['feature_class', 'set_num_steps']
+__all__ = ['feature_extractor', 'set_num_steps']
 
 _WITH_STEPS = (SpikingTransformer, ConvertedModel)
 
@@ -74,6 +75,10 @@ class SpikingFeatures(_Steps, nn.ModuleDict):
             x, indices=self.out_indices, norm=self.norm, output_fmt=self.output_fmt, intermediates_only=True
         )
 
+    def forward_steps(self, x: Tensor) -> list[Tensor]:
+        """The same levels at every step: [T, B, C, H, W]."""
+        return self.model.forward_levels(x, self.out_indices)[1]  # type: ignore[operator]
+
 
 class HookFeatures(_Steps, FeatureHookNet):
     """timm's 'hook': features of every step [T, B, C, H, W]."""
@@ -91,7 +96,24 @@ class GraphFeatures(_Steps, FeatureGraphNet):
         raise AttributeError("the graph of feature_cls='fx' keeps its steps: make the model with num_steps")
 
 
-def feature_class(name: Any) -> Any:
-    """What timm is to wrap a model in: a class of ours where timm's would not know `num_steps`, any other as it is."""
+def feature_extractor(name: Any, extra_levels: int, lif_layer: LayerFn | None) -> Any:
+    """What timm is to wrap a model in, by its argument `feature_cls`.
+
+    A class of ours where timm's would not know `num_steps`, any other as it is. The model gets `extra_levels` with
+    neurons `lif_layer` first. Without indices it returns all levels.
+
+    Raises: ValueError for another name.
+    """
     classes = {'getter': SpikingFeatures, 'hook': HookFeatures, 'fx': GraphFeatures}
-    return classes.get(name.lower(), name) if isinstance(name, str) else name
+    feature_cls = classes.get(name.lower()) if isinstance(name, str) else name
+    if feature_cls is None:
+        raise ValueError(f'feature_cls must be one of {list(classes)} or a class, got {name!r}')
+
+    def extract(model: Any, out_indices: int | Sequence[int] | None, **kwargs: Any) -> nn.Module:
+        if extra_levels:
+            model.append_levels(extra_levels, lif_layer)
+        if out_indices is None:
+            out_indices = tuple(range(len(model.feature_info)))
+        return feature_cls(model, out_indices=out_indices, **kwargs)
+
+    return extract

@@ -65,8 +65,8 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_max_resnet(variant: str, pretrained: bool = False, num_levels: int = 5, **kwargs: Any) -> MaxResNet:
-    return build_spiking_model(MaxResNet, variant, pretrained, checkpoint_filter_fn, num_levels=num_levels, **kwargs)
+def _create_max_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> MaxResNet:
+    return build_spiking_model(MaxResNet, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.
@@ -88,4 +88,4 @@ def max_resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> MaxResNet:
         strides=(1, 2, 2),
         pools=(False,) * 3,
     )
-    return _create_max_resnet('max_resnet18_cifar', pretrained=pretrained, num_levels=3, **dict(model_args, **kwargs))
+    return _create_max_resnet('max_resnet18_cifar', pretrained=pretrained, **dict(model_args, **kwargs))

@@ -29,7 +29,7 @@ Shapes of maxformer_10_384:
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
@@ -139,6 +139,8 @@ class MaxFormer(SpikingTransformer):
     Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, num_classes], of any H and W.
     Raises: ValueError for arguments and input that do not fit, with what was expected.
     """
+
+    stream_is_currents: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -289,7 +291,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_maxformer(variant: str, pretrained: bool = False, **kwargs: Any) -> MaxFormer:
-    return build_spiking_model(MaxFormer, variant, pretrained, checkpoint_filter_fn, num_levels=3, **kwargs)
+    return build_spiking_model(MaxFormer, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

@@ -32,7 +32,7 @@ Shapes of metaspikformer_8_256, with T = 1:
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
@@ -90,6 +90,8 @@ class MetaSpikformer(SpikingTransformer):
     Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, num_classes], of any H and W.
     Raises: ValueError for arguments and input that do not fit, with what was expected.
     """
+
+    stream_is_currents: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -209,7 +211,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_metaspikformer(variant: str, pretrained: bool = False, **kwargs: Any) -> MetaSpikformer:
-    return build_spiking_model(MetaSpikformer, variant, pretrained, checkpoint_filter_fn, num_levels=5, **kwargs)
+    return build_spiking_model(MetaSpikformer, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

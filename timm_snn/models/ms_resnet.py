@@ -143,7 +143,7 @@ default_cfgs = generate_default_cfgs(
 def _create_ms_resnet(variant: str, pretrained: bool = False, **kwargs: Any) -> MSResNet:
     layout: dict[str, Any] = dict(strides=(1, 2, 2, 2, 2), pools=(False,) * 5, num_steps=6, lif_layer='stbp_lif')
     kwargs = {**layout, **kwargs}
-    return build_spiking_model(MSResNet, variant, pretrained, checkpoint_filter_fn, num_levels=5, **kwargs)
+    return build_spiking_model(MSResNet, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

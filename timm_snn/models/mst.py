@@ -244,8 +244,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_mst(model_cls: Any, variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    num_levels = len(kwargs.get('depths', (2, 2, 6, 2)))
-    return build_spiking_model(model_cls, variant, pretrained, checkpoint_filter_fn, num_levels=num_levels, **kwargs)
+    return build_spiking_model(model_cls, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

@@ -234,7 +234,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_msvit(variant: str, pretrained: bool = False, **kwargs: Any) -> MSViT:
-    return build_spiking_model(MSViT, variant, pretrained, checkpoint_filter_fn, num_levels=3, **kwargs)
+    return build_spiking_model(MSViT, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

@@ -140,7 +140,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create_sew_resnet(model_cls: type[SEWResNet], variant: str, pretrained: bool, **kwargs: Any) -> SEWResNet:
     kwargs.setdefault('lif_layer', 'if')
-    return build_spiking_model(model_cls, variant, pretrained, checkpoint_filter_fn, num_levels=5, **kwargs)
+    return build_spiking_model(model_cls, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

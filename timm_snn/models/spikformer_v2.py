@@ -144,7 +144,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_spikformer_v2(variant: str, pretrained: bool = False, **kwargs: Any) -> SpikformerV2:
-    return build_spiking_model(SpikformerV2, variant, pretrained, checkpoint_filter_fn, num_levels=4, **kwargs)
+    return build_spiking_model(SpikformerV2, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

@@ -146,7 +146,6 @@ class SpikingResNet(SpikingTransformer):
     """
 
     block: ClassVar[LayerFn] = SpikingResNetBlock  # called as block(in_chs, out_chs, stride, drop_path, lif_layer=...)
-    stream_is_currents: ClassVar[bool] = False  # a neuron is put before the classifier then
 
     def __init__(
         self,
@@ -194,7 +193,8 @@ class SpikingResNet(SpikingTransformer):
             reduction *= strides[i] * (2 if pools[i] else 1)
             stages.append(SpikingStage(MaxPool() if pools[i] else nn.Identity(), blocks, chs, reduction))
         if hidden_dim is not None:
-            stages.append(SpikingStage(HiddenLayer(chs, hidden_dim, **dd), [], hidden_dim, reduction))
+            stages.append(SpikingStage(HiddenLayer(chs, hidden_dim, **dd), [], hidden_dim, reduction, is_level=False))
+        # A neuron is put before the classifier where it would see currents.
         fires_last = hidden_dim is not None or self.stream_is_currents
         super().__init__(
             stem,
@@ -241,7 +241,7 @@ def _create_spiking_resnet(variant: str, pretrained: bool = False, **kwargs: Any
         lif_layer='stbp_lif',
     )
     kwargs = {**resnet19, **kwargs}
-    return build_spiking_model(SpikingResNet, variant, pretrained, checkpoint_filter_fn, num_levels=3, **kwargs)
+    return build_spiking_model(SpikingResNet, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

@@ -29,7 +29,7 @@ Shapes of spikingformer_8_384:
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
@@ -91,6 +91,8 @@ class Spikingformer(SpikingTransformer):
     Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, num_classes], of any H and W.
     Raises: ValueError for arguments and input that do not fit, with what was expected.
     """
+
+    stream_is_currents: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -202,7 +204,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_spikingformer(variant: str, pretrained: bool = False, **kwargs: Any) -> Spikingformer:
-    return build_spiking_model(Spikingformer, variant, pretrained, checkpoint_filter_fn, num_levels=3, **kwargs)
+    return build_spiking_model(Spikingformer, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

@@ -31,7 +31,7 @@ Shapes of spikingresformer_ti:
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.layers import calculate_drop_path_rates, to_2tuple
 from timm.models import generate_default_cfgs, register_model
@@ -95,6 +95,8 @@ class SpikingResformer(SpikingTransformer):
     Shape: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, num_classes]; maps must hold a patch.
     Raises: ValueError for arguments and input that do not fit, with what was expected.
     """
+
+    stream_is_currents: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -239,7 +241,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_spikingresformer(variant: str, pretrained: bool = False, **kwargs: Any) -> SpikingResformer:
-    return build_spiking_model(SpikingResformer, variant, pretrained, checkpoint_filter_fn, num_levels=3, **kwargs)
+    return build_spiking_model(SpikingResformer, variant, pretrained, checkpoint_filter_fn, **kwargs)
 
 
 # Never change a default below: saved models record only what their users passed.

@@ -144,7 +144,8 @@ def check_streaming(model: Any) -> None:
 def check_features(model: Any) -> None:
     """The levels of `forward_intermediates` have the channels and sizes that `feature_info` announces, and fire."""
     taps = model.forward_intermediates(images(model, size=(64, 96)), intermediates_only=True)
-    assert len(taps) == len(model.stages) >= 3
+    strides = [info['reduction'] for info in model.feature_info]
+    assert strides == [strides[0] << i for i in range(len(strides))] and len(strides) >= 3, f'strides {strides}'
     for tap, info in zip(taps, model.feature_info, strict=True):
         assert tap.shape == (3, info['num_chs'], 64 // info['reduction'], 96 // info['reduction'])
         assert tap.any(), f'level {info["module"]} is silent'

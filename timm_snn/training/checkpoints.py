@@ -10,6 +10,8 @@ import json
 import random
 import re
 import shutil
+import signal
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -31,7 +33,7 @@ from .errors import UserError, one_line_errors
 from .fingerprint import difference
 from .lock import lock_output
 from .models import options_file
-from .progress import Progress
+from .progress import Progress, StopSignal
 
 __all__ = ['Checkpoints', 'prepare_output']
 
@@ -42,6 +44,8 @@ RUN = (
     'summary.csv',
     'curve.png',
     'test.json',
+    'per_class.csv',
+    'predictions.png',
     'results_row.csv',
     'model',
     'logs',
@@ -239,6 +243,18 @@ class Checkpoints:
             self._prune()
         return target
 
+    def save_and_exit(self, stop: StopSignal) -> NoReturn:
+        """End a run that was told to stop, or that cannot read a sample; all processes call it."""
+        saved = self.save()
+        if stop.unreadable:
+            raise UserError(f'cannot evaluate: {stop.unreadable}; --resume auto goes on from {saved}')
+        self.accelerator.end_training()
+        if stop.ctrl_c is not None:
+            raise KeyboardInterrupt(f'{saved} is saved')
+        cause = 'SIGTERM' if stop.came else 'another process'
+        say(f'stopped by {cause}; --resume auto goes on from {saved}')
+        sys.exit(128 + signal.SIGTERM)
+
     def _prune(self) -> None:
         found = in_order(self.folder)
         best = self.best if self.progress.history else None
@@ -340,7 +356,7 @@ class Checkpoints:
                 shutil.rmtree(unfinished, ignore_errors=True)
             accelerator.wait_for_everyone()
             accelerator.save_state(str(unfinished))
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in batch.items()}
+            tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in batch.items()}
             with write_whole(folder / f'batch_{accelerator.process_index}.safetensors') as file:
                 save_file(tensors, file)
             accelerator.wait_for_everyone()

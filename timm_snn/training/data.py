@@ -53,6 +53,7 @@ __all__ = [
     'Samples',
     'TrainingSamples',
     'UnreadableSample',
+    'WrongSample',
     'WrongSensor',
     'choose_samples',
     'class_names',
@@ -155,8 +156,12 @@ class UnreadableSample(RuntimeError):
         return super().__str__().strip().splitlines()[-1].removeprefix(f'{__name__}.{type(self).__name__}: ')
 
 
-class WrongSensor(UnreadableSample):
-    """A sample with events outside of the sensor: it is the size that is wrong, and other samples are not better."""
+class WrongSample(UnreadableSample):
+    """A sample that was not meant so: it is an option that is wrong, and other samples are not better."""
+
+
+class WrongSensor(WrongSample):
+    """One with events outside of the sensor."""
 
 
 class Samples(Dataset):
@@ -197,6 +202,8 @@ class Samples(Dataset):
     def _read_or_say(self, number: int) -> tuple[Any, Any]:
         try:
             return self.read(number)
+        except WrongSample:
+            raise
         except Exception as error:  # decoders stumble in their own ways over broken files
             if came_through_user_code(error):
                 raise
@@ -231,7 +238,7 @@ class TrainingSamples(Samples):
         for tried in range(last):
             try:
                 return self._read_or_say((number + tried) % len(self))
-            except WrongSensor:
+            except WrongSample:
                 raise
             except UnreadableSample as error:
                 _logger.warning('%s; the next one is taken', error)

@@ -5,13 +5,14 @@ import multiprocessing
 import multiprocessing.util
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from .data import Samples, UnreadableSample, WrongSensor
+from .data import UnreadableSample, WrongSample
 from .errors import UserError
 from .on_device import DeviceImages, DeviceSamples, as_it_is
 
@@ -19,11 +20,18 @@ __all__ = ['loading_errors', 'make_loader']
 
 
 def make_loader(
-    samples: Samples | DeviceImages, batch_size: int, *, workers: int, pin_memory: bool, number: int | None = None
+    samples: Any,
+    batch_size: int,
+    *,
+    workers: int,
+    pin_memory: bool,
+    number: int | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader:
     """Batches of all samples in their order, or of so many random ones, which are others in every epoch.
 
-    Of samples on the device no process loads anything, and those to evaluate on come as batches.
+    `collate` makes a batch of samples, by default torch's function. Of samples on the device no process loads anything,
+    and those to evaluate on come as batches.
     """
     comes_in_batches = isinstance(samples, DeviceSamples)
     if isinstance(samples, (DeviceImages, DeviceSamples)):
@@ -36,7 +44,7 @@ def make_loader(
         sampler=None if number is None else RandomSampler(samples, num_samples=number),
         num_workers=workers,
         pin_memory=pin_memory and not comes_in_batches,
-        collate_fn=as_it_is if comes_in_batches else None,
+        collate_fn=as_it_is if comes_in_batches else collate,
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # not the global one, which must not see how often a run was stopped
     )
@@ -66,7 +74,7 @@ def loading_errors(advice: str) -> Iterator[None]:
     """Raise UserError in one line where samples cannot be read, or a process that loads them was killed."""
     try:
         yield
-    except WrongSensor as error:
+    except WrongSample as error:
         raise UserError(str(error)) from error
     except UnreadableSample as error:
         raise UserError(f'{error}, and so are those after it; {advice}') from error

@@ -42,6 +42,7 @@ __all__ = [
     'input_config',
     'is_trained',
     'key_map',
+    'made_ready',
     'open_model',
     'open_to_train',
     'options_file',
@@ -177,17 +178,24 @@ def open_to_train(
             set_frame_settings(model, None)
         if grad_checkpointing:
             model.set_grad_checkpointing()
-        modules = dict(model.named_modules())
-        for frozen in freeze:
-            if frozen not in modules:
-                known = ', '.join(dict(model.named_children()))
-                raise ValueError(f'it has no module {frozen!r} to freeze, but {known}')
-            modules[frozen].requires_grad_(False)
-        if sparse_spikes is not False:
-            skip_zeros(model, 1 if sparse_spikes else TRAINED_CHANNELS)
-        if channels_last is None:
-            channels_last = has_our_units(model)
-        return model.to(memory_format=torch.channels_last) if channels_last else model
+        return made_ready(model, freeze, channels_last, sparse_spikes)
+
+
+def made_ready(
+    model: Any, freeze: Sequence[str] = (), channels_last: bool | None = None, sparse_spikes: bool | None = None
+) -> Any:
+    """The model laid out for training, see `open_to_train`. Raises: ValueError for a module that there is not."""
+    modules = dict(model.named_modules())
+    for frozen in freeze:
+        if frozen not in modules:
+            known = ', '.join(dict(model.named_children()))
+            raise ValueError(f'it has no module {frozen!r} to freeze, but {known}')
+        modules[frozen].requires_grad_(False)
+    if sparse_spikes is not False:
+        skip_zeros(model, 1 if sparse_spikes else TRAINED_CHANNELS)
+    if channels_last is None:
+        channels_last = has_our_units(model)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def check_neurons(model: nn.Module, device: torch.device) -> None:

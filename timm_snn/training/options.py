@@ -30,6 +30,9 @@ __all__ = [
     'at_least_one',
     'batch_options',
     'data_source',
+    'dense_optimizer_options',
+    'dense_options',
+    'dense_parser',
     'evaluation_parser',
     'graph_options',
     'image_options',
@@ -44,9 +47,11 @@ __all__ = [
     'recordings',
     'sample_options',
     'schedule_options',
+    'segmentation_options',
     'tag_of',
     'task_options',
     'trainable_options',
+    'trained_part_options',
     'training_options',
     'transform_options',
 ]
@@ -375,12 +380,7 @@ def add_camera_options(add: Callable[..., Any]) -> None:
 def training_parser(description: str | None = None) -> ArgumentParser:
     flag = Flag
     parser = ArgumentParser('recipes/train.py', description)
-    parser.add_argument(
-        *('--config', '-c'),
-        type=Path,
-        help='YAML file with any of the options below, whose key config names a parent, or the name of one of ours, as '
-        "'msvit/digits'",
-    )
+    _add_config(parser, 'msvit/digits')
     add = parser.add_argument_group('model').add_argument
     add('--model', default='msvit_4_96', help='any timm model, with or without a tag')
     add(
@@ -509,7 +509,8 @@ def training_parser(description: str | None = None) -> ArgumentParser:
         help="0 to 1, or by names of neurons, 'stem.*=0.2' '*=0.05': the first pattern that matches",
     )
     add = parser.add_argument_group('optimisation').add_argument
-    add('--epochs', type=positive_int, default=100)
+    _add_optimisation_options(add)
+    add('--layer-decay', type=between(0, 1), help='factor of the learning rate from each layer to the one before')
     add(
         '--num-steps-schedule',
         nargs='*',
@@ -527,6 +528,23 @@ def training_parser(description: str | None = None) -> ArgumentParser:
         metavar='EPOCH=PX',
         help='the same for the height of the images, to which they are resized after their augmentation',
     )
+    add = parser.add_argument_group('run').add_argument
+    _add_run_options(add, Path('output/train'))
+    add('--push-to-hub', metavar='USER/NAME', help='upload the model in the end')
+    return parser
+
+
+def _add_config(parser: ArgumentParser, example: str) -> None:
+    parser.add_argument(
+        *('--config', '-c'),
+        type=Path,
+        help='YAML file with any of the options below, whose key config names a parent, or the name of one of ours, as '
+        f'{example!r}',
+    )
+
+
+def _add_optimisation_options(add: Callable[..., Any]) -> None:
+    add('--epochs', type=positive_int, default=100)
     add('--cooldown-epochs', type=natural_int, default=0, help='after those, at the lowest learning rate')
     add('--opt', default='adamw')
     add('--momentum', type=between(0, 1), default=0.9, help='of sgd, muon and others that have it')
@@ -546,7 +564,6 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     )
     add('--lr-base-size', type=positive_int, default=256)
     add('--weight-decay', type=between(0), default=0.05, help='not applied to 1-D parameters')
-    add('--layer-decay', type=between(0, 1), help='factor of the learning rate from each layer to the one before')
     add('--clip-grad', type=positive, help='largest norm of the gradient')
     add('--sched', default='cosine', help='stepped every update')
     add(
@@ -561,24 +578,24 @@ def training_parser(description: str | None = None) -> ArgumentParser:
     add('--warmup-lr', type=between(0), default=1e-6)
     add('--min-lr', type=between(0), default=1e-6)
     add(
-        '--model-ema', action=flag, default=False, help='average the weights; what is reported and saved is the average'
+        '--model-ema', action=Flag, default=False, help='average the weights; what is reported and saved is the average'
     )
     add('--model-ema-decay', type=between(0, 1), default=0.9998)
-    add('--model-ema-warmup', action=flag, default=False, help='let the decay grow to that')
-    add('--sync-bn', action=flag, default=True, help='batch statistics of all GPUs; without GPUs of each process')
-    add = parser.add_argument_group('run').add_argument
-    add('--output', type=Path, default=Path('output/train'))
+    add('--model-ema-warmup', action=Flag, default=False, help='let the decay grow to that')
+    add('--sync-bn', action=Flag, default=True, help='batch statistics of all GPUs; without GPUs of each process')
+
+
+def _add_run_options(add: Callable[..., Any], output: Path) -> None:
+    add('--output', type=Path, default=output)
     add('--resume', help="'auto' for the newest good checkpoint of --output, if there is one, or a checkpoint folder")
-    add('--overwrite', action=flag, default=False, help='start anew although --output holds another run')
+    add('--overwrite', action=Flag, default=False, help='start anew although --output holds another run')
     add('--checkpoint-steps', type=positive_int, help='a checkpoint every so many updates, besides every epoch')
     add('--checkpoint-hist', type=positive_int, default=2, help='how many to keep, besides the best epoch')
     add('--max-steps', type=positive_int, help='stop after so many updates, then evaluate and save as usual')
     add('--log-with', default='tensorboard', help="a tracker of Accelerate's: wandb, trackio, ...; 'none' for none")
-    add('--push-to-hub', metavar='USER/NAME', help='upload the model in the end')
     add('--seed', type=seed, default=42)
-    add('--deterministic', action=flag, default=False, help='repeatable on a GPU too, and slower')
+    add('--deterministic', action=Flag, default=False, help='repeatable on a GPU too, and slower')
     add('--num-threads', type=positive_int, help='on a CPU; default: all cores, shared by the processes')
-    return parser
 
 
 def fold(text: str) -> str:
@@ -644,14 +661,7 @@ def training_options(
     `folder` is what the path of a config on the command line starts from.
     """
     parser = training_parser(description)
-    args = argparse.Namespace()
-    config = parser.parse_known_args(argv)[0].config
-    for path in config_and_parents(config and find_config(config, folder)):
-        try:
-            args = parser.parse_args(config_arguments(path, parser), args)
-        except UserError as error:
-            raise UserError(f'{error} (in {path})') from error
-    args = parser.parse_args(argv, args)
+    args = _over_config(parser, argv, folder)
     if args.batch_size % 2 and (args.mixup or args.cutmix):
         parser.error(f'argument --batch-size: mixup and cutmix need an even number, not {args.batch_size}')
     if args.val_fraction is not None and not 0 < args.val_fraction < 1:
@@ -666,7 +676,9 @@ def training_options(
         parser.error('arguments --packed-spikes and --compile: one of them, compiled layers save spikes by themselves')
     if args.pretrained and args.checkpoint:
         parser.error('arguments --pretrained and --checkpoint: start from one of them')
-    for names, works, needed in (
+    _refuse_ignored(
+        parser,
+        args,
         (FOR_IMAGES, args.dataset not in EVENT_DATASETS, 'a data set of images; --event-aug augments event frames'),
         (FOR_RESIZED_CROPS, not args.pad_crop, 'random resized crops, which --pad-crop replaces'),
         (FOR_EVENTS, args.dataset in EVENT_DATASETS, f'event recordings, --dataset {", ".join(EVENT_DATASETS)}'),
@@ -679,11 +691,135 @@ def training_options(
         (FOR_OWN_TASKS, args.task, '--task'),
         (FOR_FIRING_RATES, args.rate_weight, '--rate-weight'),
         (FOR_THE_AVERAGE, args.model_ema, '--model-ema'),
-    ):
+    )
+    return args
+
+
+def dense_parser(script: str, description: str | None, *, target_key: str, output: Path) -> ArgumentParser:
+    """Options that recipes of pictures with masks and with boxes share; `target_key` is the usual column of these."""
+    parser = ArgumentParser(script, description)
+    _add_config(parser, 'dense/camvid')
+    add = parser.add_argument_group('model').add_argument
+    add('--backbone', default='msvit_3_192.cifar10', help='any timm model, spiking or not, with or without a tag')
+    add(
+        '--model-kwargs',
+        nargs='*',
+        default={},
+        action=ParseKwargs,
+        help="name=value ... of the backbone, e.g. num_steps=2 extra_levels=1; replaces the config's",
+    )
+    add('--pretrained', action=Flag, default=False, help='start from the pretrained weights of the backbone')
+    add('--checkpoint', type=Path, help='start from the weights of a whole model, .safetensors: OUTPUT/model has one')
+    add('--num-classes', type=positive_int, help='default: as many as have names')
+    add('--class-names', nargs='+', metavar='NAME', help='in the order of their numbers; default: those of the data')
+    add('--in-chans', type=positive_int, choices=(1, 3), default=3, help='1 for grey pictures')
+    add('--num-steps', type=positive_int, help="T; default: the backbone's")
+    add('--freeze', nargs='*', default=[], metavar='MODULE', help='not trained, e.g. backbone')
+    add('--backend', help="of the neurons, e.g. 'triton'; default: timm_snn's choice")
+    add('--channels-last', action=Flag, help='memory format; default: of all models with layers of this package')
+    add(
+        '--sparse-spikes', action=Flag, help='convolutions skip zeros on a CPU; default: those of 128 channels and more'
+    )
+    add = parser.add_argument_group('data').add_argument
+    add(
+        '--dataset',
+        default='',
+        help="'hfds/NAME' or 'hfds/FOLDER', a data set of Hugging Face's library; '' for files below --data-dir",
+    )
+    add('--data-dir', type=Path, help='root folder of the files; of a data set of the library its cache')
+    add('--input-key', default='image', help='column of the pictures')
+    add('--target-key', default=target_key, help='column of what is to be found in them')
+    add('--train-split', default='train')
+    add('--val-split', default='validation', help='measured after every epoch')
+    add('--test-split', help='measured once, after the last epoch, and reported; default: --val-split is reported')
+    add('--max-train-samples', type=positive_int, help='evenly spread over the split')
+    add('--max-val-samples', type=positive_int, help='and of those to validate on; the test is always on all')
+    add('--mean', type=float, nargs='+', help='of the normalisation; default: that of the backbone')
+    add('--std', type=float, nargs='+')
+    add('--batch-size', '-b', type=positive_int, default=8, help='of one process and step')
+    add('--grad-accum-steps', type=positive_int, help='batches per update; default: what accelerate launch says, or 1')
+    add('--workers', '-j', type=natural_int, default=2, help='processes that load data; 0 loads in the main one')
+    add(
+        '--data-in-memory',
+        action=Flag,
+        help='decode and resize all pictures once; default: where they take less than 1 GiB',
+    )
+    add = parser.add_argument_group('augmentation').add_argument
+    add('--hflip', type=between(0, 1), default=0.5)
+    add('--color-jitter', type=between(0), default=0.4, help='of brightness, contrast and saturation')
+    _add_optimisation_options(parser.add_argument_group('optimisation').add_argument)
+    _add_run_options(parser.add_argument_group('run').add_argument, output)
+    return parser
+
+
+def dense_options(parser: ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line over the config over its parents over the defaults of a `dense_parser`, checked."""
+    args = _over_config(parser, argv, Path())
+    if args.pretrained and args.checkpoint:
+        parser.error('arguments --pretrained and --checkpoint: start from one of them')
+    if not args.dataset.startswith('hfds/') and args.dataset:
+        parser.error(f"argument --dataset: expected hfds/... or '' for files below --data-dir, got {args.dataset!r}")
+    if args.num_classes and args.class_names and args.num_classes != len(args.class_names):
+        parser.error(f'arguments --num-classes and --class-names: {args.num_classes} and {len(args.class_names)} names')
+    _refuse_ignored(
+        parser,
+        args,
+        (FOR_STEPWISE_SCHEDULES, args.sched in ('step', 'multistep', 'poly'), '--sched step, multistep or poly'),
+        (FOR_SCHEDULES_THAT_DECAY, args.sched in ('wsd', 'rsqrt', 'step'), '--sched wsd, rsqrt or step'),
+        (FOR_STABLE_SCHEDULES, args.sched in ('wsd', 'rsqrt'), '--sched wsd or rsqrt'),
+        (FOR_COLUMNS, args.dataset.startswith('hfds/'), 'a data set of Hugging Face, --dataset hfds/...'),
+        (FOR_THE_AVERAGE, args.model_ema, '--model-ema'),
+    )
+    return args
+
+
+def segmentation_options(argv: Sequence[str] | None = None, description: str | None = None) -> argparse.Namespace:
+    """The options of recipes/segment.py."""
+    parser = dense_parser('recipes/segment.py', description, target_key='annotation', output=Path('output/segment'))
+    add = parser.add_argument_group('segmentation').add_argument
+    add(
+        '--decoder',
+        default='spiking_unet',
+        help='spiking_unet or spiking_fpn; or of segmentation_models_pytorch unet, unetplusplus, fpn, deeplabv3, '
+        'deeplabv3plus',
+    )
+    add('--decoder-channels', type=positive_int, nargs='+', help='of its levels; default: those of the decoder')
+    add('--img-size', type=positive_int, nargs=2, metavar=('H', 'W'), help='pictures and masks; default: their own')
+    add('--crop-size', type=positive_int, nargs=2, metavar=('H', 'W'), help='trained on; default: whole pictures')
+    add('--scale', type=positive, nargs=2, default=(0.5, 2.0), help='factor of the picture before it is cropped')
+    add('--ignore-index', type=natural_int, default=255, help='label of pixels that do not count')
+    add('--dice', type=between(0), default=0.0, metavar='WEIGHT', help='add the Dice loss with this weight')
+    return dense_options(parser, argv)
+
+
+def dense_optimizer_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of timm's `create_optimizer_v2` beside the model and the learning rate."""
+    return _chosen(args, 'opt', 'momentum', 'weight_decay') | args.opt_kwargs
+
+
+def trained_part_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `models.made_ready` that an option gives."""
+    return _chosen(args, 'freeze', 'channels_last', 'sparse_spikes')
+
+
+def _over_config(parser: ArgumentParser, argv: Sequence[str] | None, folder: Path) -> argparse.Namespace:
+    """The command line over the config over its parents over the defaults."""
+    args = argparse.Namespace()
+    config = parser.parse_known_args(argv)[0].config
+    for path in config_and_parents(config and find_config(config, folder)):
+        try:
+            args = parser.parse_args(config_arguments(path, parser), args)
+        except UserError as error:
+            raise UserError(f'{error} (in {path})') from error
+    return parser.parse_args(argv, args)
+
+
+def _refuse_ignored(parser: ArgumentParser, args: argparse.Namespace, *rules: tuple[Sequence[str], Any, str]) -> None:
+    """Raises: UserError for an option that would be ignored. A rule: options, whether they work, and what they need."""
+    for names, works, needed in rules:
         for name in () if works else names:
             if plain(getattr(args, name)) != plain(parser.get_default(name)):
                 parser.error(f'argument --{name.replace("_", "-")}: it needs {needed}')
-    return args
 
 
 def find_config(config: Path, folder: Path) -> Path:

@@ -123,24 +123,30 @@ class StopSignal:
             self.unreadable = error.with_traceback(None)  # which would keep the processes that load data
 
 
-def write_summary(history: list[dict[str, float]], output: Path) -> None:
-    """Write summary.csv and curve.png of the epochs so far."""
+def write_summary(
+    history: list[dict[str, float]],
+    output: Path,
+    metric: str = 'top1',
+    unit: str = 'top-1 (%)',
+    title: str = 'Accuracy',
+) -> None:
+    """Write summary.csv and curve.png of the epochs so far: of the loss, and of the columns that end in `metric`."""
     write_csv(output / 'summary.csv', history)
     epochs = [row['epoch'] + 1 for row in history]
     curves = {'train': 'training', 'eval': 'validation', 'ema': 'averaged weights'}
     with styled():
         figure = new_figure(9.4, 3.6)
-        metrics = {'loss': 'loss', 'top1': 'top-1 (%)'}
-        for axes, (metric, label) in zip(figure.subplots(1, 2), metrics.items(), strict=True):
+        drawn = [('loss', 'loss', 'Loss'), (metric, unit, title)]
+        for axes, (column, ylabel, what) in zip(figure.subplots(1, 2), drawn, strict=True):
             ends = []
             for (split, name), color in zip(curves.items(), CLASSES, strict=False):
-                if f'{split}_{metric}' in history[0]:
-                    values = [row[f'{split}_{metric}'] for row in history]
+                if f'{split}_{column}' in history[0]:
+                    values = [row[f'{split}_{column}'] for row in history]
                     axes.plot(epochs, values, color=color, marker='o' if len(epochs) == 1 else None)
                     if math.isfinite(values[-1]):
                         ends.append((epochs[-1], values[-1], name, color))
-            axes.set(xlabel='epoch', ylabel=label)
-            axes.set_title({'loss': 'Loss', 'top1': 'Accuracy'}[metric] + ' after every epoch')
+            axes.set(xlabel='epoch', ylabel=ylabel)
+            axes.set_title(f'{what} after every epoch')
             label_ends(axes, ends)
     with write_whole(output / 'curve.png') as unfinished:
         figure.savefig(unfinished, format='png')

@@ -24,18 +24,21 @@ def results_row(
     run: Mapping[str, Any],
     argv: Sequence[str],
     *,
-    top1: float,
+    score: float,
     summary: Mapping[str, Any],
     processes: int,
     device: torch.device,
     clone: Path,
     is_tested: bool,
+    metric: str = 'top1',
+    script: str = 'recipes/train.py',
 ) -> dict[str, str]:
     """What a run knows of its row. Left empty are data_kind, the split_kind of all but folds, and weights.
 
     Args:
         run: Its options.
         argv: Its command line, without what `accelerate launch` was told.
+        score: In percent, of the column `metric`.
         summary: The row in summary.csv of the epoch that is reported.
         clone: The folder that may be a clone of the repository.
         is_tested: Whether held-out training samples picked the epoch.
@@ -51,7 +54,7 @@ def results_row(
         'dataset': dataset_name(run),
         'split': describe_split(run, is_tested),
         'split_kind': 'folds' if run.get('fold') else '',
-        'top1': f'{top1:.2f}',
+        metric: f'{score:.2f}',
         'seed': str(run['seed']),
         'epochs': str(summary['epoch'] + 1),
         'minutes': _known(summary['train_seconds'] / 60, '.1f'),
@@ -62,9 +65,10 @@ def results_row(
         'versions': f'torch {torch.__version__.partition("+")[0]} timm {timm.__version__}',
         'date': date.today().isoformat(),
         'commit': commit_of(clone),
-        'command': f'accelerate launch recipes/train.py {shlex.join(words)}',
+        'command': f'accelerate launch {script} {shlex.join(words)}',
     }
-    return {column: row.get(column, '') for column in COLUMNS}
+    columns = [metric if column == 'top1' else column for column in COLUMNS]
+    return {column: row.get(column, '') for column in columns}
 
 
 def _known(number: float, how: str) -> str:

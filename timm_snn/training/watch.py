@@ -88,8 +88,11 @@ class Watch:
     def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Add the loss and the hits of a batch."""
         labels = targets.argmax(1) if targets.ndim == 2 else targets  # of mixed samples
-        self.numbers[LOSS] += loss.detach() * len(logits)
+        self.add_loss(loss, len(logits))
         self.numbers[HITS] += (logits.argmax(1) == labels).sum()
+
+    def add_loss(self, loss: Tensor, samples: int) -> None:
+        self.numbers[LOSS] += loss.detach() * samples
 
     def clip(self, max_norm: float, batch: dict[str, Tensor]) -> None:
         """Clip the gradients and judge them, before the optimizer goes on. `batch` is the last one.

@@ -1,0 +1,65 @@
+"""Saved segmenters and detectors come back as they were."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from timm_snn import dense
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'arguments'),
+    [
+        ('msvit_4_96', dict(num_steps=2, lif_layer='plif', decoder_channels=(32, 16, 8), in_chans=2)),
+        ('resnet18', dict(decoder='unet', decoder_channels=(32, 16, 16, 8, 8))),
+    ],
+)
+def test_a_segmenter_comes_back(backbone, arguments, tmp_path):
+    model = dense.create_segmenter(backbone, 3, **arguments).eval()
+    config = dict(input_size=(model.in_chans, 64, 48), mean=(0.5,) * model.in_chans)
+    dense.save(model, tmp_path, class_names=['sky', 'road', 'tree'], data_config=config)
+    again = dense.load(tmp_path)
+    images = torch.rand(1, model.in_chans, 40, 33)
+    assert torch.equal(again(images), model(images))
+    assert again.arguments == model.arguments and again.label_names == ['sky', 'road', 'tree']
+    assert tuple(again.pretrained_cfg['input_size']) == config['input_size']
+    saved = json.loads((tmp_path / 'config.json').read_text())
+    assert saved['task'] == 'segmentation' and saved['mean'] == [0.5] * model.in_chans
+
+
+@pytest.fixture
+def folder(tmp_path):
+    dense.save(dense.create_segmenter('msvit_4_96', 3), tmp_path)
+    return tmp_path
+
+
+def test_weights_are_read_strictly(folder):
+    weights = load_file(folder / 'model.safetensors')
+    name = 'decoder.readout.conv.weight'
+    save_file({**weights, name: weights[name] * torch.nan}, folder / 'model.safetensors')
+    with pytest.raises(ValueError, match='NaN'):
+        dense.load(folder)
+    del weights[name]
+    save_file(weights, folder / 'model.safetensors')
+    with pytest.raises(ValueError, match='does not hold the weights of its config'):
+        dense.load(folder)
+    (folder / 'model.safetensors').write_bytes(b'no weights')
+    with pytest.raises(ValueError, match='does not hold the weights of its config'):
+        dense.load(folder)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'task': 'classification'}, 'that timm_snn.dense.save wrote'),
+        ({'arguments': {'backbone': 'hf-hub:someone/model', 'num_classes': 3}}, 'expected the name of a model'),
+        ({'arguments': []}, 'that timm_snn.dense.save wrote'),
+    ],
+)
+def test_a_config_of_something_else_is_refused(folder, change, message):
+    file = folder / 'config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        dense.load(folder)
