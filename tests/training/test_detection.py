@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxes, Image
 
 from timm_snn.training.detection import BoxTransform, MeanAveragePrecision, anchor_sizes, collate, fitting_size
-from timm_snn.training.detection_data import BoxedPictures
+from timm_snn.training.detection_data import BoxedPictures, Found
 from timm_snn.training.errors import UserError
 
 SIZE = (24, 32)
@@ -87,7 +87,7 @@ def test_images_of_different_sizes_make_a_batch():
 def boxed(sides: list[int], size: tuple[int, int] | None) -> BoxedPictures:
     boxes = np.array([[0, 0, side, side] for side in sides], dtype=np.float32)
     zeros = np.zeros(len(sides), dtype=np.int64)
-    return BoxedPictures(lambda index: None, str, ['a'], [boxes], [zeros], [zeros], [size])
+    return BoxedPictures(Found(lambda index: None, str, ['a'], [], [size], {}), [boxes], [zeros], [zeros])
 
 
 def test_anchors_begin_with_the_smallest_boxes_and_reach_the_largest():

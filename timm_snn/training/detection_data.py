@@ -11,7 +11,6 @@ with one JSON file for each split, where it usually is:
 import json
 import logging
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +22,11 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
-from ..data.rows import import_datasets
 from ..files import check_regular_file, printable
 from ..folders import SYNONYMS
 from ..progress import waiting
-from .columns import check_column_names
-from .data import DataSource
-from .errors import UserError, one_line_errors
+from .dense_data import file_of, hash_of_pictures, open_table
+from .errors import one_line_errors
 from .fingerprint import hash_of
 from .pictures import open_picture
 
@@ -41,6 +38,17 @@ _HOW_WRITTEN = f'--box-format says how boxes are written, {" or ".join(FORMATS)}
 LEAST = 1.0  # pixels of a box on either side, below which it is none
 
 
+class Found(NamedTuple):
+    """What a data set says of its pictures, not yet checked. A list has an entry for each of them."""
+
+    open_it: Callable[[int], Image.Image]
+    name_of: Callable[[int], str]
+    classes: Sequence[str]
+    objects: Sequence[tuple[list, list, list]]  # boxes, categories, marks of crowds
+    sizes: Sequence[tuple[int, int] | None]  # width and height, None where nobody says them
+    facts: dict[str, str]  # of the pictures
+
+
 class BoxedPictures(Dataset):
     """Pictures and the boxes in them: `data[i]` is (picture, target), as torchvision's transforms take them together.
 
@@ -50,23 +58,16 @@ class BoxedPictures(Dataset):
     """
 
     def __init__(
-        self,
-        open_it: Callable[[int], Image.Image],
-        name_of: Callable[[int], str],
-        classes: Sequence[str],
-        boxes: Sequence[np.ndarray],
-        labels: Sequence[np.ndarray],
-        crowds: Sequence[np.ndarray],
-        sizes: Sequence[tuple[int, int] | None],
+        self, found: Found, boxes: Sequence[np.ndarray], labels: Sequence[np.ndarray], crowds: Sequence[np.ndarray]
     ) -> None:
-        self.open_it, self.name_of, self.classes = open_it, name_of, list(classes)
-        self.boxes, self.labels, self.crowds, self.sizes = boxes, labels, crowds, sizes
+        self.found, self.boxes, self.labels, self.crowds = found, boxes, labels, crowds
+        self.classes, self.name_of, self.sizes = list(found.classes), found.name_of, found.sizes
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        picture: Any = v2.functional.to_image(self.open_it(index))
+        picture: Any = v2.functional.to_image(self.found.open_it(index))
         height, width = picture.shape[-2:]
         boxes = np.clip(self.boxes[index], 0, np.float32((width, height, width, height)))
         inside = (boxes[:, 2:] - boxes[:, :2] >= LEAST).all(1)
@@ -78,65 +79,58 @@ class BoxedPictures(Dataset):
 
     def facts(self) -> dict[str, str]:
         """Hashes that tell these pictures from others, see `fingerprint`."""
-        return {
+        return self.found.facts | {
             'boxes': hash_of(str(boxes.tolist()) for boxes in self.boxes),
             'labels': hash_of(str(labels.tolist()) for labels in self.labels),
         }
 
 
-class Found(NamedTuple):
-    """What a data set says of its pictures, not yet checked. A list has an entry for each of them."""
-
-    open_it: Callable[[int], Image.Image]
-    name_of: Callable[[int], str]
-    classes: Sequence[str]
-    objects: Sequence[tuple[list, list, list]]  # boxes, categories, marks of crowds
-    sizes: Sequence[tuple[int, int] | None]  # width and height, None where nobody says them
-
-
 def open_boxes(
-    source: DataSource, split: str, *, box_format: str = 'xywh', mode: str = 'RGB', class_names: Sequence[str] = ()
+    dataset: str,
+    folder: Path | None,
+    split: str,
+    keys: tuple[str, str] = ('image', 'objects'),
+    *,
+    box_format: str = 'xywh',
+    grey: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> BoxedPictures:
-    """One split of a data set, whose pictures become 'RGB' or 'L'. `class_names` stand in for those of the data.
+    """A split of 'hfds/NAME' by the columns `keys`, or of a folder in COCO's format.
 
-    Boxes are [x, y, width, height] in pixels, or with the format 'xyxy' [left, top, right, bottom]. Those without area
-    are left out and those that reach beyond their picture are cut there, both with a note.
+    `class_names` stand in for those of the data. Boxes are [x, y, width, height] in pixels, or with the format 'xyxy'
+    [left, top, right, bottom]. Those without area are left out and those that reach beyond their picture are cut there,
+    both with a note.
     Raises: UserError for a data set that cannot be opened, boxes that are not finite or not in this format, and
     categories that are no numbers of classes.
     """
-    if not (source.is_table or source.name == ''):
-        raise UserError(
-            f"unknown data set {source.name!r}: boxes come from 'hfds/NAME', or from a folder in COCO's format, "
-            "--dataset '' --data-dir FOLDER"
-        )
-    what = f'open split {split!r} of data set {source.name!r}' + (f' in {source.folder}' if source.folder else '')
+    what = f'open split {split!r} of {dataset or folder}'
     with one_line_errors(what), waiting(what):
-        found = _rows(source, split, mode) if source.is_table else _coco(source, split, mode)
+        if dataset:
+            found = _rows(dataset.removeprefix('hfds/'), folder, split, keys, 'L' if grey else 'RGB')
+        else:
+            found = _coco(folder, split, 'L' if grey else 'RGB')
         if class_names:
             found = found._replace(classes=class_names)
         return _checked(found, split, box_format)
 
 
-def _rows(source: DataSource, split: str, mode: str) -> Found:
-    name, folder = source.name.partition('/')[2], str(source.folder) if source.folder else None
-    image_key, objects_key = source.input_key or 'image', source.target_key or 'objects'
-    check_column_names(name, split, folder, (image_key, objects_key))
-    datasets = import_datasets()
-    table = datasets.load_dataset(name, split=split, cache_dir=folder)
-    pictures = table.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
-
-    def open_it(index: int) -> Image.Image:
-        row = pictures[index][image_key] or {}
-        if row.get('bytes') is None and row.get('path') is None:
-            raise ValueError('it has no picture')
-        return open_picture(row['path'] if row['bytes'] is None else BytesIO(row['bytes']), mode)
-
+def _rows(name: str, cache: Path | None, split: str, keys: tuple[str, str], mode: str) -> Found:
+    image_key, objects_key = keys
+    table = open_table(name, split, str(cache) if cache else None, image_key, objects_key)
     objects = [_lists_of(row, i) for i, row in enumerate(table.select_columns([objects_key])[:][objects_key])]
     sizes: list[Any] = [None] * len(table)
     if {'width', 'height'} <= set(table.column_names):
         columns = table.select_columns(['width', 'height'])[:]
         sizes = list(zip(columns['width'], columns['height'], strict=True))
-    return Found(open_it, 'row {}'.format, _names_in(table.features[objects_key]), objects, sizes)
+    pictures = table.select_columns([image_key])
+    return Found(
+        lambda index: open_picture(file_of(pictures[index][image_key]), mode),
+        'row {}'.format,
+        _names_in(table.features[objects_key]),
+        objects,
+        sizes,
+        {f'{image_key} sizes': hash_of_pictures(table, image_key)},
+    )
 
 
 def _names_in(feature: Any) -> list[str]:
@@ -164,10 +158,10 @@ def _lists_of(objects: Any, row: int) -> tuple[list, list, list]:
     return boxes, objects['category'], objects.get('iscrowd') or [False] * len(boxes)
 
 
-def _coco(source: DataSource, split: str, mode: str) -> Found:
-    if source.folder is None or not source.folder.is_dir():
-        raise ValueError('there is no such folder: --data-dir names one with pictures and a JSON file of their boxes')
-    file, folders = _file_of_split(source.folder, split)
+def _coco(root: Path | None, split: str, mode: str) -> Found:
+    if root is None or not root.is_dir():
+        raise FileNotFoundError(f'there is no folder {root}: --data-dir names it')
+    file, folders = _file_of_split(root, split)
     check_regular_file(file)
     document = json.loads(file.read_text(encoding='utf-8'))
     try:
@@ -197,6 +191,7 @@ def _coco(source: DataSource, split: str, mode: str) -> Found:
         [categories[id] for id in numbers],
         list(objects.values()),
         sizes,
+        {'file names': hash_of(names)},
     )
 
 
@@ -249,7 +244,7 @@ def _checked(found: Found, split: str, box_format: str) -> BoxedPictures:
         if count:
             _logger.warning('note: of the %d boxes of split %r, %d %s', total, split, count, what)
     boxes, labels, crowds = zip(*every, strict=True)
-    return BoxedPictures(found.open_it, found.name_of, found.classes, boxes, labels, crowds, found.sizes)
+    return BoxedPictures(found, boxes, labels, crowds)
 
 
 def _numbers(raw: list, name: str) -> np.ndarray:
