@@ -94,12 +94,13 @@ def open_boxes(
     box_format: str = 'xywh',
     grey: bool = False,
     class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
 ) -> BoxedPictures:
     """A split of 'hfds/NAME' by the columns `keys`, or of a folder in COCO's format.
 
-    `class_names` stand in for those of the data. Boxes are [x, y, width, height] in pixels, or with the format 'xyxy'
-    [left, top, right, bottom]. Those without area are left out and those that reach beyond their picture are cut there,
-    both with a note.
+    `class_names` stand in for those of the data, and numbers up to `num_classes` where it has none. Boxes are
+    [x, y, width, height] in pixels, or with the format 'xyxy' [left, top, right, bottom]. Those without area are left
+    out and those that reach beyond their picture are cut there, both with a note.
     Raises: UserError for a data set that cannot be opened, boxes that are not finite or not in this format, and
     categories that are no numbers of classes.
     """
@@ -109,9 +110,10 @@ def open_boxes(
             found = _rows(dataset.removeprefix('hfds/'), folder, split, keys, 'L' if grey else 'RGB')
         else:
             found = _coco(folder, split, 'L' if grey else 'RGB')
-        if class_names:
-            found = found._replace(classes=class_names)
-        return _checked(found, split, box_format)
+        classes = class_names or found.classes or [str(number) for number in range(num_classes or 0)]
+        if num_classes and len(classes) != num_classes:
+            raise ValueError(f'it has {len(classes)} classes, and --num-classes says {num_classes}')
+        return _checked(found._replace(classes=classes), split, box_format)
 
 
 def _rows(name: str, cache: Path | None, split: str, keys: tuple[str, str], mode: str) -> Found:
@@ -263,7 +265,9 @@ def _labels(categories: list, classes: Sequence[str], name: str) -> np.ndarray:
     for category in categories:
         if isinstance(category, bool) or not isinstance(category, int) or not 0 <= category < len(classes):
             if not classes:
-                raise ValueError('its categories have no names: --class-names NAME ... gives them, in their order')
+                raise ValueError(
+                    'its categories have no names: pass --class-names NAME ... in their order, or --num-classes N'
+                )
             raise ValueError(
                 f'{name} has the category {printable(repr(category), 60)}: expected the number of a class, 0 to '
                 f'{len(classes) - 1}'
