@@ -826,8 +826,8 @@ def detection_options(argv: Sequence[str] | None = None, description: str | None
         type=positive,
         nargs='+',
         metavar='PX',
-        help='sides of square anchors in resized pictures, as many for each level, from the finest on; default: three a '
-        'level, from the smallest boxes of the training split on, twice as large on the next',
+        help='sides of square anchors in resized pictures, as many for each level, from the finest on; default: three, '
+        'from the smallest boxes of the training split on, and twice as large on the next level',
     )
     add('--freeze-norms', action=Flag, default=False, help='batch norms of the backbone keep their statistics')
     add('--box-format', choices=('xywh', 'xyxy'), default='xywh', help='left, top, and width, height or right, bottom')
