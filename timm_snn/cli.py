@@ -21,6 +21,7 @@ COMMANDS = {
         'accuracy, firing rates and energy of a model, as a page: timm-snn report MODEL',
     ),
     'train': ('timm_snn.recipes.train', 'train or fine-tune: timm-snn train --config msvit/digits'),
+    'segment': ('timm_snn.recipes.segment', 'train a class for every pixel: timm-snn segment --config dense/camvid'),
     'validate': ('timm_snn.recipes.validate', 'accuracy on a data set: timm-snn validate --model MODEL --dataset DATA'),
     'energy': ('timm_snn.recipes.energy', 'the report of a model on data of yours: timm-snn energy --model MODEL ...'),
     'pictures': (
@@ -69,4 +70,5 @@ def _main_of(command: str) -> Callable[[Sequence[str]], None]:
     except ModuleNotFoundError as error:
         if (error.name or '').startswith(__package__):
             raise
-        raise SystemExit(f"error: {command} needs {error.name}: pip install 'timm-snn[train]'") from error
+        extra = 'dense' if error.name in ('torchmetrics', 'segmentation_models_pytorch') else 'train'
+        raise SystemExit(f"error: {command} needs {error.name}: pip install 'timm-snn[{extra}]'") from error

@@ -18,7 +18,6 @@ __all__ = [
     'carries_currents',
     'description',
     'is_spiking',
-    'levels_of_steps',
     'neuron_of',
     'open_backbone',
     'refuse_frames',
@@ -58,17 +57,6 @@ def description(name: str, features: Any) -> dict[str, Any]:
     return {'backbone': features.pretrained_cfg['architecture'] if ':' in name else name, **named_layers(args)}
 
 
-def levels_of_steps(features: Any, x: Tensor) -> list[Tensor]:
-    """Features of every step [T, B, C, H, W], level by level."""
-    model = features.model
-    x = model._forward_stem(x)
-    levels = []
-    for stage in model.stages:
-        x = stage(x)
-        levels.append(x)
-    return [levels[i] for i in features.out_indices]
-
-
 def neuron_of(model: nn.Module) -> LayerFn:
     """What makes neurons of the kind and with the settings that the model has, outside of its attention.
 
@@ -97,24 +85,20 @@ def carries_currents(features: Any) -> list[bool]:
     positive, answers whole numbers where there are spikes.
     """
     generator = torch.Generator().manual_seed(0)
-    model: Any = copy.deepcopy(features.model).float().requires_grad_(False)
-    model = model.to_empty(device='cpu') if next(model.parameters()).is_meta else model.cpu()
-    for name, module in list(model.named_modules()):
+    copied: Any = copy.deepcopy(features).float().requires_grad_(False)
+    copied = copied.to_empty(device='cpu') if next(copied.parameters()).is_meta else copied.cpu()
+    for name, module in list(copied.named_modules()):
         if is_neuron(name, module):
-            model.set_submodule(name, _Step())
-    for parameter in model.parameters():
+            copied.set_submodule(name, _Step())
+    for parameter in copied.parameters():
         parameter.normal_(generator=generator)
-    for module in model.train().modules():
+    for module in copied.train().modules():
         if isinstance(module, (DropPath, _DropoutNd)):
             module.eval()
-    model.num_steps = model.chunk_steps
-    size = 2 * max(info['reduction'] for info in model.feature_info)
-    x = model._forward_stem(torch.randn(2, model.in_chans, size, size, generator=generator))
-    found = []
-    for stage in model.stages:
-        x = stage(x)
-        found.append(not torch.equal(x, x.round()))
-    return [found[i] for i in features.out_indices]
+    copied.num_steps = copied.model.chunk_steps
+    size = 2 * max(features.feature_info.reduction())
+    levels = copied.forward_steps(torch.randn(2, features.in_chans, size, size, generator=generator))
+    return [not torch.equal(x, x.round()) for x in levels]
 
 
 class _Step(nn.Module):

@@ -8,7 +8,6 @@ Levels come from the largest map to the smallest, [T, B, C, H, W] each.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
@@ -33,8 +32,7 @@ class FireLevels(nn.ModuleList):
         )
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        fires: Any
-        return [fires['lif'](x) if fires else x for x, fires in zip(levels, self, strict=True)]
+        return [neuron['lif'](x) if neuron else x for x, neuron in zip(levels, self, strict=True)]  # type: ignore
 
 
 class Readout(nn.Module):

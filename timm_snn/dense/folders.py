@@ -12,7 +12,6 @@ from torch import nn
 
 from ..files import check_regular_file, printable, write_whole, write_whole_text
 from ..models.pretrained import FILENAME, first_line
-from ..models.settings import make_from_config
 from ..models.weights import check_finite
 from ..wrappers import unwrapped
 from .model import DenseModel

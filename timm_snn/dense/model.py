@@ -1,4 +1,4 @@
-"""What segmenters and detectors have in common: a backbone in them, its steps, and the arguments that make them again."""
+"""What segmenters and detectors have in common: a backbone, its steps, and the arguments that make them again."""
 
 from typing import Any, ClassVar
 

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import mean_over_time, merge_time, split_time
-from .backbones import carries_currents, description, is_spiking, levels_of_steps, neuron_of, open_backbone
-from .backbones import refuse_frames, unfold_frames
+from .backbones import carries_currents, description, is_spiking, neuron_of, open_backbone, refuse_frames, unfold_frames
 from .decoders import SpikingFpn, SpikingUnet
 from .model import DenseModel
 
@@ -127,13 +126,13 @@ class SpikingSegmenter(Segmenter):
 
     def forward(self, x: Tensor) -> Tensor:
         padded = self._padded(x)
-        membrane = mean_over_time(self.decoder(levels_of_steps(self.backbone, padded)))
+        membrane = mean_over_time(self.decoder(self.backbone.forward_steps(padded)))
         return self._resized(membrane, padded, x)
 
     def forward_steps(self, x: Tensor) -> Tensor:
         """Logits of every time step [B, T, num_classes, H, W], whose mean over T is what `forward` returns."""
         padded = self._padded(x)
-        currents = self.decoder(levels_of_steps(self.backbone, padded))
+        currents = self.decoder(self.backbone.forward_steps(padded))
         logits = self._resized(merge_time(currents), padded, x)
         return split_time(logits, currents.shape[0]).transpose(0, 1)
 

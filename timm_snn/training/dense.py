@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import DistributedType
 from accelerate.utils import broadcast, send_to_device, set_seed
+from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -31,6 +32,7 @@ from torch.utils.data import Subset
 
 from ..dense import save
 from ..files import write_whole_text
+from ..models.weights import check_finite
 from ..ops import set_backend
 from ..progress import bar, track
 from . import options
@@ -48,7 +50,7 @@ from .results import results_row
 from .tables import write_csv
 from .watch import Watch
 
-__all__ = ['DenseRun', 'DenseTask', 'Metric', 'run_dense']
+__all__ = ['DenseRun', 'DenseTask', 'Metric', 'load_weights', 'run_dense']
 
 LOG_EVERY = 10  # updates
 
@@ -374,6 +376,16 @@ def finish(run: DenseRun, args: Namespace, argv: Sequence[str], script: str, sec
         {task.metric: score, 'split': split, **document, 'measured': measured, 'last_epoch': progress.history[-1]},
         f'{task.label} on {len(samples)} samples of {split}: {score:.2f}',
     )
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """The weights of a whole model, as a run leaves them in model/ and in checkpoints/. Raises: UserError."""
+    with one_line_errors(f'start from {file}', '--checkpoint takes the .safetensors of a model like this one'):
+        weights = load_file(file)
+        check_finite(weights, file)
+        if all(name.startswith('model.') for name in weights):  # of a learner, in checkpoints/
+            weights = {name.removeprefix('model.'): tensor for name, tensor in weights.items()}
+        model.load_state_dict(weights)
 
 
 def write_run_summary(run: DenseRun, output: Path) -> None:

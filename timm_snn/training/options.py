@@ -39,6 +39,7 @@ __all__ = [
     'evaluation_parser',
     'graph_options',
     'image_options',
+    'mask_augmentation_options',
     'model_options',
     'model_parser',
     'natural_int',
@@ -52,6 +53,7 @@ __all__ = [
     'sample_options',
     'schedule_options',
     'segmentation_options',
+    'segmenter_options',
     'tag_of',
     'task_options',
     'trainable_options',
@@ -68,6 +70,7 @@ FOR_IMAGES = (
     *('interpolation', 'data_on_device', 'num_steps_schedule', 'img_size_schedule'),
 )
 FOR_RESIZED_CROPS = ('scale', 'ratio')
+FOR_CROPS = ('scale',)
 FOR_EVENTS = ('event_aug', 'split_by', 'bin_ms', 'events_per_bin')
 FOR_STEPWISE_SCHEDULES = ('decay_rate',)
 FOR_SCHEDULES_THAT_DECAY = ('decay_epochs',)
@@ -793,7 +796,23 @@ def segmentation_options(argv: Sequence[str] | None = None, description: str | N
     add('--scale', type=positive, nargs=2, default=(0.5, 2.0), help='factor of the picture before it is cropped')
     add('--ignore-index', type=natural_int, default=255, help='label of pixels that do not count')
     add('--dice', type=between(0), default=0.0, metavar='WEIGHT', help='add the Dice loss with this weight')
-    return dense_options(parser, argv)
+    args = dense_options(parser, argv)
+    _refuse_ignored(parser, args, (FOR_CROPS, args.crop_size, '--crop-size'))
+    return args
+
+
+def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `dense.create_segmenter` beside the backbone and the number of classes."""
+    channels = args.decoder_channels
+    if channels and 'unet' not in args.decoder and len(channels) == 1:  # U-Nets have one for each block
+        (channels,) = channels
+    same = _chosen(args, 'decoder', 'pretrained', 'in_chans', 'num_steps')
+    return same | {'decoder_channels': channels} | args.model_kwargs
+
+
+def mask_augmentation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `segmentation_data.transform_to_train` beside the statistics."""
+    return _chosen(args, 'crop_size', 'scale', 'hflip', 'color_jitter', 'ignore_index')
 
 
 def dense_optimizer_options(args: argparse.Namespace) -> dict[str, Any]:
