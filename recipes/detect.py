@@ -47,6 +47,8 @@ def open_task(args: Namespace) -> DenseTask:
                 f'the splits have different classes, {summary(names)} in {splits[0]!r} and {summary(found.classes)} in '
                 f'{split!r}: labels would not agree; --class-names says what they are'
             )
+    make_metric = partial(MeanAveragePrecision, names)
+    make_metric()  # so that a library that is missing is not missed after an epoch
     model, note = make_detector(args, data[0])
     if args.checkpoint:
         load_weights(model, args.checkpoint)
@@ -66,7 +68,7 @@ def open_task(args: Namespace) -> DenseTask:
         val_set=evaluated[0],
         test_set=evaluated[1] if args.test_split else None,
         collate=collate,
-        make_metric=partial(MeanAveragePrecision, names),
+        make_metric=make_metric,
         metric='map50',
         label='mAP50',
         picture=partial(draw_samples, class_names=names),

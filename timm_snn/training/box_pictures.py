@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..files import write_whole
-from ..profiling.style import CLASSES, INK, new_figure, styled
+from ..profiling.style import INK, new_figure, styled
 from .data import evenly
+from .dense_pictures import class_colors, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,13 +31,14 @@ def draw_boxes(axes: 'Axes', boxes: Mapping[str, Tensor], class_names: Sequence[
     """
     from matplotlib.patches import Rectangle
 
+    colors = colors_of(class_names)
     scores = boxes.get('scores')
     for i, ((left, top, right, bottom), label) in enumerate(
         zip(boxes['boxes'].tolist(), boxes['labels'].tolist(), strict=True)
     ):
-        color = CLASSES[label % len(CLASSES)]
+        color = colors[label]
         style: Any = {'linestyle': (0, (3, 2)), 'linewidth': 1.0, 'edgecolor': INK}
-        words = [] if len(class_names) <= len(CLASSES) else [class_names[label]]
+        words = [] if len(set(colors)) == len(colors) else [class_names[label]]
         if scores is not None:
             style = {'linewidth': 1.4, 'edgecolor': color}
             words.append(f'{scores[i]:.2f}')
@@ -46,6 +47,10 @@ def draw_boxes(axes: 'Axes', boxes: Mapping[str, Tensor], class_names: Sequence[
             place = {'xy': (left, top), 'xytext': (1, -1), 'textcoords': 'offset points', 'va': 'top'}
             shown = {'boxstyle': 'square,pad=0.15', 'facecolor': color, 'edgecolor': 'none', 'alpha': 0.85}
             axes.annotate(' '.join(words), **place, fontsize=5.5, color='white', bbox=shown, annotation_clip=True)
+
+
+def colors_of(class_names: Sequence[str]) -> list[str]:
+    return [f'#{red:02x}{green:02x}{blue:02x}' for red, green, blue in class_colors(len(class_names))]
 
 
 def figure_of_boxes(
@@ -64,7 +69,7 @@ def figure_of_boxes(
     columns = min(COLUMNS, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     tallest = max(picture.shape[-2] / picture.shape[-1] for picture in pictures)
-    figure = new_figure(max(WIDTH * columns, 4.0), rows * WIDTH * min(tallest, 2.0) + 0.6)
+    figure = new_figure(max(WIDTH * columns, 4.0), rows * WIDTH * min(tallest, 2.0) + 0.8)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis('off')
         if i >= len(pictures):
@@ -75,13 +80,14 @@ def figure_of_boxes(
             draw_boxes(axes, targets[i], class_names)
         kept = predictions[i]['scores'] >= LEAST_SCORE
         draw_boxes(axes, {key: values[kept] for key, values in predictions[i].items()}, class_names)
-    entries = [Line2D([], [], color=color, label=name) for color, name in zip(CLASSES, class_names, strict=False)]
-    if len(class_names) > len(CLASSES):  # whose boxes are named one by one
+    colors = colors_of(class_names)
+    entries = [Line2D([], [], color=color, label=name) for color, name in zip(colors, class_names, strict=True)]
+    if len(set(colors)) < len(colors):  # boxes are named one by one
         entries = []
     if targets is not None:
         entries.append(Line2D([], [], color=INK, linestyle=(0, (3, 2)), label='true boxes'))
     if entries:
-        figure.legend(handles=entries, loc='outside lower center', ncols=len(entries))
+        figure.legend(handles=entries, loc='outside lower center', ncols=min(len(entries), 6))
     if title:
         figure.suptitle(title, x=0.01, ha='left')
     return figure
@@ -96,5 +102,4 @@ def draw_samples(detector: nn.Module, samples: Any, file: Path, class_names: Seq
     with styled():
         title = f'Boxes found with a score of at least {LEAST_SCORE}'
         figure = figure_of_boxes(pictures, predictions, targets, class_names, title)
-        with write_whole(file) as unfinished:
-            figure.savefig(unfinished, format='png', dpi=130)
+        write_figure(figure, file)
