@@ -29,6 +29,17 @@ def test_a_segmenter_comes_back(backbone, arguments, tmp_path):
     assert saved['task'] == 'segmentation' and saved['mean'] == [0.5] * model.in_chans
 
 
+def test_a_detector_comes_back_with_its_statistics(tmp_path):
+    arguments = dict(detector='faster_rcnn', min_size=(48, 64), max_size=80, freeze_norms=True, pool=False)
+    model = dense.create_detector('msvit_4_96', 2, num_steps=1, out_channels=8, neck='spiking_fpn', **arguments).eval()
+    dense.save(model, tmp_path, class_names=['cell', 'dust'], data_config={'mean': (0.2,) * 3})
+    again = dense.load(tmp_path)
+    assert again.arguments == model.arguments and again.label_names == ['cell', 'dust']
+    images = [torch.rand(3, 40, 56)]
+    model.pretrained_cfg['mean'] = (0.2,) * 3
+    torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+
+
 @pytest.fixture
 def folder(tmp_path):
     dense.save(dense.create_segmenter('msvit_4_96', 3), tmp_path)
@@ -56,6 +67,10 @@ def test_weights_are_read_strictly(folder):
         ({'task': 'classification'}, 'that timm_snn.dense.save wrote'),
         ({'arguments': {'backbone': 'hf-hub:someone/model', 'num_classes': 3}}, 'expected the name of a model'),
         ({'arguments': []}, 'that timm_snn.dense.save wrote'),
+        ({'arguments': {'backbone': 'no_model', 'num_classes': 3}}, 'cannot make a model with the arguments of'),
+        ({'arguments': {'backbone': 'msvit_4_96', 'num_classes': 3, 'depths': [9**9] * 3}}, 'expected at most 1,000'),
+        ({'arguments': {'backbone': 'msvit_4_96', 'num_classes': 9**9}}, 'expected at most 100,000'),
+        ({'arguments': {'backbone': 'msvit_4_96', 'num_classes': 3, 'embed_dims': [96_000] * 3}}, 'at most a billion'),
     ],
 )
 def test_a_config_of_something_else_is_refused(folder, change, message):

@@ -84,7 +84,7 @@ def carries_currents(features: Any) -> list[bool]:
     It is measured, since families mix both: a copy of random weights, all of whose neurons fire where their input is
     positive, answers whole numbers where there are spikes.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator('cpu').manual_seed(0)
     copied: Any = copy.deepcopy(features).float().requires_grad_(False)
     copied = copied.to_empty(device='cpu') if next(copied.parameters()).is_meta else copied.cpu()
     for name, module in list(copied.named_modules()):
@@ -97,7 +97,7 @@ def carries_currents(features: Any) -> list[bool]:
             module.eval()
     copied.num_steps = copied.model.chunk_steps
     size = 2 * max(features.feature_info.reduction())
-    levels = copied.forward_steps(torch.randn(2, features.in_chans, size, size, generator=generator))
+    levels = copied.forward_steps(torch.randn(2, features.in_chans, size, size, generator=generator, device='cpu'))
     return [not torch.equal(x, x.round()) for x in levels]
 
 

@@ -6,20 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..files import check_regular_file, printable, write_whole, write_whole_text
 from ..models.pretrained import FILENAME, first_line
+from ..models.settings import check_argument, make_from_config
 from ..models.weights import check_finite
 from ..wrappers import unwrapped
+from .detector import create_detector
 from .model import DenseModel
 from .segmenter import create_segmenter
 
 __all__ = ['load', 'save']
 
-_MAKERS = {'segmentation': create_segmenter}
+_MAKERS = {'segmentation': create_segmenter, 'detection': create_detector}
 _INPUT = ('input_size', 'mean', 'std', 'interpolation', 'frames')
 
 
@@ -87,7 +90,17 @@ def load(folder: str | Path) -> Any:
         ) from error
     if not is_name:
         raise ValueError(f'{where} has the backbone {printable(backbone)}; expected the name of a model')
-    model = make(backbone, num_classes, **arguments)
+    for name, value in [('num_classes', num_classes), *arguments.items()]:
+        check_argument(where, 'arguments', name, value)
+
+    def make_on(device: str = 'cpu', **arguments: Any) -> Any:
+        with torch.device(device):
+            return make(backbone, num_classes, **arguments)
+
+    try:
+        model = make_from_config(make_on, 'the model', where, arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f'cannot make a model with the arguments of {where}: {first_line(error)}') from error
     try:
         state_dict = load_file(weights_file)
         model.load_state_dict(state_dict)

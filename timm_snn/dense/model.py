@@ -25,7 +25,7 @@ class DenseModel(nn.Module):
         self.pretrained_cfg: dict[str, Any] = dict(features.pretrained_cfg)
         self.pretrained_cfg['input_size'] = (self.in_chans, *self.pretrained_cfg['input_size'][1:])
         self.pretrained_cfg.update(statistics(self.pretrained_cfg, self.in_chans))
-        self._arguments = arguments
+        self._arguments = {key: _plain(value) for key, value in arguments.items()}
 
     @property
     def features(self) -> Any:
@@ -60,6 +60,11 @@ class DenseModel(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.features.set_grad_checkpointing(enable)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def statistics(cfg: dict[str, Any], in_chans: int) -> dict[str, tuple[float, ...]]:

@@ -9,6 +9,7 @@ from torch.fx import Proxy
 from ..ops.bn_lif import choose_implementation, fire_normalised, fire_pooled
 from ..ops.fixed import max_pool
 from ..ops.sparse_conv import conv2d
+from .frozen import FrozenBatchNorm2d
 from .neuron import FUSED, LIF, neuron_for
 from .registry import LayerFn
 from .temporal import merge_time, split_time
@@ -113,7 +114,7 @@ class ConvBnLif(ConvBn):
         bn = self.bn  # looked up once, which nn.Module does in Python
         return (
             is_plain(self.lif, FUSED)
-            and is_plain(bn, (nn.Identity, nn.BatchNorm2d))
+            and is_plain(bn, (nn.Identity, nn.BatchNorm2d, FrozenBatchNorm2d))
             and (type(bn) is nn.Identity or _is_usual(bn))
             and is_plain(self.pool, (nn.MaxPool1d, nn.MaxPool2d, nn.Identity))
             and not isinstance(x, Proxy)

@@ -133,10 +133,14 @@ def _sizes_asked_for(kwargs: dict[str, Any], saved_args: dict[str, Any]) -> set[
 
 
 def _drop_foreign(model: Any, known: bool) -> None:
-    """Names of classes and how frames are made belong to weights: an untrained model has none, unless by its tag."""
-    cfg = model.pretrained_cfg
-    names = cfg.get('label_names')
-    if names and not (known and len(names) == getattr(model, 'num_classes', 0)):
-        cfg.update(label_names=None, label_descriptions=None)
-    if not known:
-        cfg.pop('frames', None)
+    """Names of classes and how frames are made belong to weights: an untrained model has none, unless by its tag.
+
+    An extractor of features has a config of its own beside that of the model inside.
+    """
+    for part in (model, getattr(model, 'model', model)):
+        cfg = getattr(part, 'pretrained_cfg', {})
+        names = cfg.get('label_names')
+        if names and not (known and len(names) == getattr(part, 'num_classes', 0)):
+            cfg.update(label_names=None, label_descriptions=None)
+        if not known:
+            cfg.pop('frames', None)

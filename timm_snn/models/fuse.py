@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..layers import ConvBn, RepConv
 from ..layers.conv import MapConv, TokenConv, is_plain, skip_zeros
+from ..layers.frozen import FrozenBatchNorm2d
 from ..layers.neuron import FUSED
 from ..wrappers import unwrapped
 from .graphs import use_graphs
@@ -18,7 +19,7 @@ from .graphs import use_graphs
 __all__ = ['CONVOLUTIONS', 'NORMS', 'fuse']
 
 CONVOLUTIONS = (MapConv, TokenConv, nn.Conv1d, nn.Conv2d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
 
 def fuse(model: nn.Module, *, cuda_graphs: bool = False) -> nn.Module:

@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 from ..files import printable
 from .pretrained import SpikingCfg, first_line
 
-__all__ = ['argument_names', 'arguments_of', 'check_config', 'make_from_config']
+__all__ = ['argument_names', 'arguments_of', 'check_argument', 'check_config', 'make_from_config']
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -64,10 +64,15 @@ def _check_model_args(where: str, model_args: Mapping[str, Any], model_cls: type
     if unknown := sorted(set(model_args) - expected):
         raise ValueError(f'{where} has unknown model_args {printable(unknown)}; expected some of {sorted(expected)}')
     for name, value in model_args.items():
-        most = 1000 if name in ('num_steps', 'depth', 'depths') else 100_000
         takes_bools = not any(type(leaf) in (int, float) for leaf in _leaves(defaults[name]))
-        if expected_value := _fault(value, most, takes_bools):
-            raise ValueError(f'{where} has {name}={_shown(value)} among its model_args; expected {expected_value}')
+        check_argument(where, 'model_args', name, value, takes_bools)
+
+
+def check_argument(where: str, kind: str, name: str, value: Any, takes_bools: bool = True) -> None:
+    """Raises: ValueError for an argument, among those that `where` calls `kind`, that is absurdly large."""
+    most = 1000 if name in ('num_steps', 'depth', 'depths') else 100_000
+    if expected := _fault(value, most, takes_bools):
+        raise ValueError(f'{where} has {name}={_shown(value)} among its {kind}; expected {expected}')
 
 
 def _check_cfg(where: str, cfg: Mapping[str, Any]) -> None:
