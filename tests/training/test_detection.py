@@ -63,6 +63,22 @@ def test_augmented_boxes_are_still_around_their_objects():
     assert len(corners) > 20  # they differ
 
 
+def test_training_at_a_scale_of_one_shows_what_evaluation_shows():
+    picture, target = dots((8, 8), (40, 24))
+    for size in (SIZE, (20, 20)):  # which the shape of the picture does not have
+        image, boxes = BoxTransform(size, scale=(1.0, 1.0))(picture, target)
+        evaluated = BoxTransform(size)(picture, target)
+        assert torch.equal(image, evaluated[0]) and torch.equal(boxes['boxes'], evaluated[1]['boxes'])
+
+
+def test_the_scale_is_that_of_the_boxes():
+    torch.manual_seed(0)
+    for scale in (0.5, 1.5):
+        transform = BoxTransform(SIZE, scale=(scale, scale))
+        boxes = torch.cat([transform(*dots((24, 16)))[1]['boxes'] for _ in range(10)])
+        assert (boxes[:, 2:] - boxes[:, :2]).max() == 8 * scale  # 16 pixels at half the size
+
+
 def test_boxes_around_many_objects_are_not_trained_on():
     image, target = dots((8, 8), (40, 24))
     target['iscrowd'][0] = True

@@ -64,10 +64,10 @@ class BoxTransform:
             boxes: Any = target['boxes']
             whole = ~target['iscrowd']
             target = {'boxes': wrap(boxes[whole], like=boxes), 'labels': target['labels'][whole]}
-            # made for each picture, whose shape the size follows
-            jitter = v2.ScaleJitter(size, self.scale, antialias=True)
+            factor = torch.empty(()).uniform_(*self.scale).item()
+            resize = v2.Resize([max(1, round(side * factor)) for side in size], antialias=True)
             crop = v2.RandomCrop(size, pad_if_needed=True, fill=self.fill)
-            picture, target = self.augment(*crop(*jitter(picture, target)))
+            picture, target = self.augment(*crop(*resize(picture, target)))
         else:
             picture, target = v2.Resize(size, antialias=True)(picture, target)
         picture = v2.functional.to_dtype(picture, torch.float32, scale=True)
@@ -120,6 +120,7 @@ class MeanAveragePrecision:
             raise UserError(f"measuring boxes needs {error.name}: pip install 'timm-snn[dense]'") from error
         self.class_names = class_names
         self.metric = Metric(extended_summary=True)
+        self.metric.warn_on_many_detections = False  # the 100 likeliest of a picture count, as in COCO
         self.by_class: list[dict[str, Any]] = []
 
     def to(self, device: torch.device) -> 'MeanAveragePrecision':
