@@ -22,6 +22,7 @@ COMMANDS = {
     ),
     'train': ('timm_snn.recipes.train', 'train or fine-tune: timm-snn train --config msvit/digits'),
     'segment': ('timm_snn.recipes.segment', 'train a class for every pixel: timm-snn segment --config dense/camvid'),
+    'detect': ('timm_snn.recipes.detect', 'train boxes around objects: timm-snn detect --config dense/bccd'),
     'validate': ('timm_snn.recipes.validate', 'accuracy on a data set: timm-snn validate --model MODEL --dataset DATA'),
     'energy': ('timm_snn.recipes.energy', 'the report of a model on data of yours: timm-snn energy --model MODEL ...'),
     'pictures': (

@@ -29,10 +29,13 @@ __all__ = [
     'as_config',
     'at_least_one',
     'batch_options',
+    'box_augmentation_options',
     'data_source',
     'dense_optimizer_options',
     'dense_options',
     'dense_parser',
+    'detection_options',
+    'detector_options',
     'evaluation_parser',
     'graph_options',
     'image_options',
@@ -45,6 +48,7 @@ __all__ = [
     'phase_options',
     'positive',
     'positive_int',
+    'pyramid_options',
     'recordings',
     'sample_options',
     'schedule_options',
@@ -819,6 +823,57 @@ def dense_optimizer_options(args: argparse.Namespace) -> dict[str, Any]:
 def trained_part_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `models.made_ready` that an option gives."""
     return _chosen(args, 'freeze', 'channels_last', 'sparse_spikes')
+
+
+def detection_options(argv: Sequence[str] | None = None, description: str | None = None) -> argparse.Namespace:
+    """The options of recipes/detect.py."""
+    parser = dense_parser('recipes/detect.py', description, target_key='objects', output=Path('output/detect'))
+    add = parser.add_argument_group('detection').add_argument
+    add('--detector', default='retinanet', help="'retinanet' or 'faster_rcnn', of torchvision")
+    add('--neck', default='fpn', help="of the feature pyramid: 'fpn', of real values, or 'spiking_fpn'")
+    add('--out-channels', type=positive_int, default=128, help='of all levels of the pyramid')
+    add(
+        '--img-size',
+        type=positive_int,
+        nargs=2,
+        default=(480, 640),
+        metavar=('SHORT', 'LONG'),
+        help='sides in pixels that pictures are resized to fit into, without distortion',
+    )
+    add(
+        '--anchor-sizes',
+        type=positive,
+        nargs='+',
+        metavar='PX',
+        help='sides of square anchors in resized pictures, as many for each level, from the finest on; default: three, '
+        'from the smallest boxes of the training split on, and twice as large on the next level',
+    )
+    add('--freeze-norms', action=Flag, default=False, help='batch norms of the backbone keep their statistics')
+    add('--box-format', choices=('xywh', 'xyxy'), default='xywh', help='left, top, and width, height or right, bottom')
+    add('--scale', type=positive, nargs=2, default=(0.8, 1.25), help='factor of the picture before it is cropped')
+    add('--vflip', type=between(0, 1), default=0.0)
+    args = dense_options(parser, argv)
+    if args.img_size[0] > args.img_size[1]:
+        parser.error(f'argument --img-size: expected the shorter side first, got {args.img_size[0]} {args.img_size[1]}')
+    if args.scale[0] > args.scale[1]:
+        parser.error(f'argument --scale: expected the smaller factor first, got {args.scale[0]:g} {args.scale[1]:g}')
+    return args
+
+
+def pyramid_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `dense.fpn_backbone` beside the backbone and its weights."""
+    return _chosen(args, 'neck', 'out_channels', 'in_chans', 'num_steps') | args.model_kwargs
+
+
+def detector_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `dense.create_detector` beside the backbone, the number of classes and the anchors."""
+    sides = dict(zip(('min_size', 'max_size'), args.img_size, strict=True))
+    return _chosen(args, 'detector', 'pretrained', 'freeze_norms') | sides | pyramid_options(args)
+
+
+def box_augmentation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `detection.BoxTransform` in training beside the size and the mean."""
+    return _chosen(args, 'scale', 'hflip', 'vflip', 'color_jitter')
 
 
 def _over_config(parser: ArgumentParser, argv: Sequence[str] | None, folder: Path) -> argparse.Namespace:
