@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = [
     'timm_snn',
     'timm_snn.data',
+    'timm_snn.dense',
     'timm_snn.export',
     'timm_snn.layers',
     'timm_snn.models',

@@ -66,6 +66,8 @@ def test_weights_are_read_strictly(folder):
     [
         ({'task': 'classification'}, 'that timm_snn.dense.save wrote'),
         ({'arguments': {'backbone': 'hf-hub:someone/model', 'num_classes': 3}}, 'expected the name of a model'),
+        ({'mean': 'grey'}, 'expected a number for each channel'),
+        ({'input_size': [3, 0, 32]}, 'expected channels, height and width'),
         ({'arguments': []}, 'that timm_snn.dense.save wrote'),
         ({'arguments': {'backbone': 'no_model', 'num_classes': 3}}, 'cannot make a model with the arguments of'),
         ({'arguments': {'backbone': 'msvit_4_96', 'num_classes': 3, 'depths': [9**9] * 3}}, 'expected at most 1,000'),

@@ -130,7 +130,7 @@ class SpikingFpn(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         counts = [unit(x) for unit, x in zip(self.units, self.pyramid(levels), strict=True)]
         size = counts[0].shape[-2:]
-        return self.readout(sum(upsample(x, size) for x in counts))  # type: ignore[arg-type]
+        return self.readout(sum(upsample(x, size) for x in counts))
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..files import check_regular_file, printable, write_whole, write_whole_text
 from ..models.pretrained import FILENAME, first_line
-from ..models.settings import check_argument, make_from_config
+from ..models.settings import check_argument, check_cfg, make_from_config
 from ..models.weights import check_finite
 from ..wrappers import unwrapped
 from .detector import create_detector
@@ -22,7 +22,7 @@ from .segmenter import create_segmenter
 
 __all__ = ['load', 'save']
 
-_MAKERS = {'segmentation': create_segmenter, 'detection': create_detector}
+_MAKERS: dict[str, Callable[..., Any]] = {'segmentation': create_segmenter, 'detection': create_detector}
 _INPUT = ('input_size', 'mean', 'std', 'interpolation', 'frames')
 
 
@@ -90,15 +90,21 @@ def load(folder: str | Path) -> Any:
         ) from error
     if not is_name:
         raise ValueError(f'{where} has the backbone {printable(backbone)}; expected the name of a model')
+    prepared = {key: config[key] for key in _INPUT if config.get(key) is not None}
+    check_cfg(where, prepared)
+    for key in ('mean', 'std'):
+        if not all(isinstance(number, (int, float)) for number in prepared.get(key, ())):
+            raise ValueError(f'{where} has {key}={printable(prepared[key])}; expected a number for each channel')
     for name, value in [('num_classes', num_classes), *arguments.items()]:
         check_argument(where, 'arguments', name, value)
 
-    def make_on(device: str = 'cpu', **arguments: Any) -> Any:
+    def made_on(device: str = 'cpu', **arguments: Any) -> Any:
         with torch.device(device):
             return make(backbone, num_classes, **arguments)
 
+    on_device: Any = made_on  # which is called as a class of models would be
     try:
-        model = make_from_config(make_on, 'the model', where, arguments)
+        model = make_from_config(on_device, 'the model', where, arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f'cannot make a model with the arguments of {where}: {first_line(error)}') from error
     try:
@@ -108,6 +114,6 @@ def load(folder: str | Path) -> Any:
         reason = printable(' '.join(str(error).split()), 400)
         raise ValueError(f'{printable(str(weights_file))} does not hold the weights of its config: {reason}') from error
     check_finite(state_dict, weights_file)
-    model.pretrained_cfg.update({key: config.get(key) for key in _INPUT})
+    model.pretrained_cfg.update(prepared)
     model.label_names = config.get('label_names')
     return model.eval()

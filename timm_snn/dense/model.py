@@ -55,7 +55,7 @@ class DenseModel(nn.Module):
             f'{name}.{parameter}'
             for name, module in self.named_modules()
             if name and hasattr(module, 'no_weight_decay')
-            for parameter in module.no_weight_decay()  # type: ignore[operator]
+            for parameter in module.no_weight_decay()
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -1,5 +1,7 @@
 """Frozen batch norms, for training with few images in a batch."""
 
+from typing import Any
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,7 +19,7 @@ def freeze_norms(module: nn.Module) -> int:
 
     Raises: ValueError for a norm without running statistics.
     """
-    norms = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm)}
+    norms: dict[str, Any] = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm)}
     for name, norm in norms.items():
         if norm.running_mean is None:
             raise ValueError(f'the batch norm {name} has no running statistics that it could keep')

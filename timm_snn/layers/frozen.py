@@ -1,6 +1,5 @@
 """Batch norms that keep their statistics in training."""
 
-from functools import cache
 from typing import Any
 
 from torch import nn
@@ -15,17 +14,23 @@ class _Frozen:
         return super().train(False)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, state, *_ = super().__reduce_ex__(protocol)
-        return _restored, (type(self).__mro__[2],), state
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _restored, (type(self).__mro__[2],), reduced[2]
 
 
-@cache
-def frozen_class(cls: type[nn.Module]) -> type[nn.Module]:
+_CLASSES: dict[type, Any] = {}
+
+
+def frozen_class(cls: type) -> Any:
     """The class of the same layers that stay in eval mode; a frozen one is its own."""
-    return cls if issubclass(cls, _Frozen) else type(f'Frozen{cls.__name__}', (_Frozen, cls), {})
+    if issubclass(cls, _Frozen):
+        return cls
+    if cls not in _CLASSES:
+        _CLASSES[cls] = type(f'Frozen{cls.__name__}', (_Frozen, cls), {})
+    return _CLASSES[cls]
 
 
-def _restored(cls: type[nn.Module]) -> nn.Module:
+def _restored(cls: type[nn.Module]) -> Any:
     frozen = frozen_class(cls)
     return frozen.__new__(frozen)
 

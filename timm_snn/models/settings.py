@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 from ..files import printable
 from .pretrained import SpikingCfg, first_line
 
-__all__ = ['argument_names', 'arguments_of', 'check_argument', 'check_config', 'make_from_config']
+__all__ = ['argument_names', 'arguments_of', 'check_argument', 'check_cfg', 'check_config', 'make_from_config']
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
 
@@ -52,7 +52,7 @@ def check_config(
     """
     where = f'the config.json of {cfg.get("hf_hub_id") or cfg.get("file")}' if cfg.get('source') else ''
     _check_model_args(where or 'the pretrained_cfg given', model_args, model_cls)
-    _check_cfg(where or 'the pretrained_cfg given', cfg)
+    check_cfg(where or 'the pretrained_cfg given', cfg)
     own = resolve_pretrained_cfg(variant)
     ours = ('first_conv', 'classifier', 'fixed_input_size', 'label_offset', 'custom_load')
     return {**cfg, **{key: getattr(own, key) for key in ours}}, where
@@ -76,7 +76,8 @@ def check_argument(where: str, kind: str, name: str, value: Any, takes_bools: bo
         raise ValueError(f'{where} has {name}={_shown(value)} among its {kind}; expected {expected}')
 
 
-def _check_cfg(where: str, cfg: Mapping[str, Any]) -> None:
+def check_cfg(where: str, cfg: Mapping[str, Any]) -> None:
+    """Raises: ValueError unless these are settings of a pretrained_cfg, within bounds."""
     if unknown := sorted(set(cfg) - {field.name for field in dataclasses.fields(SpikingCfg)}):
         raise ValueError(f'{where} has unknown keys {printable(unknown)} in its pretrained_cfg')
     if not isinstance(cfg.get('modules'), (list, type(None))):
