@@ -1,8 +1,11 @@
 """Classify pictures or recordings with a trained model: the likeliest classes of each, with their probabilities.
 
+Or label the pixels of pictures, with a model of recipes/segment.py.
+
     python recipes/predict.py --model local-dir:output/digits/model photo.png holiday/
     python recipes/predict.py --model hf-hub:USER/NAME FOLDER --topk 3 --device cuda --output predictions.csv
     python recipes/predict.py --model local-dir:output/gestures/model wave.raw recordings/ --output answers.json
+    python recipes/predict.py --model local-dir:output/camvid/model street.jpg --output masks/
 
 Takes files, and folders with all that is below them, linked folders too; in folders, files named like a picture, or
 like a recording. Pictures become upright, and grayscale or RGB as the model wants, without regard to transparency.
@@ -11,6 +14,9 @@ What cannot be read is named, and the exit status is then 1.
 A model that was trained on events takes recordings, whose frames are made as it says, and so does any other one with
 --sensor-size. It answers after every step, with the mean of its outputs until then. The confidence of an answer is the
 probability of its class less that of the next one.
+
+A model of recipes/segment.py writes NAME_mask.png, whose values are the labels, and NAME_overlay.png to the folder
+--output. Pictures are resized so that their shorter side is that of the pictures it was measured on, or --img-size.
 """
 
 import json
@@ -37,7 +43,7 @@ from timm_snn.training.data import DataSource, make_transform
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import running_logits
 from timm_snn.training.labels import descriptions_of, open_labels
-from timm_snn.training.models import channels, early_exits, fused, input_config, open_model
+from timm_snn.training.models import channels, early_exits, fused, input_config, open_model, saved_config
 from timm_snn.training.options import (
     ArgumentParser,
     add_recording_options,
@@ -192,7 +198,7 @@ def make_parser() -> ArgumentParser:
     add = parser.add_argument_group('prediction').add_argument
     add('--topk', type=positive_int, default=5, help='so many classes, at most all')
     add('--labels', type=Path, help='names of the classes, one in each line; default: those saved with the model')
-    add('--output', type=Path, help='.csv or .json')
+    add('--output', type=Path, help='.csv or .json; of a model of masks a folder')
     return parser
 
 
@@ -200,10 +206,13 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.output and args.output.suffix not in ('.csv', '.json'):
-        parser.error(f'argument --output: expected a file named .csv or .json, got {args.output}')
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
+    if task := saved_config(args.model).get('task'):
+        predict_places(args, parser, task)
+        return
+    if args.output and args.output.suffix not in ('.csv', '.json'):
+        parser.error(f'argument --output: expected a file named .csv or .json, got {args.output}')
     model = fused(open_model(args.model, **model_options(args)), args.model)
     topk = min(args.topk, model.num_classes)
     names = descriptions_of(open_labels(model, args.labels), model.num_classes)
@@ -231,11 +240,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output:
         result.append(f'written: {args.output}')
     give(records, *result)
-    for file, answer in answers:
-        if isinstance(answer, str):
-            write_line(f'unreadable: {printable(file, 500)}: {answer}', sys.stderr)  # with --quiet too
-    if len(read) < len(answers):
-        raise UserError(f'{len(answers) - len(read)} of {len(answers)} {kind}s cannot be read')
+    say_unreadable({file: answer for file, answer in answers if isinstance(answer, str)}, len(answers), kind)
+
+
+def say_unreadable(reasons: dict[Path, str], total: int, kind: str) -> None:
+    """Raises: UserError if there are some, after a line about each."""
+    for file, reason in reasons.items():
+        write_line(f'unreadable: {printable(file, 500)}: {reason}', sys.stderr)  # with --quiet too
+    if reasons:
+        raise UserError(f'{len(reasons)} of {total} {kind}s cannot be read')
+
+
+def predict_places(args: Namespace, parser: ArgumentParser, task: str) -> None:
+    """Write what a segmenter or detector finds in pictures, to the folder --output."""
+    from timm_snn.training.dense_predict import TASKS, answers_to, open_dense
+
+    if task not in TASKS:
+        raise UserError(f'{args.model} is a model of {printable(task)}, and this version knows {", ".join(TASKS)}')
+    if not args.output:
+        parser.error('argument --output: expected a folder, for the pictures that are written')
+    model = open_dense(args)
+    names = model.label_names or [str(number) for number in range(model.num_classes)]
+    if args.labels:
+        with one_line_errors(f'read --labels {args.labels}'):
+            names = args.labels.read_text(encoding='utf-8-sig').splitlines()
+            if len(names) != model.num_classes:
+                raise ValueError(f'it has {len(names)} names for {model.num_classes} classes')
+    files = find_files(args.files, pictures_below, 'pictures', '.png, .jpg and so on')
+    with one_line_errors(f'write to --output {args.output}'):
+        args.output.mkdir(parents=True, exist_ok=True)
+    answers = dict(answers_to(model, files, names, args))
+    read = [record for record in answers.values() if 'error' not in record]
+    more = [f'and {len(read) - MOST_ROWS} more: --json gives all'] if len(read) > MOST_ROWS else []
+    shown = [TASKS[task].table(read[:MOST_ROWS])] if read else []
+    give([*answers.values()], *shown, *more, f'written: {args.output}')
+    reasons = {file: record['error'] for file, record in answers.items() if 'error' in record}
+    say_unreadable(reasons, len(answers), 'picture')
 
 
 def pictures_for(model: Any, args: Namespace, source: DataSource) -> Inputs:

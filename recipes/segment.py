@@ -32,9 +32,9 @@ from timm_snn.training import options
 from timm_snn.training.data import evenly
 from timm_snn.training.dense import DenseTask, load_weights, run_dense
 from timm_snn.training.dense_data import InMemory, JointSamples, JointTrainingSamples
-from timm_snn.training.dense_pictures import photo_of, write_masks
+from timm_snn.training.dense_pictures import labels_of, photo_of, write_masks
 from timm_snn.training.errors import UserError, one_line_errors, script
-from timm_snn.training.segmentation import SegmentationLearner, SegmentationMetric, labels_of
+from timm_snn.training.segmentation import SegmentationLearner, SegmentationMetric
 from timm_snn.training.segmentation_data import Masks, collate, open_masks, transform_to_evaluate, transform_to_train
 
 PICTURED = 4  # samples

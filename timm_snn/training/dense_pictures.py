@@ -8,16 +8,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..files import write_whole
 from ..profiling.style import CLASSES, INK, new_figure, styled
 
-__all__ = ['add_legend', 'class_colors', 'overlay', 'photo_of', 'save_label_map', 'write_figure', 'write_masks']
+__all__ = [
+    'add_legend',
+    'class_colors',
+    'labels_of',
+    'overlay',
+    'photo_of',
+    'save_label_map',
+    'write_figure',
+    'write_masks',
+]
 
 # After Okabe and Ito's, which the colour-blind tell apart, those of Tol's muted scheme, for data of many classes.
 MORE = ('#e69f00', '#56b4e9', '#f0e442', '#332288', '#999933', '#882255', '#44aa99', '#661100', '#88ccee', '#117733')
 IGNORED = (235, 235, 235)
 MOST_NAMES = 40  # in a legend
+
+
+def labels_of(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Logits [num_classes, h, w] -> the same at another size, [num_classes, H, W], and the likeliest labels [H, W]."""
+    if logits.shape[-2:] != tuple(size):
+        logits = F.interpolate(logits[None], size=tuple(size), mode='bilinear', align_corners=False)[0]
+    return logits, logits.argmax(0)
 
 
 def class_colors(number: int) -> list[tuple[int, int, int]]:

@@ -47,6 +47,7 @@ __all__ = [
     'open_to_train',
     'options_file',
     'save_model',
+    'saved_config',
     'steps_of',
 ]
 

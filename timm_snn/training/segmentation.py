@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from .dense_pictures import labels_of
 from .errors import UserError
 
-__all__ = ['SegmentationLearner', 'SegmentationMetric', 'labels_of']
+__all__ = ['SegmentationLearner', 'SegmentationMetric']
 
 
 class SegmentationLearner(nn.Module):
@@ -48,13 +49,6 @@ def pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """Mean cross-entropy of the pixels that count; 0 where a batch has none, of which torch makes NaN."""
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction='sum')
     return loss / (labels != ignore_index).sum().clamp(min=1)
-
-
-def labels_of(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Logits [num_classes, h, w] -> the same at another size, [num_classes, H, W], and the likeliest labels [H, W]."""
-    if logits.shape[-2:] != tuple(size):
-        logits = F.interpolate(logits[None], size=tuple(size), mode='bilinear', align_corners=False)[0]
-    return logits, logits.argmax(0)
 
 
 class SegmentationMetric(nn.Module):

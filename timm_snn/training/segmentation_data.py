@@ -53,6 +53,9 @@ class Masks(Dataset):
         self.classes, self.ignore_index, self.grey = list(classes), ignore_index, grey
         self.size, self.resize_masks = size, resize_masks
 
+    def __len__(self) -> int:
+        raise NotImplementedError
+
     def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """The picture, in the mode that was asked for, and its labels."""
         raise NotImplementedError
