@@ -1,6 +1,7 @@
 """recipes/detect.py on pictures of bright and dark squares."""
 
 import csv
+import json
 import re
 
 import datasets
@@ -90,7 +91,10 @@ def test_a_run_of_faster_rcnn_goes_on_exactly(rows, tmp_path):
 def test_anchors_are_as_asked_for(rows, tmp_path, capsys):
     common = [*TINY, '--dataset', rows, '--max-steps', 1, '--epochs', 1, '--output', tmp_path / 'out']
     run('recipes/detect.py', *common, '--anchor-sizes', 10, 12, 20, 24, 40, 48, 80, 96)
-    assert 'anchors in pixels: 10 12 at stride 4, 20 24 at stride 8, 40 48 at stride 16, 80 96 at stride 32' in capsys.readouterr().out
+    assert (
+        'anchors in pixels: 10 12 at stride 4, 20 24 at stride 8, 40 48 at stride 16, 80 96 at stride 32'
+        in capsys.readouterr().out
+    )
     with pytest.raises(SystemExit, match='6 --anchor-sizes cannot be spread over 4 levels'):
         run('recipes/detect.py', *common, '--anchor-sizes', 10, 12, 20, 24, 40, 48)
 
@@ -110,3 +114,28 @@ def test_anchors_are_as_asked_for(rows, tmp_path, capsys):
 def test_what_cannot_be_is_refused_in_one_line(rows, tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=re.escape(message)):
         run('recipes/detect.py', *TINY, '--dataset', rows, '--output', tmp_path / 'out', *arguments)
+
+
+def test_a_saved_detector_draws_and_writes_boxes_in_pixels_of_the_picture(tmp_path, capsys):
+    """Its scores are made high, so that there is something to draw."""
+    model = dense.create_detector('test_resnet', 2, out_channels=8, min_size=32, max_size=48)
+    torch.nn.init.constant_(model.network.head.classification_head.cls_logits.bias, 2.0)
+    dense.save(model, tmp_path / 'model', class_names=CLASSES)
+    squares(0)[0].resize((480, 320)).save(tmp_path / 'large.png')
+    squares(1)[0].save(tmp_path / 'small.png')
+    (tmp_path / 'broken.png').write_bytes(b'none')
+    files = [tmp_path / name for name in ('large.png', 'small.png', 'broken.png')]
+    common = ['--model', f'local-dir:{tmp_path / "model"}', *files, '--output', tmp_path / 'found']
+    with pytest.raises(SystemExit, match='1 of 3 pictures cannot be read'):
+        run('recipes/predict.py', *common)
+    assert 'boxes with a score of at least 0.3' in capsys.readouterr().out
+    large, small, broken = json.loads((tmp_path / 'found' / 'predictions.json').read_text())
+    assert 'error' in broken
+    for record, size in ((large, (480, 320)), (small, (48, 32))):
+        corners = torch.tensor([found['box'] for found in record['objects']])
+        assert (corners >= 0).all() and corners.reshape(-1, 2).amax(0).tolist() == pytest.approx(size, rel=0.05)
+        assert {found['name'] for found in record['objects']} <= set(CLASSES)
+        with Image.open(record['boxes']) as drawn:
+            assert drawn.size == size
+    with pytest.raises(SystemExit, match='leave out --img-size'):
+        run('recipes/predict.py', *common, '--img-size', 64)
