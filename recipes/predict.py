@@ -1,6 +1,6 @@
 """Classify pictures or recordings with a trained model: the likeliest classes of each, with their probabilities.
 
-Or label the pixels of pictures, with a model of recipes/segment.py.
+Or label the pixels of pictures, with a model of recipes/segment.py, or draw boxes, with one of recipes/detect.py.
 
     python recipes/predict.py --model local-dir:output/digits/model photo.png holiday/
     python recipes/predict.py --model hf-hub:USER/NAME FOLDER --topk 3 --device cuda --output predictions.csv
@@ -17,6 +17,8 @@ probability of its class less that of the next one.
 
 A model of recipes/segment.py writes NAME_mask.png, whose values are the labels, and NAME_overlay.png to the folder
 --output. Pictures are resized so that their shorter side is that of the pictures it was measured on, or --img-size.
+One of recipes/detect.py writes NAME_boxes.png, with the boxes that have a score of at least 0.3. predictions.json in
+that folder has a record for each picture; those of detectors hold all boxes, [left, top, right, bottom] in pixels.
 """
 
 import json
@@ -198,7 +200,7 @@ def make_parser() -> ArgumentParser:
     add = parser.add_argument_group('prediction').add_argument
     add('--topk', type=positive_int, default=5, help='so many classes, at most all')
     add('--labels', type=Path, help='names of the classes, one in each line; default: those saved with the model')
-    add('--output', type=Path, help='.csv or .json; of a model of masks a folder')
+    add('--output', type=Path, help='.csv or .json; of a model of masks or boxes a folder')
     return parser
 
 
@@ -270,8 +272,10 @@ def predict_places(args: Namespace, parser: ArgumentParser, task: str) -> None:
     with one_line_errors(f'write to --output {args.output}'):
         args.output.mkdir(parents=True, exist_ok=True)
     answers = dict(answers_to(model, files, names, args))
+    with one_line_errors(f'write to --output {args.output}'):
+        write_whole_text(args.output / 'predictions.json', json.dumps([*answers.values()], indent=2) + '\n')
     read = [record for record in answers.values() if 'error' not in record]
-    more = [f'and {len(read) - MOST_ROWS} more: --json gives all'] if len(read) > MOST_ROWS else []
+    more = [f'and {len(read) - MOST_ROWS} more: predictions.json has all'] if len(read) > MOST_ROWS else []
     shown = [TASKS[task].table(read[:MOST_ROWS])] if read else []
     give([*answers.values()], *shown, *more, f'written: {args.output}')
     reasons = {file: record['error'] for file, record in answers.items() if 'error' in record}

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timm_snn.profiling.style import CLASSES, styled
-from timm_snn.training.box_pictures import draw_samples, figure_of_boxes
+from timm_snn.training.box_pictures import draw_samples, figure_of_boxes, painted_boxes
 
 PICTURE = torch.zeros(3, 24, 32)
 TRUTH = {'boxes': torch.tensor([[2.0, 3.0, 12.0, 9.0]]), 'labels': torch.tensor([1])}
@@ -56,3 +56,13 @@ def test_samples_of_any_number_become_one_png(tmp_path, number):
     draw_samples(Detector(), samples, tmp_path / 'predictions.png', ['a', 'b'])
     with Image.open(tmp_path / 'predictions.png') as image:
         assert image.format == 'PNG' and image.width > 400
+
+
+def test_a_picture_keeps_its_size_with_its_likely_boxes():
+    picture = Image.new('L', (40, 30), 90)
+    boxes = torch.tensor([[5.0, 6.0, 20.0, 25.0], [30.0, 1.0, 39.0, 9.0]])
+    painted = painted_boxes(picture, boxes, [1, 0], [0.9, 0.1], ['a', 'b'])
+    assert painted.size == (40, 30)
+    assert '#{:02x}{:02x}{:02x}'.format(*painted.getpixel((5, 25))) == CLASSES[1]  # below the words
+    assert painted.getpixel((30, 5)) == (90, 90, 90)
+    assert painted_boxes(picture, torch.zeros(0, 4), [], [], ['a']).getpixel((0, 0)) == (90, 90, 90)

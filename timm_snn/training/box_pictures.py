@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.utils import draw_bounding_boxes
 
 from ..profiling.style import INK, new_figure, styled
 from .data import evenly
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ['LEAST_SCORE', 'draw_boxes', 'draw_samples', 'figure_of_boxes']
+__all__ = ['LEAST_SCORE', 'draw_boxes', 'draw_samples', 'figure_of_boxes', 'painted_boxes']
 
 LEAST_SCORE = 0.3  # of a box that is drawn
 SAMPLES = 8
@@ -91,6 +94,23 @@ def figure_of_boxes(
     if title:
         figure.suptitle(title, x=0.01, ha='left')
     return figure
+
+
+def painted_boxes(
+    picture: Image.Image, boxes: Tensor, labels: Sequence[int], scores: Sequence[float], class_names: Sequence[str]
+) -> Image.Image:
+    """The picture in its own size, with the boxes of at least `LEAST_SCORE`, their names and scores."""
+    likely = [i for i, score in enumerate(scores) if score >= LEAST_SCORE]
+    colors = class_colors(len(class_names))
+    pixels = v2.functional.pil_to_tensor(picture.convert('RGB'))
+    drawn = draw_bounding_boxes(
+        pixels,
+        boxes[likely],
+        [f'{class_names[labels[i]]} {scores[i]:.2f}' for i in likely],
+        [colors[labels[i]] for i in likely],
+        width=max(1, round(min(picture.size) / 240)),
+    )
+    return v2.functional.to_pil_image(drawn)
 
 
 @torch.inference_mode()

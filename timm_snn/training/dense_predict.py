@@ -1,6 +1,7 @@
 """Answers of saved segmenters and detectors to pictures, as files and as records for JSON."""
 
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from torchvision.transforms.v2 import functional as TF
 from ..dense import load
 from ..files import printable, write_whole
 from ..progress import track
+from .box_pictures import LEAST_SCORE, painted_boxes
 from .dense_pictures import labels_of, overlay, save_label_map
+from .detection import fitting_size
 from .errors import UserError, one_line_errors
 from .pictures import open_picture
 from .tables import make_table
@@ -46,13 +49,8 @@ def open_dense(args: Namespace) -> Any:
 def answers_to(
     model: Any, files: Sequence[Path], names: Sequence[str], args: Namespace
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A record for each picture, with `error` for those that cannot be read. Files are written to `args.output`.
-
-    Pictures are resized so that their shorter side is that of the model's input, as --img-size may set it.
-    """
-    cfg, answer = model.pretrained_cfg, TASKS[model.task].answer
-    side = args.img_size or min(cfg['input_size'][1:])
-    mean, std = list(args.mean or cfg['mean']), list(args.std or cfg['std'])
+    """A record for each picture, with `error` for those that cannot be read. Files are written to `args.output`."""
+    task = TASKS[model.task]
     taken: set[str] = set()
     for file in track(files, 'predict', unit='pictures'):
         name = next(
@@ -64,12 +62,18 @@ def answers_to(
         except Exception as error:  # decoders stumble in their own ways over broken files
             yield file, {'file': str(file), 'error': printable(f'{type(error).__name__}: {error}', 500)}
             continue
-        factor = side / min(picture.size)
-        size = [max(1, round(picture.height * factor)), max(1, round(picture.width * factor))]
-        image = TF.to_dtype(TF.resize(TF.pil_to_tensor(picture), size, antialias=True), torch.float32, scale=True)
         with one_line_errors(f'predict {file}'), torch.inference_mode():
-            image = TF.normalize(image, mean, std).to(args.device)
-            yield file, {'file': str(file), **answer(model, image, picture, names, args.output / name)}
+            image = task.prepare(model, TF.pil_to_tensor(picture), args).to(args.device)
+            yield file, {'file': str(file), **task.answer(model, image, picture, names, args.output / name)}
+
+
+def to_segment(model: Any, picture: Tensor, args: Namespace) -> Tensor:
+    """Resized so that the shorter side is that of the model's input, as --img-size may set it, and normalised."""
+    cfg = model.pretrained_cfg
+    factor = (args.img_size or min(cfg['input_size'][1:])) / min(picture.shape[-2:])
+    size = [max(1, round(side * factor)) for side in picture.shape[-2:]]
+    image = TF.to_dtype(TF.resize(picture, size, antialias=True), torch.float32, scale=True)
+    return TF.normalize(image, list(args.mean or cfg['mean']), list(args.std or cfg['std']))
 
 
 def segment(model: Any, image: Tensor, picture: Image.Image, names: Sequence[str], target: Path) -> dict[str, Any]:
@@ -97,13 +101,54 @@ def table_of_masks(records: Sequence[dict[str, Any]]) -> Table:
     return make_table(columns, ([*row, *[''] * (len(columns) - len(row))] for row in rows))
 
 
+def to_detect(model: Any, picture: Tensor, args: Namespace) -> Tensor:
+    """Resized as the detector would, but smoothly, as in training; it normalises by itself."""
+    if args.img_size or args.mean or args.std:
+        raise ValueError('a detector knows its size, mean and std: leave out --img-size, --mean and --std')
+    shorter = model.arguments['min_size']  # one, or several to train with, of which the last is to evaluate with
+    size = (shorter if isinstance(shorter, int) else shorter[-1], model.arguments['max_size'])
+    image = TF.resize(picture, list(fitting_size(*picture.shape[-2:], size)), antialias=True)
+    return TF.to_dtype(image, torch.float32, scale=True)
+
+
+def detect(model: Any, image: Tensor, picture: Image.Image, names: Sequence[str], target: Path) -> dict[str, Any]:
+    """Write TARGET_boxes.png, of the likely ones; the record has all of them, in pixels of the picture."""
+    found = {key: values.float().cpu() for key, values in model([image])[0].items()}
+    factors = torch.tensor([picture.width / image.shape[-1], picture.height / image.shape[-2]] * 2)
+    boxes, labels, scores = found['boxes'] * factors, found['labels'].long().tolist(), found['scores'].tolist()
+    shown = target.with_name(f'{target.name}_boxes.png')
+    with write_whole(shown, durable=False) as unfinished:
+        painted_boxes(picture, boxes, labels, scores, names).save(unfinished, format='PNG')
+    objects = [
+        {'class': label, 'name': names[label], 'score': score, 'box': box}
+        for label, score, box in zip(labels, scores, boxes.tolist(), strict=True)
+    ]
+    return {'boxes': str(shown), 'objects': objects}
+
+
+def table_of_boxes(records: Sequence[dict[str, Any]]) -> Table:
+    """How many likely boxes of each class there are in each picture."""
+    rows = []
+    for record in records:
+        likely = Counter(found['name'] for found in record['objects'] if found['score'] >= LEAST_SCORE)
+        counts = ', '.join(f'{count} {name}' for name, count in likely.most_common())
+        rows.append([record['file'], counts or 'nothing'])
+    return make_table(['picture', f'boxes with a score of at least {LEAST_SCORE}'], rows)
+
+
 class Task(NamedTuple):
     """What answers, and what shows the answers on the terminal."""
 
-    # (model, normalised image [C, H, W], picture, names of the classes, file to write to without a suffix) -> a part of
+    # (model, picture uint8 [C, H, W], options) -> image [C, H, W]
+    prepare: Callable[[Any, Tensor, Namespace], Tensor]
+    # (model, image [C, H, W], picture, names of the classes, file to write to without a suffix) -> a part of
     # the record
     answer: Callable[..., dict[str, Any]]
     table: Callable[[Sequence[dict[str, Any]]], Table]
 
 
-TASKS = {'segmentation': Task(segment, table_of_masks)}  # by the task in a folder's config.json
+# By the task in a folder's config.json.
+TASKS = {
+    'segmentation': Task(to_segment, segment, table_of_masks),
+    'detection': Task(to_detect, detect, table_of_boxes),
+}
