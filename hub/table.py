@@ -296,6 +296,33 @@ def render_tradeoff() -> str:
     return markdown('model | data | T | top-1 | firing rate | mJ, A | mJ, B | mJ, C | mJ, dense | images/s', rows)
 
 
+SCORES = {'top1': 'top-1', 'mean_iou': 'mean IoU', 'map50': 'mAP50'}  # columns, and what they are called
+
+
+def score_of(row: dict[str, str]) -> str:
+    """In percent, by the measure of the task."""
+    return next(row[column] for column in SCORES if row[column])
+
+
+def render_dense() -> str:
+    """A row for every network and start of segmentation and detection, over its seeds."""
+    runs = defaultdict(list)
+    for row in read_csv(ROOT / 'hub' / 'results.csv'):
+        if not row['top1']:
+            command = re.sub(r' --seed \S+', '', row['command'])
+            runs[row['dataset'], row['model'], command].append(row)
+    rows = []
+    for (data, model, command), members in runs.items():
+        scores = [score_of(row) for row in members]
+        measure = next(SCORES[column] for column in SCORES if members[0][column])
+        start = 'scratch' if '--no-pretrained' in command else 'CIFAR-10'
+        facts = [f'{data}, {members[0]["split"]}', f'`{model}`', start, members[0]['gmacs'], members[0]['mj']]
+        seeds = ', '.join(scores) if len(scores) > 1 else f'seed {members[0]["seed"]}'
+        median = statistics.median(map(float, scores))
+        rows.append([*facts, members[0]['epochs'], f'{measure} **{median:.2f}** ({seeds})'])
+    return markdown('data | network | weights of the backbone | GMACs | mJ, C | epochs | measured here', rows)
+
+
 NUMBER = r'(?<![\d.])\d{1,3}\.\d{2}(?![\d.])'
 LISTED = rf'{NUMBER}(?:(?:,|,?\s(?:# )?(?:and|or|to))\s(?:# )?{NUMBER})*'
 
@@ -309,8 +336,8 @@ def measured() -> set[str]:
             i for flag in ('--seed', '--fold') if flag in words for i in (words.index(flag), words.index(flag) + 1)
         }
         recipe = (row['model'], row['split'], *(word for i, word in enumerate(words) if i not in repeats))
-        by_recipe[recipe].append(float(row['top1']))
-    found = [top1 for runs in by_recipe.values() for top1 in (*runs, statistics.median(runs), statistics.mean(runs))]
+        by_recipe[recipe].append(float(score_of(row)))
+    found = [value for runs in by_recipe.values() for value in (*runs, statistics.median(runs), statistics.mean(runs))]
     found += [float(row[column]) for name, column in MEASURED.items() for row in read_csv(ROOT / name)]
     return {f'{top1:.2f}' for top1 in found}
 
@@ -361,6 +388,7 @@ PAGES = {
     'docs/models.md': [render_families, render_models, render_origins, render_equal_terms, render_measured],
     'docs/hub.md': [render_weights],
     'docs/tradeoff.md': [render_tradeoff],
+    'docs/dense.md': [render_dense],
 }
 
 

@@ -59,7 +59,7 @@ class Error(nn.Module):
 
     def compute(self):
         self.by_class = [{'class': 0, 'error': 1.0}]
-        return {'error': self.error.compute().item(), 'samples': self.samples}
+        return {'map50': self.error.compute().item(), 'samples': self.samples}
 
 
 def jitter(image, target):
@@ -80,7 +80,7 @@ def open_numbers(args):
         test_set=JointSamples(source, range(20)) if args.test_split else None,
         collate=lambda samples: ([image for image, _ in samples], [target for _, target in samples]),
         make_metric=Error,
-        metric='error',
+        metric='map50',
         label='error',
         picture=lambda learner, samples, file: file.write_bytes(b'png'),
         class_names=['number'],
@@ -151,9 +151,9 @@ def test_a_run_leaves_what_it_says_and_reports_the_test_split(train, tmp_path, c
     assert sorted(path.name for path in output.iterdir() if path.name[0] != '.') == [*names, 'summary.csv', 'test.json']
     tested = json.loads((output / 'test.json').read_text())
     assert tested['samples'] == 20 == told['measured']['samples'] and told['split'] == 'test'
-    assert told['error'] == tested['error'] == told['measured']['error']
+    assert told['map50'] == tested['map50'] == told['measured']['map50']
     (row,) = csv.DictReader((output / 'results_row.csv').open())
-    assert row['model'] == 'a line' and row['split'] == 'test' and float(row['error']) == round(told['error'], 2)
+    assert row['model'] == 'a line' and row['split'] == 'test' and float(row['map50']) == round(told['map50'], 2)
     assert row['command'].startswith('accelerate launch recipes/toy.py ')
 
 

@@ -34,6 +34,7 @@ from ..dense import save
 from ..files import write_whole_text
 from ..models.weights import check_finite
 from ..ops import set_backend
+from ..profiling import Report, profile
 from ..progress import bar, track
 from . import options
 from .checkpoints import Checkpoints, prepare_output
@@ -53,6 +54,7 @@ from .watch import Watch
 __all__ = ['DenseRun', 'DenseTask', 'Metric', 'load_weights', 'run_dense']
 
 LOG_EVERY = 10  # updates
+PROFILED = 8  # samples
 
 
 class Metric(Protocol):
@@ -352,6 +354,7 @@ def finish(run: DenseRun, args: Namespace, argv: Sequence[str], script: str, sec
             config = options.as_config(args) | {'model': task.title}
             if task.test_set:
                 config |= {'val_split': args.test_split, 'max_val_samples': None}
+            report = profiled(run, samples)
             row = results_row(
                 config,
                 argv,
@@ -363,6 +366,7 @@ def finish(run: DenseRun, args: Namespace, argv: Sequence[str], script: str, sec
                 is_tested=False,
                 metric=task.metric,
                 script=script,
+                report=report,
             )
             write_csv(args.output / 'results_row.csv', [row], lineterminator='\n')
             run.model.to(memory_format=torch.contiguous_format)  # which safetensors needs
@@ -376,6 +380,13 @@ def finish(run: DenseRun, args: Namespace, argv: Sequence[str], script: str, sec
         {task.metric: score, 'split': split, **document, 'measured': measured, 'last_epoch': progress.history[-1]},
         f'{task.label} on {len(samples)} samples of {split}: {score:.2f}',
     )
+
+
+def profiled(run: DenseRun, samples: JointSamples) -> Report:
+    """Operations and energy of the model on some samples, of those that are as large as the first."""
+    images = [run.task.collate([samples[i]])[0][0] for i in range(min(PROFILED, len(samples)))]
+    alike = torch.stack([image for image in images if image.shape == images[0].shape])
+    return profile(run.model, alike.to(run.accelerator.device), batch_size=1)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

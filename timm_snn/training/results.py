@@ -11,11 +11,13 @@ from typing import Any
 import timm
 import torch
 
+from ..profiling import Report
+
 __all__ = ['COLUMNS', 'commit_of', 'dataset_name', 'describe_split', 'results_row']
 
 COLUMNS = (
-    *('model', 'dataset', 'data_kind', 'split', 'split_kind', 'top1', 'seed', 'epochs', 'minutes', 'flop'),
-    *('hardware', 'versions', 'date', 'commit', 'weights', 'command'),
+    *('model', 'dataset', 'data_kind', 'split', 'split_kind', 'top1', 'mean_iou', 'map50', 'gmacs', 'mj'),
+    *('seed', 'epochs', 'minutes', 'flop', 'hardware', 'versions', 'date', 'commit', 'weights', 'command'),
 )
 OF_THE_MACHINE = ('--output', '--resume', '--data-dir')  # with their values no part of the recipe
 
@@ -32,6 +34,7 @@ def results_row(
     is_tested: bool,
     metric: str = 'top1',
     script: str = 'recipes/train.py',
+    report: Report | None = None,
 ) -> dict[str, str]:
     """What a run knows of its row. Left empty are data_kind, the split_kind of all but folds, and weights.
 
@@ -42,6 +45,7 @@ def results_row(
         summary: The row in summary.csv of the epoch that is reported.
         clone: The folder that may be a clone of the repository.
         is_tested: Whether held-out training samples picked the epoch.
+        report: Of the model: multiply-accumulates in all steps and energy by convention C go into the row.
     """
     cores = torch.get_num_threads() * processes
     on_gpu = device.type == 'cuda'
@@ -67,8 +71,10 @@ def results_row(
         'commit': commit_of(clone),
         'command': f'accelerate launch {script} {shlex.join(words)}',
     }
-    columns = [metric if column == 'top1' else column for column in COLUMNS]
-    return {column: row.get(column, '') for column in columns}
+    if report:
+        row['gmacs'] = f'{report.total.dense_macs / 1e9:.3g}'
+        row['mj'] = f'{report.energy["C"].mj:.3g}'
+    return {column: row.get(column, '') for column in COLUMNS}
 
 
 def _known(number: float, how: str) -> str:
