@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import timm_snn
 from tests.conftest import lively
 from tests.support.families import SMALLEST, shallow
+from timm_snn.dense import create_segmenter
 from timm_snn.layers import attentions
 from timm_snn.models import SpikingTransformer
 
@@ -50,6 +51,25 @@ def test_every_attention(attn):
     model = make('sdt_2_256', attn=attn, embed_dim=64, num_heads=4, in_chans=3, erode=False)
     model.num_steps = 2
     assert_expanded(model, images_for(model))
+
+
+@pytest.mark.parametrize('decoder', ['spiking_unet', 'spiking_fpn'])
+@pytest.mark.parametrize('name', ['msvit_4_96', 'sdt_2_512'])  # levels of spikes, and of currents
+def test_segmenters(name, decoder):
+    torch.manual_seed(0)
+    kwargs = dict(lif_layer='integer', num_steps=2, decoder=decoder, in_chans=3)
+    model = lively(create_segmenter(name, 5, **kwargs).double().eval())
+    shallow(model.backbone.model)
+    expanded = assert_expanded(model, torch.rand(2, 3, 40, 48, dtype=torch.float64))
+    assert expanded.num_steps == 2 and model.arguments == expanded.arguments
+    energy = timm_snn.profile(expanded, torch.rand(1, 3, 32, 32, dtype=torch.float64)).energy
+    assert energy['C'].mj < energy['ANN twin'].mj
+
+
+def test_segmenters_that_average_over_time_are_refused():
+    model = create_segmenter('msvit_4_96', 5, lif_layer='integer', decoder='unet')
+    with pytest.raises(ValueError, match='expand network, a Unet'):
+        timm_snn.expand_levels(model)
 
 
 def test_frames_and_levels_that_are_no_power_of_two():
@@ -121,7 +141,7 @@ def refused(model: nn.Module, reason: str) -> None:
 
 
 def test_what_cannot_be_expanded_is_refused_by_name():
-    refused(nn.Linear(1, 1), 'takes the classifiers of timm_snn, got a Linear')
+    refused(nn.Linear(1, 1), 'takes the networks of timm_snn, got a Linear')
     refused(timm.create_model('msvit_4_96'), "no integer neurons.*lif_layer='integer'")
     refused(make('msvit_4_96', levels=1), 'binary already')
     refused(make('msvit_4_96', attn=timm_snn.layers.SoftmaxAttention), r'stages.0.blocks.0.attn, a SoftmaxAttention')

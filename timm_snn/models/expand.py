@@ -41,7 +41,17 @@ __all__ = ['expand_levels']
 # What answers the mean of several inputs by the mean of its answers, and what only calls its parts one after the other
 # or adds them up. Blocks of our families do no more than that either.
 _LINEAR = {
-    *(nn.Identity, nn.Sequential, nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Dropout),
+    *(
+        nn.ModuleDict,
+        nn.Identity,
+        nn.Sequential,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Linear,
+        nn.BatchNorm2d,
+        nn.SyncBatchNorm,
+        nn.Dropout,
+    ),
     *(nn.Flatten, nn.AdaptiveAvgPool2d, SelectAdaptivePool2d),
     *(MapConv, TokenConv, RepConv, DepthwiseConv, ConvBn, ConvBnLif, LifConvBn, SpikingMlp, SepConv, GroupWiseMlp),
     *(SpikingStem, CurrentStem, SpikingPatchEmbed, MembranePatchEmbed, SpikingPatchSplitting, nn.ModuleList),
@@ -64,6 +74,8 @@ def expand_levels(model: nn.Module) -> nn.Module:
     own step; of the mask in MSSA, QKTA and SDSA, behind which the projection is therefore fed numbers of 0 to D, over
     D; of the patches in DSSA. Residual streams of spikes (SEW) hold whole numbers, as with any neuron.
 
+    A segmenter of `timm_snn.dense` with a spiking decoder is expanded as a whole.
+
     Images and frames go in as before, with `num_steps` of them, and weights, their names and answers are the model's.
     Where the neuron before the classifier counts spikes (`normalize=False`, E-SpikeFormer), the classifier has D
     times the weights. `forward_steps` has T * D answers, of which those of D steps in turn average to one of the
@@ -76,24 +88,31 @@ def expand_levels(model: nn.Module) -> nn.Module:
     be exact, by name and with the reason.
     """
     model = unwrapped(model)
-    if not isinstance(model, SpikingTransformer):
-        raise ValueError(f'expand_levels takes the classifiers of timm_snn, got a {type(model).__name__}')
+    if not any(isinstance(module, SpikingTransformer) for module in model.modules()):
+        raise ValueError(f'expand_levels takes the networks of timm_snn, got a {type(model).__name__}')
     levels = _levels_of(model)
+    place, network = _network_in(model)
     for name, module in model.named_modules():
-        if reason := _why_not(model, name, module):
+        if reason := _why_not(network, name.removeprefix(f'{place}.'), module):
             raise ValueError(f'expand_levels cannot expand {name}, a {type(module).__name__}: {reason}')
     expanded: Any = copy.deepcopy(model).requires_grad_(False).eval()
-    if expanded.head_lif is not None and not expanded.head_lif.normalize:
-        expanded.head.fc.weight.data *= levels
+    network = expanded.get_submodule(place)
+    if network.head_lif is not None and not network.head_lif.normalize:
+        network.head.fc.weight.data *= levels
     for name, module in list(expanded.named_modules()):
         if isinstance(module, IntegerNeuron):
             expanded.set_submodule(name, ExpandedNeuron(module))
         elif type(module) in EXPANDED:
             _become(module, EXPANDED[type(module)], levels)
-        elif isinstance(module, ConvBn) and not isinstance(module.pool, nn.Identity) and module is not _first(expanded):
+        elif isinstance(module, ConvBn) and not isinstance(module.pool, nn.Identity) and module is not _first(network):
             _become(module, ExpandedConvBnLif if isinstance(module, ConvBnLif) else ExpandedConvBn, levels)
-    expanded.levels = levels
+    network.levels = levels
     return expanded
+
+
+def _network_in(model: nn.Module) -> tuple[str, Any]:
+    """The backbone with time, which may be the whole model, and its name."""
+    return next((name, m) for name, m in model.named_modules() if isinstance(m, SpikingTransformer))
 
 
 def _become(module: Any, cls: type[nn.Module], levels: int) -> None:
@@ -140,7 +159,8 @@ def _why_not(model: SpikingTransformer, name: str, module: Any) -> str | None:
     if type(module) in (nn.MaxPool1d, nn.MaxPool2d, DilatedMaxPool):
         unit = model.get_submodule(name.rpartition('.')[0])
         return None if isinstance(unit, ConvBn) else 'the maximum of a mean is not the mean of maxima'
-    if type(module) in _LINEAR or type(module) in EXPANDED or type(module).__module__.startswith('timm_snn.models.'):
+    is_ours = type(module).__module__.startswith(('timm_snn.models.', 'timm_snn.dense.'))
+    if type(module) in _LINEAR or type(module) in EXPANDED or is_ours:
         return None
     return (
         'only layers of timm_snn and torch are known to be linear between neurons, and not all of them are: make the '
