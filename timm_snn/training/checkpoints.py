@@ -58,7 +58,7 @@ MAY_CHANGE = (
     *('output', 'resume', 'overwrite', 'epochs', 'max_steps', 'data_dir', 'dataset_download', 'workers', 'num_threads'),
     *('checkpoint_steps', 'checkpoint_hist', 'log_with', 'push_to_hub', 'backend', 'compile', 'grad_checkpointing'),
     *('batch_size', 'grad_accum_steps', 'find_batch_size', 'channels_last', 'sparse_spikes', 'cuda_graph'),
-    'packed_spikes',
+    *('packed_spikes', 'data_in_memory'),
 )
 
 

@@ -39,8 +39,8 @@ def labels_of(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 def class_colors(number: int) -> list[tuple[int, int, int]]:
     """Red, green and blue of each class, 0 to 255; those of many classes repeat."""
-    colors = [tuple(bytes.fromhex(color[1:])) for color in (*CLASSES, *MORE)]
-    return list(islice(cycle(colors), number))
+    colors = (bytes.fromhex(color[1:]) for color in (*CLASSES, *MORE))
+    return list(islice(cycle((red, green, blue) for red, green, blue in colors), number))
 
 
 def painted(labels: np.ndarray, number: int) -> np.ndarray:
@@ -98,7 +98,7 @@ def add_legend(figure: Any, names: Sequence[str]) -> None:
     """The colours of the first classes with their names, below all axes."""
     from matplotlib.patches import Patch
 
-    colors = [tuple(value / 255 for value in color) for color in class_colors(len(names))]
+    colors = [(red / 255, green / 255, blue / 255) for red, green, blue in class_colors(len(names))]
     patches = [Patch(color=color, label=name) for color, name in zip(colors, names, strict=True)]
     figure.legend(handles=patches[:MOST_NAMES], loc='outside lower center', ncols=6, labelcolor=INK)
 
