@@ -1,12 +1,16 @@
 """Saved segmenters and detectors come back as they were."""
 
 import json
+import shutil
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+import timm_snn
 from timm_snn import dense
+from timm_snn.models import save_for_hf
 
 
 @pytest.mark.parametrize(
@@ -80,3 +84,28 @@ def test_a_config_of_something_else_is_refused(folder, change, message):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         dense.load(folder)
+
+
+def test_the_folder_of_a_backbone_is_needed_once(tmp_path):
+    trained = timm.create_model('msvit_4_96', num_classes=7, in_chans=3, num_steps=2, lif_layer='plif')
+    save_for_hf(trained, tmp_path / 'classifier')
+    model = dense.create_segmenter(f'local-dir:{tmp_path}/classifier', 3, pretrained=True)
+    assert torch.equal(model.backbone.model.stem.units[0].conv.weight, trained.stem.units[0].conv.weight)
+    assert model.num_steps == 2 and model.arguments['lif_layer'] == 'plif'
+    dense.save(model.eval(), tmp_path / 'segmenter')
+    shutil.rmtree(tmp_path / 'classifier')
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(dense.load(tmp_path / 'segmenter')(images), model(images))
+
+
+def test_layers_without_a_name_cannot_be_saved(tmp_path):
+    class Mine(timm_snn.LIF): ...
+
+    with pytest.raises(ValueError, match='register'):
+        dense.save(dense.create_segmenter('msvit_4_96', 3, lif_layer=Mine), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_as_many_as_classes(tmp_path):
+    with pytest.raises(ValueError, match='expected 3 class_names, got 1'):
+        dense.save(dense.create_segmenter('msvit_4_96', 3), tmp_path, class_names=['sky'])

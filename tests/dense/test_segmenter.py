@@ -1,8 +1,13 @@
 """Segmenters: shapes of any input, and what they are made of."""
 
-import pytest
-import torch
+import sys
 
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tests.conftest import lively
 from timm_snn import dense
 
 SPIKING = ('spiking_unet', 'spiking_fpn')
@@ -42,3 +47,40 @@ def test_what_does_not_fit_is_refused_in_one_line(backbone, arguments, message):
     with pytest.raises(ValueError, match=message) as refused:
         dense.create_segmenter(backbone, 5, **arguments)
     assert '\n' not in str(refused.value)
+
+
+def test_weights_of_a_tag_are_the_backbone_s():
+    tagged = dense.create_segmenter('msvit_4_96.fashion_mnist', 5, pretrained=True, in_chans=1)
+    trained = timm.create_model('msvit_4_96.fashion_mnist', pretrained=True)
+    assert torch.equal(tagged.backbone.model.stem.units[0].conv.weight, trained.stem.units[0].conv.weight)
+    assert tagged.pretrained_cfg['mean'] == (0.2860,)
+
+
+def test_four_levels_for_the_pyramid_of_the_library():
+    pytest.importorskip('segmentation_models_pytorch')
+    with pytest.raises(ValueError, match='extra_levels=1'):
+        dense.create_segmenter('msvit_4_96', 5, decoder='fpn')
+    model = dense.create_segmenter('msvit_4_96', 5, decoder='fpn', extra_levels=1, num_steps=1)
+    assert model(torch.rand(2, 3, 40, 33)).shape == (2, 5, 40, 33)
+
+
+def test_padding_changes_no_pixel_inside():
+    """A smaller image is the same as a larger one that is zero beyond."""
+    model = lively(dense.create_segmenter('msvit_4_96', 5, num_steps=2).double().eval())
+    image = torch.rand(1, 3, 37, 50, dtype=torch.float64)
+    whole = model(nn.functional.pad(image, (0, 14, 0, 11)))
+    torch.testing.assert_close(model(image), whole[..., :37, :50])
+
+
+def test_steps_may_be_changed():
+    model = dense.create_segmenter('msvit_4_96', 5, num_steps=2)
+    model.num_steps = 3
+    assert model.arguments['num_steps'] == 3 and model(torch.rand(1, 3, 3, 32, 32)).shape == (1, 5, 32, 32)
+    assert not hasattr(dense.create_segmenter('resnet18', 5, decoder='unet'), 'num_steps')
+
+
+def test_importing_it_needs_no_library_of_decoders(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'segmentation_models_pytorch', None)
+    dense.create_segmenter('msvit_4_96', 5)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'timm-snn\[dense\]'"):
+        dense.create_segmenter('msvit_4_96', 5, decoder='unet')
