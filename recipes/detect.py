@@ -93,6 +93,7 @@ def open_split(args: Namespace, split: str) -> BoxedPictures:
 
 def make_detector(args: Namespace, data: BoxedPictures) -> tuple[Any, str]:
     """The detector, with anchors as the options say or as the boxes to train on ask for, and a note of these."""
+    sizes: Any
     with one_line_errors(f'create a detector with the backbone {args.backbone!r}'):
         strides = fpn_backbone(args.backbone, **options.pyramid_options(args)).strides
         if args.anchor_sizes:

@@ -47,7 +47,7 @@ def draw_boxes(axes: 'Axes', boxes: Mapping[str, Tensor], class_names: Sequence[
             words.append(f'{scores[i]:.2f}')
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **style))
         if scores is not None:
-            place = {'xy': (left, top), 'xytext': (1, -1), 'textcoords': 'offset points', 'va': 'top'}
+            place: Any = {'xy': (left, top), 'xytext': (1, -1), 'textcoords': 'offset points', 'va': 'top'}
             shown = {'boxstyle': 'square,pad=0.15', 'facecolor': color, 'edgecolor': 'none', 'alpha': 0.85}
             axes.annotate(' '.join(words), **place, fontsize=5.5, color='white', bbox=shown, annotation_clip=True)
 

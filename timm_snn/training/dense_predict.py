@@ -107,7 +107,7 @@ def to_detect(model: Any, picture: Tensor, args: Namespace) -> Tensor:
         raise ValueError('a detector knows its size, mean and std: leave out --img-size, --mean and --std')
     shorter = model.arguments['min_size']  # one, or several to train with, of which the last is to evaluate with
     size = (shorter if isinstance(shorter, int) else shorter[-1], model.arguments['max_size'])
-    image = TF.resize(picture, list(fitting_size(*picture.shape[-2:], size)), antialias=True)
+    image = TF.resize(picture, list(fitting_size(picture.shape[-2], picture.shape[-1], size)), antialias=True)
     return TF.to_dtype(image, torch.float32, scale=True)
 
 

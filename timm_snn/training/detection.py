@@ -59,7 +59,7 @@ class BoxTransform:
         )
 
     def __call__(self, picture: Tensor, target: Target) -> tuple[Tensor, Target]:
-        size = fitting_size(*picture.shape[-2:], self.size)
+        size = fitting_size(picture.shape[-2], picture.shape[-1], self.size)
         if self.scale:
             boxes: Any = target['boxes']
             whole = ~target['iscrowd']

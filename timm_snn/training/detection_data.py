@@ -69,7 +69,7 @@ class BoxedPictures(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         picture: Any = v2.functional.to_image(self.found.open_it(index))
         height, width = picture.shape[-2:]
-        boxes = np.clip(self.boxes[index], 0, np.float32((width, height, width, height)))
+        boxes = np.clip(self.boxes[index], 0, np.array((width, height, width, height), dtype=np.float32))
         inside = (boxes[:, 2:] - boxes[:, :2] >= LEAST).all(1)
         return picture, {
             'boxes': BoundingBoxes(boxes[inside], format='XYXY', canvas_size=(height, width)),
