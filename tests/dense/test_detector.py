@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from tests.conftest import lively
 from timm_snn import dense
 
-IMAGES = [torch.rand(3, 50, 70), torch.rand(3, 64, 40)]
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = [torch.rand(3, *size, generator=GENERATOR) for size in ((50, 70), (64, 40))]
 BOXES = torch.tensor([[3.0, 4.0, 30.0, 40.0]])
 NONE = {'boxes': torch.zeros(0, 4), 'labels': torch.zeros(0, dtype=torch.long)}
 SMALL = dict(min_size=64, max_size=96, out_channels=8)
@@ -34,9 +36,12 @@ def test_labels_count_from_zero_in_and_out(detector, first):
     assert all(loss.isfinite() for loss in model(IMAGES, targets).values())
     assert [target['labels'].tolist() for target in seen[0]] == [[first], [2 + first]]
     assert [target['labels'].tolist() for target in targets] == [[0], [2]]
-    model.network.score_thresh = 0.0  # of RetinaNet, whose first scores are low
-    labels = torch.cat([found['labels'] for found in model.eval()(IMAGES)])
-    assert labels.min() == 0 and labels.max() <= 2
+    heads = {'retinanet': 'head.classification_head.cls_logits', 'faster_rcnn': 'roi_heads.box_predictor.cls_score'}
+    scores = model.network.get_submodule(heads[detector])
+    nn.init.zeros_(scores.weight)
+    nn.init.zeros_(scores.bias)
+    scores.bias.data.view(-1, 3 + first)[:, first] = 5.0  # of the first class, after the background if there is one
+    assert [found['labels'][0].item() for found in model.eval()(IMAGES)] == [0, 0]
 
 
 def test_boxes_are_in_pixels_of_the_image_that_came_in():

@@ -20,7 +20,7 @@ def test_images_and_frames_of_any_size(decoder):
     assert model(torch.rand(1, 2, 3, 32, 32)).shape == (1, 5, 32, 32)
 
 
-@pytest.mark.parametrize('decoder', ['unet', 'unetplusplus', 'fpn'])
+@pytest.mark.parametrize('decoder', ['unet', 'unetplusplus', 'fpn', 'deeplabv3', 'deeplabv3plus'])
 def test_decoders_of_the_library_on_both_kinds_of_backbones(decoder):
     pytest.importorskip('segmentation_models_pytorch')
     spiking = dense.create_segmenter('sew_resnet18', 5, decoder=decoder, num_steps=2)
@@ -58,10 +58,17 @@ def test_weights_of_a_tag_are_the_backbone_s():
 
 def test_four_levels_for_the_pyramid_of_the_library():
     pytest.importorskip('segmentation_models_pytorch')
-    with pytest.raises(ValueError, match='extra_levels=1'):
-        dense.create_segmenter('msvit_4_96', 5, decoder='fpn')
+    for backbone, decoder in (('msvit_4_96', 'fpn'), ('sdt_2_256', 'deeplabv3plus')):
+        with pytest.raises(ValueError, match='extra_levels=1'):
+            dense.create_segmenter(backbone, 5, decoder=decoder)
     model = dense.create_segmenter('msvit_4_96', 5, decoder='fpn', extra_levels=1, num_steps=1)
     assert model(torch.rand(2, 3, 40, 33)).shape == (2, 5, 40, 33)
+
+
+def test_dilated_levels_are_decoded_by_spikes_too():
+    model = dense.create_segmenter('msvit_4_96', 5, output_stride=8, num_steps=1)
+    assert model(torch.rand(2, 3, 40, 33)).shape == (2, 5, 40, 33)
+    assert dense.create_segmenter(**model.arguments).features.feature_info.reduction() == [4, 8, 8]
 
 
 def test_padding_changes_no_pixel_inside():

@@ -50,23 +50,22 @@ def fpn_backbone(
     if neck not in NECKS:
         raise ValueError(f'unknown neck {neck!r}: expected one of {", ".join(NECKS)}')
     kwargs = dict(pretrained=pretrained, in_chans=in_chans, lif_layer=lif_layer, num_steps=num_steps, **backbone_kwargs)
-    if 'out_indices' not in kwargs:
-        strides = open_backbone(backbone, **{**kwargs, 'pretrained': False}).feature_info.reduction()
-        kwargs['out_indices'] = tuple(i for i, stride in enumerate(strides) if stride >= min_stride)
-        if not kwargs['out_indices']:
-            raise ValueError(f'the backbone {backbone!r} has strides {strides}, and none of at least {min_stride}')
     body = open_backbone(backbone, **kwargs)
-    in_chs = body.feature_info.channels()
+    strides = body.feature_info.reduction()
+    first = sum(stride < min_stride for stride in strides)
+    if first == len(strides):
+        raise ValueError(f'the backbone {backbone!r} has strides {strides}, and none of at least {min_stride}')
+    in_chs = body.feature_info.channels()[first:]
     if neck == 'fpn':
         made: nn.Module = FeaturePyramidNetwork(in_chs, out_channels)
     elif is_spiking(body):
-        made = SpikingNeck(in_chs, carries_currents(body), out_channels, neuron_of(body))
+        made = SpikingNeck(in_chs, carries_currents(body)[first:], out_channels, neuron_of(body))
     else:
         raise ValueError(
-            f'neck {neck!r} takes the spikes of every step, and the backbone {backbone!r} has none: use neck="fpn", or '
-            'a spiking backbone'
+            f"neck {neck!r} takes the spikes of every step, and the backbone {backbone!r} has none: use 'fpn', or a "
+            'spiking backbone'
         )
-    return FpnBackbone(backbone, body, made, out_channels, pool)
+    return FpnBackbone(backbone, body, made, out_channels, pool, first)
 
 
 class FpnBackbone(nn.Module):
@@ -78,14 +77,15 @@ class FpnBackbone(nn.Module):
     map on. Frames may also come as torchvision's code can hand them on, [B, T * C, H, W].
     """
 
-    def __init__(self, name: str, body: Any, fpn: nn.Module, out_channels: int, pool: bool) -> None:
+    def __init__(self, name: str, body: Any, fpn: nn.Module, out_channels: int, pool: bool, first: int) -> None:
         super().__init__()
         self.name = name
         self.body = body
         self.fpn = fpn
         self.pool = LastLevelMaxPool() if pool else None
         self.out_channels = out_channels
-        strides = body.feature_info.reduction()
+        self.first = first  # level of the body that is used
+        strides = body.feature_info.reduction()[first:]
         self.strides: list[int] = [*strides, 2 * strides[-1]] if pool else strides
         self.names = [str(i) for i in range(len(strides))]
 
@@ -96,7 +96,7 @@ class FpnBackbone(nn.Module):
         elif x.ndim == 4:
             x = unfold_frames(self.body, (x,))
         features = self.body.forward_steps(x) if isinstance(self.fpn, SpikingNeck) else self.body(x)
-        levels = self.fpn(OrderedDict(zip(self.names, features, strict=True)))
+        levels = self.fpn(OrderedDict(zip(self.names, features[self.first :], strict=True)))
         if self.pool is None:
             return levels
         maps, names = self.pool(list(levels.values()), features, list(levels))

@@ -194,13 +194,14 @@ def _of_smp(backbone: str, num_classes: int, decoder: str, channels: Any, kwargs
         ) from error
     output_stride = kwargs.pop('output_stride', None)
     strides = open_backbone(backbone, **{**kwargs, 'pretrained': False}).feature_info.reduction()
-    if decoder == 'fpn' and len(strides) < 4:
-        raise ValueError(
-            f'decoder {decoder!r} takes four levels, and the backbone {backbone!r} has {len(strides)}: make it with '
-            f'extra_levels={4 - len(strides)}, or use another decoder'
-        )
     # the library counts levels from stride 2 on, and takes five at most
     depth = min(5, len(strides) + int(math.log2(strides[0])) - 1)
+    missing = {'fpn': 4 - len(strides), 'deeplabv3plus': 3 - depth}.get(decoder, 0)
+    if missing > 0:
+        raise ValueError(
+            f'the backbone {backbone!r} has levels of strides {strides}, too few for {decoder!r}: make it with '
+            f'extra_levels={missing}, or use another decoder'
+        )
     settings: dict[str, Any] = {}
     if decoder in UNETS:
         settings['decoder_channels'] = channels or [256, 128, 64, 32, 16][-depth:]
