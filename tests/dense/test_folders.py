@@ -29,7 +29,9 @@ def test_a_segmenter_comes_back(backbone, arguments, tmp_path):
     assert torch.equal(again(images), model(images))
     assert again.arguments == model.arguments and again.label_names == ['sky', 'road', 'tree']
     assert tuple(again.pretrained_cfg['input_size']) == config['input_size']
+    dense.save(again, tmp_path)
     saved = json.loads((tmp_path / 'config.json').read_text())
+    assert saved['label_names'] == ['sky', 'road', 'tree']
     assert saved['task'] == 'segmentation' and saved['mean'] == [0.5] * model.in_chans
 
 
@@ -70,6 +72,7 @@ def test_weights_are_read_strictly(folder):
     [
         ({'task': 'classification'}, 'that timm_snn.dense.save wrote'),
         ({'arguments': {'backbone': 'hf-hub:someone/model', 'num_classes': 3}}, 'expected the name of a model'),
+        ({'label_names': [1, 2, 3]}, 'expected a list of names'),
         ({'mean': 'grey'}, 'expected a number for each channel'),
         ({'input_size': [3, 0, 32]}, 'expected channels, height and width'),
         ({'arguments': []}, 'that timm_snn.dense.save wrote'),

@@ -1,8 +1,11 @@
-"""Segmentation and detection with spiking backbones.
+"""Segmentation and detection: heads for every place of an image, over the feature levels of any model of timm.
 
-from timm_snn import dense
+    from timm_snn import dense
 
-model = dense.create_segmenter('msvit_4_96', num_classes=11)     # logits for every pixel
+    dense.create_segmenter('msvit_4_96', num_classes=11)    # labels of pixels
+    dense.create_detector('msvit_4_96', num_classes=3)      # boxes
+
+It is imported by itself.
 """
 
 from .detector import create_detector

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # Arguments of `timm.create_model` that say how levels are handed out, or belong to a classifier or to the machine.
-_NOT_KEPT = ('features_only', 'feature_cls', 'over_time', 'num_classes', 'backend')
+_NOT_KEPT = ('features_only', 'feature_cls', 'num_classes', 'backend')
 
 
 def open_backbone(name: str, **kwargs: Any) -> Any:
@@ -53,7 +53,6 @@ def description(name: str, features: Any) -> dict[str, Any]:
     A model of 'local-dir:' or 'hf-hub:' is known by its architecture, and needs its folder no more.
     """
     args = {key: value for key, value in features._model_args.items() if key not in _NOT_KEPT}
-    args.pop('pretrained_model_args', None)
     return {'backbone': features.pretrained_cfg['architecture'] if ':' in name else name, **named_layers(args)}
 
 
@@ -117,10 +116,9 @@ def refuse_frames(x: Tensor, name: str) -> None:
         )
 
 
-def unfold_frames(features: Any, args: tuple[Tensor]) -> Tensor:
-    """A forward pre-hook: frames whose time came folded into channels, [B, T * C, H, W] -> [B, T, C, H, W].
+def unfold_frames(x: Tensor, in_chans: int) -> Tensor:
+    """Frames whose time is among the channels, [B, T * C, H, W] -> [B, T, C, H, W], as libraries know four axes alone.
 
-    Libraries of heads know four axes. Images stay as they are.
+    Images stay as they are.
     """
-    (x,) = args
-    return x if x.shape[1] == features.in_chans else x.unflatten(1, (-1, features.in_chans))
+    return x if x.shape[1] == in_chans else x.unflatten(1, (-1, in_chans))

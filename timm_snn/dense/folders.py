@@ -36,7 +36,7 @@ def save(
     """Write config.json and model.safetensors, for `load`.
 
     Args:
-        class_names: By label.
+        class_names: By label; None for `model.label_names`.
         data_config: How the input was prepared, as timm has it ('input_size', 'mean', 'std', 'interpolation', and
             'frames' of events); what is left out is as in `model.pretrained_cfg`.
 
@@ -46,13 +46,14 @@ def save(
     model = unwrapped(model)
     if not isinstance(model, DenseModel):
         raise ValueError(f'expected a model of create_segmenter or create_detector, got a {type(model).__name__}')
-    if class_names is not None and len(class_names) != model.num_classes:
-        raise ValueError(f'expected {model.num_classes} class_names, got {len(class_names)}')
+    names = model.label_names if class_names is None else list(class_names)
+    if names is not None and len(names) != model.num_classes:
+        raise ValueError(f'expected {model.num_classes} class_names, got {len(names)}')
     given = {**model.pretrained_cfg, **(data_config or {})}
     config = {
         'task': model.task,
         'arguments': model.arguments,
-        'label_names': None if class_names is None else list(class_names),
+        'label_names': names,
         **{key: given.get(key) for key in _INPUT},
     }
     try:
@@ -70,7 +71,7 @@ def save(
 
 
 def load(folder: str | Path) -> Any:
-    """The model that `save` wrote, in eval mode; `model.label_names` are the names of its classes, or None.
+    """The model that `save` wrote, in eval mode.
 
     Raises: OSError for a file that is missing or no file, ValueError for another kind of folder, settings that make no
     model, and weights that are not the model's or not finite.
@@ -95,6 +96,9 @@ def load(folder: str | Path) -> Any:
     for key in ('mean', 'std'):
         if not all(isinstance(number, (int, float)) for number in prepared.get(key, ())):
             raise ValueError(f'{where} has {key}={printable(prepared[key])}; expected a number for each channel')
+    names = config.get('label_names')
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f'{where} has label_names={printable(names)}; expected a list of names')
     for name, value in [('num_classes', num_classes), *arguments.items()]:
         check_argument(where, 'arguments', name, value)
 
@@ -115,5 +119,5 @@ def load(folder: str | Path) -> Any:
         raise ValueError(f'{printable(str(weights_file))} does not hold the weights of its config: {reason}') from error
     check_finite(state_dict, weights_file)
     model.pretrained_cfg.update(prepared)
-    model.label_names = config.get('label_names')
+    model.label_names = names
     return model.eval()

@@ -12,8 +12,8 @@ class DenseModel(nn.Module):
     """A backbone with a head for every place of an image.
 
     `arguments` are plain values: the function that made the model makes one like it of them. `pretrained_cfg` is how
-    the backbone's input is prepared, as timm has it. `num_steps` is T and may be assigned; a model without time has
-    none.
+    the backbone's input is prepared, as timm has it. `label_names` are those of the classes, if they are known.
+    `num_steps` is T and may be assigned; a model without time has none.
     """
 
     task: ClassVar[str]
@@ -21,6 +21,7 @@ class DenseModel(nn.Module):
     def __init__(self, features: Any, num_classes: int, arguments: dict[str, Any]) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.label_names: list[str] | None = None
         self.in_chans: int = features.in_chans
         self.pretrained_cfg: dict[str, Any] = dict(features.pretrained_cfg)
         self.pretrained_cfg['input_size'] = (self.in_chans, *self.pretrained_cfg['input_size'][1:])

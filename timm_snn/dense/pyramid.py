@@ -94,7 +94,7 @@ class FpnBackbone(nn.Module):
         if not has_time:
             refuse_frames(x, self.name)
         elif x.ndim == 4:
-            x = unfold_frames(self.body, (x,))
+            x = unfold_frames(x, self.body.in_chans)
         features = self.body.forward_steps(x) if isinstance(self.fpn, SpikingNeck) else self.body(x)
         levels = self.fpn(OrderedDict(zip(self.names, features[self.first :], strict=True)))
         if self.pool is None:

@@ -60,7 +60,7 @@ def create_segmenter(
         lif_layer: The neurons of backbone and decoder; None for the backbone's own. Those of the decoder have the
             settings of the backbone's.
         num_steps: T, for spiking backbones.
-        backbone_kwargs: Go to `timm.create_model`.
+        backbone_kwargs: Go to `timm.create_model`, such as `extra_levels` and `output_stride`.
 
     Raises: ValueError for arguments that do not fit; ModuleNotFoundError without segmentation_models_pytorch, if the
     decoder is of it.
@@ -146,7 +146,7 @@ class SmpSegmenter(Segmenter):
         super().__init__(network.encoder.model, num_classes, arguments)
         self.network = network
         if hasattr(self, 'num_steps'):
-            self.features.register_forward_pre_hook(unfold_frames)
+            self.features.register_forward_pre_hook(_unfold)
 
     @property
     def features(self) -> Any:
@@ -158,6 +158,10 @@ class SmpSegmenter(Segmenter):
         padded = self._padded(x)
         # the library takes four axes: time goes through its code among the channels of the input, which it ignores
         return self._resized(self.network(padded.flatten(1, -3)), padded, x)
+
+
+def _unfold(features: Any, args: tuple[Tensor]) -> Tensor:
+    return unfold_frames(args[0], features.in_chans)
 
 
 def _spiking(backbone: str, num_classes: int, decoder: str, channels: Any, kwargs: dict[str, Any]) -> Segmenter:
