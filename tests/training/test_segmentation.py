@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from timm_snn.training.errors import UserError
-from timm_snn.training.segmentation import SegmentationLearner, SegmentationMetric
+from timm_snn.training.segmentation import SegmentationLearner, SegmentationMetric, class_weights
 
 NAMES = ['sky', 'road', 'tree', 'car']
 
@@ -78,3 +78,17 @@ def test_pictures_of_several_sizes_are_answered_one_by_one_and_not_trained_on():
     torch.testing.assert_close(learner(torch.stack([images[0]] * 2))[1], answers[0])
     with pytest.raises(UserError, match='of several sizes: pass --crop-size H W'):
         learner.train()(images, images)
+
+
+def test_rare_classes_weigh_more_in_the_loss():
+    masks = [torch.tensor([[0, 0, 0, 0, 1, 1, 2, 255]]), torch.tensor([[0, 0, 0, 0]])]
+    weights = class_weights(masks, 4, 255, 1.0)
+    assert weights.tolist() == [2 / 8, 1.0, 2.0, 2.0]  # the last is in no mask
+    assert class_weights(masks, 4, 255, 0.5).tolist() == pytest.approx(weights.sqrt().tolist())
+    assert class_weights([torch.tensor([255])], 2, 255, 1.0).tolist() == [1.0, 1.0]
+    torch.manual_seed(0)
+    learner = SegmentationLearner(nn.Conv2d(3, 4, 1), ignore_index=255, weights=weights).train()
+    images, labels = torch.randn(1, 3, 1, 8), masks[0][None]
+    expected = F.cross_entropy(learner.model(images), labels, weights, ignore_index=255)
+    torch.testing.assert_close(learner(images, labels)['cross_entropy'], expected)
+    assert not [name for name in learner.state_dict() if 'weights' in name]
