@@ -28,13 +28,14 @@ import torch
 from torch import nn
 
 from timm_snn.dense import create_segmenter
+from timm_snn.progress import track
 from timm_snn.training import options
 from timm_snn.training.data import evenly
 from timm_snn.training.dense import DenseTask, load_weights, run_dense
 from timm_snn.training.dense_data import InMemory, JointSamples, JointTrainingSamples
 from timm_snn.training.dense_pictures import labels_of, photo_of, write_masks
 from timm_snn.training.errors import UserError, one_line_errors, script
-from timm_snn.training.segmentation import SegmentationLearner, SegmentationMetric
+from timm_snn.training.segmentation import SegmentationLearner, SegmentationMetric, class_weights
 from timm_snn.training.segmentation_data import Masks, collate, open_masks, transform_to_evaluate, transform_to_train
 
 PICTURED = 4  # samples
@@ -77,12 +78,17 @@ def open_task(args: Namespace) -> DenseTask:
     test_set = None
     if args.test_split:
         test_set = JointSamples(*open_split(args.test_split, None, resize_masks=False), evaluated)
+    weights = None
+    if args.balance:
+        masks = (train_set.source[index][1] for index in track(train_set.indices, 'count labels', unit='masks'))
+        with one_line_errors('count the labels of the training split'):
+            weights = class_weights(masks, len(names), args.ignore_index, args.balance)
     with one_line_errors('read the first sample'):
         height, width = val_set[0][0].shape[1:]
     return DenseTask(
         name='segmentation',
         title=f'{args.backbone} + {args.decoder}',
-        learner=SegmentationLearner(model, args.ignore_index, args.dice),
+        learner=SegmentationLearner(model, args.ignore_index, args.dice, weights),
         model=model,
         train_set=train_set,
         val_set=val_set,

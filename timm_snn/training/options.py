@@ -795,6 +795,13 @@ def segmentation_options(argv: Sequence[str] | None = None, description: str | N
     add('--crop-size', type=positive_int, nargs=2, metavar=('H', 'W'), help='trained on; default: whole pictures')
     add('--scale', type=positive, nargs=2, default=(0.5, 2.0), help='factor of the picture before it is cropped')
     add('--ignore-index', type=natural_int, default=255, help='label of pixels that do not count')
+    add(
+        '--balance',
+        type=between(0, 1),
+        default=0.0,
+        metavar='POWER',
+        help='weigh classes by the median share of pixels over their own, to this power; 1 balances them wholly',
+    )
     add('--dice', type=between(0), default=0.0, metavar='WEIGHT', help='add the Dice loss with this weight')
     args = dense_options(parser, argv)
     _refuse_ignored(parser, args, (FOR_CROPS, args.crop_size, '--crop-size'))

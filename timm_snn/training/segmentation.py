@@ -1,9 +1,10 @@
 """The loss of a segmenter, and how its answers are measured: mean IoU, pixel accuracy, IoU of every class."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -12,19 +13,22 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from .dense_pictures import labels_of
 from .errors import UserError
 
-__all__ = ['SegmentationLearner', 'SegmentationMetric']
+__all__ = ['SegmentationLearner', 'SegmentationMetric', 'class_weights']
 
 
 class SegmentationLearner(nn.Module):
     """A segmenter with its loss over the pixels that count: cross-entropy, and with a weight the Dice loss.
 
+    `weights` are those of the classes in the cross-entropy, by default all alike.
+
     Shape: in training images [B, C, H, W] and labels [B, H, W] -> losses by name. In eval mode images, stacked or a
     list of several sizes -> logits [num_classes, H, W] of each.
     """
 
-    def __init__(self, model: nn.Module, ignore_index: int, dice: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, ignore_index: int, dice: float = 0.0, weights: Tensor | None = None) -> None:
         super().__init__()
         self.model, self.ignore_index, self.dice = model, ignore_index, dice
+        self.register_buffer('weights', weights, persistent=False)  # which follow from the data, and are not saved
         self.dice_loss: Any = None
         if dice:
             from segmentation_models_pytorch.losses import DiceLoss
@@ -39,16 +43,36 @@ class SegmentationLearner(nn.Module):
         if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
             raise UserError('the pictures of a batch are of several sizes: pass --crop-size H W, or --img-size H W')
         logits = self.model(images)
-        losses = {'cross_entropy': pixel_loss(logits, targets, self.ignore_index)}
+        losses = {'cross_entropy': pixel_loss(logits, targets, self.ignore_index, self.weights)}
         if self.dice:
             losses['dice'] = self.dice * self.dice_loss(logits, targets)
         return losses
 
 
-def pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Mean cross-entropy of the pixels that count; 0 where a batch has none, of which torch makes NaN."""
-    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction='sum')
-    return loss / (labels != ignore_index).sum().clamp(min=1)
+def pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, weights: Any = None) -> Tensor:
+    """Mean cross-entropy of the pixels that count; 0 where a batch has none, of which torch makes NaN.
+
+    `weights` are of the classes; the mean is over them too.
+    """
+    loss = F.cross_entropy(logits, labels, weights, ignore_index=ignore_index, reduction='sum')
+    counted = labels[labels != ignore_index]
+    total = weights[counted].sum() if weights is not None else loss.new_tensor(counted.numel())
+    return loss / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def class_weights(masks: Iterable[Tensor], number: int, ignore_index: int, power: float) -> Tensor:
+    """The median share of a class over that of each, to the power: 0 is all alike, 1 is median frequency balancing.
+
+    A class that is in no mask has the weight of the rarest one. Source: SegNet, arXiv 1511.00561, section 4, where a
+    share is of the pictures that a class is in; here it is of all pixels.
+    """
+    counts = torch.zeros(number, dtype=torch.int64)
+    for mask in masks:
+        counts += mask[mask != ignore_index].long().bincount(minlength=number)[:number]
+    if not counts.any():
+        return torch.ones(number)
+    found = counts[counts > 0]
+    return (found.double().quantile(0.5) / counts.clamp(min=int(found.min()))).pow(power).float()
 
 
 class SegmentationMetric(nn.Module):
