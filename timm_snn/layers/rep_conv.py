@@ -69,7 +69,7 @@ class RepConv(nn.Module):
         w1 = scales[0].view(-1, 1) * self.pw1.weight.double().flatten(1)  # [C, in]
         w2 = scales[1].view(-1, 1) * self.pw2.weight.double().flatten(1)  # [out, C]
         taps = self.dw.weight.double().squeeze(1)  # [C, 3, 3]
-        weight, dilation = self.pw1.weight, self.dw.dilation
+        weight, dilation = self.pw1.weight, self.dw.dilation[0]
         conv = nn.Conv2d(
             w1.shape[1],
             w2.shape[0],

@@ -144,7 +144,7 @@ def _why_not(module: Any) -> str | None:
         return 'which is max pooling: NIR has averages and sums'
     if isinstance(module, (nn.Conv1d, nn.Conv2d)) and (module.groups > 1 or module.padding_mode != 'zeros'):
         return 'whose groups of channels, or whose padding, nodes of NIR do not check as they should (nir 1.0.8)'
-    if isinstance(module, nn.Conv2d) and (max(module.dilation) > 1 or getattr(module, 'border', 0)):
+    if isinstance(module, nn.Conv2d) and (max(module.dilation) > 1 or getattr(module, 'border', 0) > 0):
         return 'which is dilated: this export writes the convolutions of a model without output_stride'
     if isinstance(module, ConvBn) and not isinstance(module.bn, (nn.BatchNorm2d, nn.Identity)):
         return f'whose {type(module.bn).__name__} cannot be folded into its convolution'

@@ -239,7 +239,8 @@ def refuse_untrained(cfg: Mapping[str, Any]) -> None:
         how = f'--config {_recipes[name]} --model {name}'
         raise RuntimeError(
             f'No pretrained weights exist for {name}: it has not been trained yet, or not been published, and would be '
-            f'at https://huggingface.co/{cfg["hf_hub_id"]}. Train it with `timm-snn train {how}`, '
+            f'at https://huggingface.co/{cfg["hf_hub_id"]}. Begin without weights by pretrained=False, which is '
+            f'encoder_weights=None in segmentation_models_pytorch, train it with `timm-snn train {how}`, '
             f"load a file of yours with pretrained_cfg_overlay=dict(file='model.safetensors'), or set TIMM_SNN_HUB_ORG "
             'to an organisation that has it; timm_snn.list_pretrained() lists what can be loaded'
         )

@@ -135,7 +135,7 @@ def _why_not(name: str, module: Any, round_tau: bool) -> str | None:
     if not type(module).__module__.startswith(('timm_snn.', 'torch.', 'timm.')):
         return f'it is a {type(module).__module__}.{kind}, of which quantize does not know what it computes'
     if isinstance(module, nn.Conv1d | nn.Conv2d):
-        dilated = set(module.dilation) != {1} or getattr(module, 'border', 0)
+        dilated = set(module.dilation) != {1} or getattr(module, 'border', 0) > 0
         if type(module) not in _CONVOLUTIONS or module.padding_mode != 'zeros' or dilated:
             return 'a convolution of another class, padding mode or dilation has no kernel of whole numbers'
     elif isinstance(module, ConvBn):
