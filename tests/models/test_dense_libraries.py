@@ -174,7 +174,7 @@ class TestSmp:
             smp.Unet('tu-msvit_10_384', encoder_weights=None)
         assert 'extra_levels=1' in str(error.value) and 'encoder_depth=4' in str(error.value)
         assert '\n' not in str(error.value)
-        with pytest.raises(RuntimeError, match='Begin without weights by .* encoder_weights=None'):
+        with pytest.raises(RuntimeError, match=r'Begin without weights by .* encoder_weights=None'):
             smp.Unet('tu-msvit_10_384')
 
     def test_what_has_no_dilation_says_so(self, smp):

@@ -221,7 +221,8 @@ class Geometry:
     @classmethod
     def of(cls, conv: Any) -> 'Geometry':
         names = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'transposed', 'padding_mode')
-        return cls(*(getattr(conv, name) for name in names), getattr(conv, 'border', 0))
+        settings: Any = [getattr(conv, name) for name in names]
+        return cls(*settings, border=getattr(conv, 'border', 0))
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The size of what comes out, for a convolution that is not transposed and pads as it says."""
