@@ -220,9 +220,9 @@ class Geometry:
 
     @classmethod
     def of(cls, conv: Any) -> 'Geometry':
-        names = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'transposed', 'padding_mode')
-        settings: Any = [getattr(conv, name) for name in names]
-        return cls(*settings, border=getattr(conv, 'border', 0))
+        names = ('stride', 'padding', 'dilation', 'groups', 'transposed', 'padding_mode')
+        settings: Any = {name: getattr(conv, name) for name in names}
+        return cls(conv.kernel_size, **settings, border=getattr(conv, 'border', 0))
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The size of what comes out, for a convolution that is not transposed and pads as it says."""
