@@ -31,7 +31,7 @@ from timm_snn.dense import create_segmenter
 from timm_snn.progress import track
 from timm_snn.training import options
 from timm_snn.training.data import evenly
-from timm_snn.training.dense import DenseTask, load_weights, run_dense
+from timm_snn.training.dense import DenseTask, load_weights, run_dense, training_flop
 from timm_snn.training.dense_data import InMemory, JointSamples, JointTrainingSamples
 from timm_snn.training.dense_pictures import labels_of, photo_of, write_masks
 from timm_snn.training.errors import UserError, one_line_errors, script
@@ -100,6 +100,7 @@ def open_task(args: Namespace) -> DenseTask:
         picture=partial(draw, names=names, mean=mean, std=std),
         class_names=names,
         data_config={'input_size': (args.in_chans, height, width), 'mean': mean, 'std': std},
+        flop=training_flop(model, (args.in_chans, *(args.crop_size or (height, width)))),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import timm_snn
 from tests.support.scripts import ROOT, run
 from tests.support.streets import street, write_street
 from timm_snn import dense
@@ -79,6 +80,8 @@ def test_a_saved_model_has_the_mean_iou_that_was_reported(segment, table, tmp_pa
         assert picture.format == 'PNG' and min(picture.size) > 300
     (row,) = csv.DictReader((output / 'results_row.csv').open())
     assert row['model'] == 'msvit_4_96 + spiking_unet' and float(row['mean_iou']) == round(told['mean_iou'], 2)
+    macs = timm_snn.profile(model, torch.zeros(1, 3, 12, 12), progress=False).total.dense_macs
+    assert float(row['flop']) == pytest.approx(3 * 2 * macs * 2 * 8, rel=0.01)  # two epochs of 8 pictures
 
 
 def test_a_run_on_files_starts_from_the_weights_of_another(tmp_path, capsys):

@@ -6,6 +6,7 @@ checkpoints/, logs/, summary.csv, curve.png, results_row.csv, per_class.csv, pre
 --test-split, and model/, a folder for timm_snn.dense.load. What is reported is the last epoch; none is picked.
 """
 
+import copy
 import json
 import math
 import os
@@ -51,7 +52,7 @@ from .results import results_row
 from .tables import write_csv
 from .watch import Watch
 
-__all__ = ['DenseRun', 'DenseTask', 'Metric', 'load_weights', 'run_dense']
+__all__ = ['DenseRun', 'DenseTask', 'Metric', 'load_weights', 'run_dense', 'training_flop']
 
 LOG_EVERY = 10  # updates
 PROFILED = 8  # samples
@@ -92,6 +93,7 @@ class DenseTask:
     class_names: list[str]
     data_config: dict[str, Any]  # of `timm_snn.dense.save`
     notes: list[str] = field(default_factory=list)  # printed before training begins
+    flop: float = math.nan  # of one image in training, see `training_flop`; NaN is not known
 
 
 OpenTask = Callable[[Namespace], DenseTask]
@@ -389,6 +391,16 @@ def profiled(run: DenseRun, samples: JointSamples) -> Report:
     return profile(run.model, alike.to(run.accelerator.device), batch_size=1)
 
 
+def training_flop(model: nn.Module, shape: Sequence[int]) -> float:
+    """Floating-point operations of one image [C, H, W] in training, counted as for recipes/train.py.
+
+    They are three times those of a forward pass, two per multiply-accumulate.
+    """
+    with one_line_errors('run the model'):
+        image = torch.zeros(1, *shape)
+        return 3 * 2 * profile(copy.deepcopy(model).eval(), image, progress=False).total.dense_macs
+
+
 def load_weights(model: nn.Module, file: Path) -> None:
     """The weights of a whole model, as a run leaves them in model/ and in checkpoints/. Raises: UserError."""
     with one_line_errors(f'start from {file}', '--checkpoint takes the .safetensors of a model like this one'):
@@ -426,7 +438,7 @@ def run_dense(args: Namespace, argv: Sequence[str], script: str, open_task: Open
                 'train_loss': progress.loss_sum / progress.seen,
                 **evaluated,
                 'images_per_s': images_per_s,
-                **progress.totals(math.nan),
+                **progress.totals(run.task.flop),
             }
             progress.finish_epoch(row)
             if is_whole:
