@@ -68,7 +68,7 @@ def test_configs_have_names(tmp_path, monkeypatch):
     [
         ('digits', "did you mean 'msvit/digits'"),
         ('msvit/digts', "did you mean 'msvit/digits'"),
-        ('nothing at all', 'ours are family/'),
+        ('nothing at all', 'ours are dense/'),
     ],
 )
 def test_a_wrong_name_of_a_config_lists_what_is_near(name, advice):

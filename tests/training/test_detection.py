@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.tv_tensors import BoundingBoxes, Image
 
+from timm_snn.training import detection
 from timm_snn.training.detection import BoxTransform, MeanAveragePrecision, anchor_sizes, collate, fitting_size
 from timm_snn.training.detection_data import BoxedPictures, Found
 from timm_snn.training.errors import UserError
@@ -154,3 +155,21 @@ def test_boxes_around_many_objects_are_not_counted():
     target = prediction([[0, 0, 10, 10], [20, 20, 60, 60]], [0, 0]) | {'iscrowd': torch.tensor([False, True])}
     metric.update([prediction([[0, 0, 10, 10], [22, 22, 40, 40]], [0, 0], [0.5, 0.9])], [target])
     assert metric.compute()['map50'] == pytest.approx(100)
+
+
+def test_processes_may_have_seen_different_numbers_of_pictures(monkeypatch):
+    """torchmetrics gathers picture by picture, and gloo aborts where one process has a picture more."""
+    right, wrong, target = (
+        prediction([[0, 0, 9, 9]], [0], [0.5]),
+        prediction([], [], []),
+        prediction([[0, 0, 9, 9]], [0]),
+    )
+    metrics = [MeanAveragePrecision(['a']) for _ in range(3)]
+    whole, *parts = metrics
+    whole.update([right, wrong, right], [target] * 3)
+    parts[0].update([right, wrong], [target] * 2)
+    parts[1].update([right], [target])
+    alone = whole.compute()
+    monkeypatch.setattr(detection, '_of_all_processes', lambda value: [part.seen for part in parts])
+    assert parts[0].compute() == alone and parts[1].by_class == []
+    assert parts[0].by_class == whole.by_class

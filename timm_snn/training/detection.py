@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchvision.transforms import v2
 from torchvision.tv_tensors import wrap
 
@@ -108,7 +108,8 @@ def anchor_sizes(data: BoxedPictures, size: tuple[int, int], levels: int) -> lis
 class MeanAveragePrecision:
     """COCO's average precisions in percent: `map`, over IoU from 0.5 to 0.95, `map50` and `map75`.
 
-    pycocotools matches the boxes. A class without a box in the data has no precision and is left out of the means.
+    pycocotools matches the boxes, of which the 100 likeliest of a picture count. A class without a box in the data has
+    no precision and is left out of the means. All processes must compute at the same time, and get the same.
     Raises: UserError without torchmetrics and pycocotools.
     """
 
@@ -119,18 +120,21 @@ class MeanAveragePrecision:
         except ImportError as error:
             raise UserError(f"measuring boxes needs {error.name}: pip install 'timm-snn[dense]'") from error
         self.class_names = class_names
-        self.metric = Metric(extended_summary=True)
-        self.metric.warn_on_many_detections = False  # the 100 likeliest of a picture count, as in COCO
+        # the metric itself puts together what processes have seen only where each has as many pictures
+        self.metric: Any = Metric(extended_summary=True, sync_on_compute=False)
+        self.metric.warn_on_many_detections = False
         self.by_class: list[dict[str, Any]] = []
+        self.seen: list[tuple[Target, Target]] = []
 
     def to(self, device: torch.device) -> 'MeanAveragePrecision':
-        self.metric.to(device)
-        return self
+        return self  # boxes are matched on the CPU
 
     def update(self, predictions: Sequence[Target], targets: Sequence[Target]) -> None:
-        self.metric.update(list(predictions), list(targets))
+        self.seen += zip(map(_on_cpu, predictions), map(_on_cpu, targets), strict=True)
 
     def compute(self) -> dict[str, float]:
+        every = [pair for seen in _of_all_processes(self.seen) for pair in seen]
+        self.metric.update([found for found, _ in every], [target for _, target in every])
         result = self.metric.compute()
         # [IoU, recall, class, area, detections]: boxes of all areas, 100 detections
         curves = result['precision'][:, :, :, 0, -1].mean(1)
@@ -139,6 +143,18 @@ class MeanAveragePrecision:
             {'class': number, 'name': name, **_named(found.get(number))} for number, name in enumerate(self.class_names)
         ]
         return {name: _percent(result[key]) for name, key in (('map', 'map'), ('map50', 'map_50'), ('map75', 'map_75'))}
+
+
+def _on_cpu(boxes: Target) -> Target:
+    return {key: values.detach().cpu() for key, values in boxes.items()}
+
+
+def _of_all_processes(value: Any) -> list[Any]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def _named(precisions: list[float] | None) -> dict[str, float | None]:
