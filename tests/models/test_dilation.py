@@ -142,7 +142,7 @@ def lively_rep_conv(conv: Any) -> Any:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize('output_stride', [0, 4, 12, 64, True, '8'])
+    @pytest.mark.parametrize('output_stride', [0, 4, 12, 64, True, 8.0, '8'])
     def test_other_strides(self, output_stride):
         with pytest.raises(ValueError, match=f'output_stride must be 8, 16 or 32, got {output_stride!r}'):
             timm.create_model('msvit_4_96', output_stride=output_stride)

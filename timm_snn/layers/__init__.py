@@ -8,7 +8,7 @@ from .alif import ALIF
 from .attention import MultiScaleSpikingAttention, QKTokenAttention, SpikingSelfAttention
 from .block import SpikingBlock, SpikingResidual
 from .clif import CLIF
-from .conv import ConvBn, ConvBnLif, LifConvBn, SpikePool, pool_spikes
+from .conv import ConvBn, ConvBnLif, LifConvBn, pool_spikes
 from .dssa import DualSpikeSelfAttention, GroupWiseMlp, RunningFiringRate
 from .e_sdsa import EfficientSpikeDrivenSelfAttention
 from .glif import GLIF
@@ -65,7 +65,6 @@ __all__ = [
     'SoftmaxAttention',
     'SpatialTemporalAttention',
     'SpikeDrivenSelfAttention',
-    'SpikePool',
     'SpikingBlock',
     'SpikingJellyNeuron',
     'SpikingMlp',

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from ..layers import DualSpikeSelfAttention, SpikePool, SpikingPatchSplitting
-from ..layers.conv import DilatedMaxPool, MapConv
+from ..layers import DualSpikeSelfAttention, SpikingPatchSplitting
+from ..layers.conv import DilatedMaxPool, MapConv, SpikePool
 from .base import SpikingTransformer
 
-__all__ = ['OUTPUT_STRIDES', 'dilate']
+__all__ = ['dilate']
 
-OUTPUT_STRIDES = (8, 16, 32)
+_OUTPUT_STRIDES = (8, 16, 32)
 
 
 def dilate(model: nn.Module, output_stride: int, name: str) -> None:
@@ -33,7 +33,7 @@ def dilate(model: nn.Module, output_stride: int, name: str) -> None:
 
     Raises: ValueError for an output_stride other than 8, 16 and 32, and for a model that cannot be dilated to it.
     """
-    if output_stride not in OUTPUT_STRIDES:
+    if type(output_stride) is not int or output_stride not in _OUTPUT_STRIDES:
         raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride!r}')
     infos: Any = model.feature_info
     if max(info['reduction'] for info in infos) <= output_stride:
@@ -43,7 +43,7 @@ def dilate(model: nn.Module, output_stride: int, name: str) -> None:
             raise _CannotDilateError(f'the layers of a {type(model).__name__} have no dilation')
         _dilate_stages(model, output_stride)
     except _CannotDilateError as error:
-        taken = [stride for stride in OUTPUT_STRIDES if stride >= infos[-1]['reduction']]
+        taken = [stride for stride in _OUTPUT_STRIDES if stride >= infos[-1]['reduction']]
         expected = f'expected one of {taken} or None' if taken else 'leave it out'
         raise ValueError(f'{name} cannot have output_stride={output_stride}, since {error}: {expected}') from None
     for info in infos:

@@ -21,7 +21,6 @@ from ..layers import (
     RepConv,
     RunningFiringRate,
     SepConv,
-    SpikePool,
     SpikingMlp,
     SpikingPatchEmbed,
     SpikingPatchSplitting,
@@ -30,7 +29,7 @@ from ..layers import (
     neurons,
 )
 from ..layers.attention import SumOfScales
-from ..layers.conv import DilatedMaxPool, MapConv, TokenConv
+from ..layers.conv import DilatedMaxPool, MapConv, SpikePool, TokenConv
 from ..layers.expanded import EXPANDED, ExpandedConvBn, ExpandedConvBnLif, ExpandedNeuron
 from ..layers.sep_conv import DepthwiseConv
 from ..wrappers import unwrapped

@@ -41,7 +41,6 @@ from ..layers import (
     MembranePatchEmbed,
     ParametricLIF,
     SepConv,
-    SpikePool,
     SpikingBlock,
     SpikingMlp,
     SpikingPatchEmbed,
@@ -50,6 +49,7 @@ from ..layers import (
     SpikingStem,
     neurons,
 )
+from ..layers.conv import SpikePool
 from ..layers.sep_conv import DepthwiseConv
 from ..version import __version__
 from ..wrappers import unwrapped

@@ -49,13 +49,13 @@ from ..layers import (
     ConvBnLif,
     DropPath,
     LayerFn,
-    SpikePool,
     SpikingStem,
     merge_time,
     neuron_for,
     neurons,
     split_time,
 )
+from ..layers.conv import SpikePool
 from .base import KEEP, SpikingStage, SpikingTransformer, neuron_layer, per_stage
 from .builder import build_spiking_model
 from .cfgs import tagged_cfgs
