@@ -315,7 +315,7 @@ def render_dense() -> str:
     for (data, model, command), members in runs.items():
         scores = [score_of(row) for row in members]
         measure = next(SCORES[column] for column in SCORES if members[0][column])
-        start = 'scratch' if '--no-pretrained' in command else 'CIFAR-10'
+        start = 'none' if '--no-pretrained' in command else 'CIFAR-10'
         facts = [f'{data}, {members[0]["split"]}', f'`{model}`', start, members[0]['gmacs'], members[0]['mj']]
         seeds = ', '.join(scores) if len(scores) > 1 else f'seed {members[0]["seed"]}'
         median = statistics.median(map(float, scores))

@@ -91,3 +91,8 @@ def test_importing_it_needs_no_library_of_decoders(monkeypatch):
     dense.create_segmenter('msvit_4_96', 5)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'timm-snn\[dense\]'"):
         dense.create_segmenter('msvit_4_96', 5, decoder='unet')
+
+
+def test_a_pyramid_of_the_library_refuses_levels_of_one_size():
+    with pytest.raises(ValueError, match=r"'fpn' doubles the size.*output_stride=8"):
+        dense.create_segmenter('msvit_4_96', 3, decoder='fpn', extra_levels=1, output_stride=8)

@@ -58,7 +58,7 @@ def test_maps_for_events_have_the_published_sizes():
     model = timm.create_model('qkformer_2_256', features_only=True, num_steps=2).eval()
     with torch.no_grad():
         taps = model(torch.rand(1, 2, 128, 128))
-    assert [tap.shape[1:] for tap in taps] == [(32, 64, 64), (128, 16, 16), (256, 8, 8)]
+    assert [tap.shape[1:] for tap in taps] == [(32, 64, 64), (64, 32, 32), (128, 16, 16), (256, 8, 8)]
 
 
 def test_unknown_arguments_are_refused():

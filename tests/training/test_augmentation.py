@@ -13,7 +13,7 @@ from timm_snn.training.augmentation import Cutout, PaddedCrop, mend_posterize, p
 from timm_snn.training.data import make_transform
 from timm_snn.training.options import data_source, training_options, transform_options
 
-CONFIGS = sorted((ROOT / 'recipes' / 'configs').rglob('*.yaml'))
+CONFIGS = [file for file in sorted((ROOT / 'recipes' / 'configs').rglob('*.yaml')) if file.parent.name != 'dense']
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
 
 

@@ -151,4 +151,4 @@ class _Transform(GeneralizedRCNNTransform):
     def normalize(self, image: Tensor) -> Tensor:
         self.image_mean, self.image_std = self.cfg['mean'], self.cfg['std']
         frames = image.unflatten(0, (-1, len(self.image_mean)))
-        return super().normalize(frames).flatten(0, 1)
+        return super().normalize(frames).flatten(end_dim=1)

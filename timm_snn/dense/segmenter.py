@@ -198,6 +198,11 @@ def _of_smp(backbone: str, num_classes: int, decoder: str, channels: Any, kwargs
         ) from error
     output_stride = kwargs.pop('output_stride', None)
     strides = open_backbone(backbone, **{**kwargs, 'pretrained': False}).feature_info.reduction()
+    if decoder == 'fpn' and output_stride is not None and output_stride < strides[-1]:
+        raise ValueError(
+            f"decoder 'fpn' doubles the size from level to level, and output_stride={output_stride} makes the last "
+            'ones alike: leave it out, or use another decoder'
+        )
     # the library counts levels from stride 2 on, and takes five at most
     depth = min(5, len(strides) + int(math.log2(strides[0])) - 1)
     missing = {'fpn': 4 - len(strides), 'deeplabv3plus': 3 - depth}.get(decoder, 0)

@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from .fingerprint import fingerprint
 from .hardware import make_accelerator
 from .loading import loading_errors, make_loader
 from .models import check_neurons, check_sparse_spikes, made_ready
+from .options import Namespace
 from .progress import Progress, StopSignal, write_summary
 from .results import results_row
 from .tables import write_csv

@@ -1,6 +1,5 @@
 """Answers of saved segmenters and detectors to pictures, as files and as records for JSON."""
 
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from .box_pictures import LEAST_SCORE, painted_boxes
 from .dense_pictures import labels_of, overlay, save_label_map
 from .detection import fitting_size
 from .errors import UserError, one_line_errors
+from .options import Namespace
 from .pictures import open_picture
 from .tables import make_table
 

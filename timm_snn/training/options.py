@@ -22,6 +22,7 @@ from .imports import import_own
 __all__ = [
     'ArgumentParser',
     'Flag',
+    'Namespace',
     'accelerator_options',
     'add_camera_options',
     'add_pretrained',
@@ -62,6 +63,7 @@ __all__ = [
     'transform_options',
 ]
 
+Namespace = argparse.Namespace  # what commands hand on
 Flag = argparse.BooleanOptionalAction  # --name and --no-name
 
 # Options that would be ignored without others, and are refused rather.
