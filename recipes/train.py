@@ -30,7 +30,6 @@ from accelerate.utils import set_seed
 from huggingface_hub import HfApi
 from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -39,7 +38,7 @@ from timm_snn.files import write_whole_text
 from timm_snn.progress import bar, waiting
 from timm_snn.training import options
 from timm_snn.training.batches import BatchTransform
-from timm_snn.training.checkpoints import Checkpoints, prepare_output
+from timm_snn.training.checkpoints import Checkpoints
 from timm_snn.training.compiling import CompiledBlocks, backend_to_compile
 from timm_snn.training.console import give, say
 from timm_snn.training.data import (
@@ -57,7 +56,7 @@ from timm_snn.training.fingerprint import fingerprint
 from timm_snn.training.graph import Replayed, check_graph
 from timm_snn.training.hardware import largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
-from timm_snn.training.loading import loading_errors, make_loader
+from timm_snn.training.loading import loading_errors, make_loader, updates_of_epoch
 from timm_snn.training.models import (
     check_neurons,
     check_sparse_spikes,
@@ -69,7 +68,7 @@ from timm_snn.training.models import (
 from timm_snn.training.on_device import Augmentation, DeviceImages, DeviceSamples
 from timm_snn.training.progress import Progress, StopSignal, write_summary
 from timm_snn.training.results import results_row
-from timm_snn.training.schedules import Phase, Phases
+from timm_snn.training.schedules import Phase, Phases, make_schedule
 from timm_snn.training.tables import write_csv
 from timm_snn.training.tasks import answers_by_step, make_learner, make_task
 from timm_snn.training.watch import Watch
@@ -177,12 +176,7 @@ class Run:
     def _make_loaders(self, args: Namespace, batch_size: int) -> None:
         num_processes, self.accumulation = self.accelerator.num_processes, self.accelerator.gradient_accumulation_steps
         self.effective_batch = batch_size * self.accumulation * num_processes
-        self.updates_per_epoch = len(self.train_set) // self.effective_batch  # whole ones; the samples left over change
-        if self.updates_per_epoch == 0:
-            raise UserError(
-                f'{len(self.train_set)} training samples do not fill a batch of {batch_size} for each of '
-                f'{num_processes} processes and {self.accumulation} steps of accumulation: pass a smaller --batch-size'
-            )
+        self.updates_per_epoch = updates_of_epoch(len(self.train_set), batch_size, num_processes, self.accumulation)
         on_gpu = self.accelerator.device.type == 'cuda'
         self.loader_of = partial(make_loader, batch_size=batch_size, workers=args.workers, pin_memory=on_gpu)
         self.train_loader, self.val_loader = self.accelerator.prepare(
@@ -209,13 +203,9 @@ class Run:
         )
         criterion = create_classification_loss(smoothing=args.smoothing, soft_targets=self.transform.mix is not None)
         self.task = make_task(self.prepared, criterion, accelerator.device, **options.task_options(args))
-        schedule = dict(step_on_epochs=False, updates_per_epoch=self.updates_per_epoch)
-        with one_line_errors('set up the schedule'):
-            self.scheduler, self.epochs = create_scheduler_v2(
-                self.optimizer, **schedule, **options.schedule_options(args)
-            )
-        self.total_updates = min(self.epochs * self.updates_per_epoch, args.max_steps or sys.maxsize)
-        self.last_epoch = math.ceil(self.total_updates / self.updates_per_epoch)
+        self.scheduler, self.epochs, self.total_updates, self.last_epoch = make_schedule(
+            self.optimizer, self.updates_per_epoch, args.max_steps, **options.schedule_options(args)
+        )
 
     def _resume(self, args: Namespace) -> None:
         """Make the output and the trackers, and go on from a checkpoint if there is one to resume."""
@@ -236,9 +226,7 @@ class Run:
             args.checkpoint_hist,
             f'{self.reported}_top1',
         )
-        found = prepare_output(args.output, config, setup, accelerator, resume=args.resume, overwrite=args.overwrite)
-        if found and (warning := self.checkpoints.load(found)):
-            say(warning)
+        self.checkpoints.begin(args.resume, args.overwrite)
         if args.push_to_hub and accelerator.is_main_process:
             with one_line_errors(f'make the repository {args.push_to_hub!r}', 'log in with `hf auth login`'):
                 HfApi().create_repo(args.push_to_hub, exist_ok=True)  # now: not after weeks of training

@@ -35,7 +35,7 @@ from .lock import lock_output
 from .models import options_file
 from .progress import Progress, StopSignal
 
-__all__ = ['Checkpoints', 'prepare_output']
+__all__ = ['Checkpoints']
 
 # What a run leaves in --output.
 RUN = (
@@ -208,6 +208,14 @@ class Checkpoints:
         self._copies: list[torch.Tensor] = []
         self._packed: list[Any] = []
         accelerator.register_save_state_pre_hook(contiguous)
+
+    def begin(self, resume: str | None, overwrite: bool) -> None:
+        """Make the output, and go on from a checkpoint if there is one to resume. Raises: as `prepare_output`."""
+        found = prepare_output(
+            self.folder.parent, self.config, self.setup, self.accelerator, resume=resume, overwrite=overwrite
+        )
+        if found and (warning := self.load(found)):
+            say(warning)
 
     def save(self) -> Path:
         """All processes call it. Raises: UserError if the disk is full, or the weights are not finite; others stay."""

@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -25,7 +24,6 @@ from accelerate import DistributedType
 from accelerate.utils import broadcast, send_to_device, set_seed
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import Subset
@@ -37,18 +35,19 @@ from ..ops import set_backend
 from ..profiling import Report, profile
 from ..progress import bar, track
 from . import options
-from .checkpoints import Checkpoints, prepare_output
+from .checkpoints import Checkpoints
 from .console import give, say
 from .dense_data import JointSamples, JointTrainingSamples
 from .errors import UserError, one_line_errors
 from .evaluation import averaged_weights
 from .fingerprint import fingerprint
 from .hardware import make_accelerator
-from .loading import loading_errors, make_loader
+from .loading import loading_errors, make_loader, updates_of_epoch
 from .models import check_neurons, check_sparse_spikes, made_ready
 from .options import Namespace
 from .progress import Progress, StopSignal, write_summary
 from .results import results_row
+from .schedules import make_schedule
 from .tables import write_csv
 from .watch import Watch
 
@@ -142,12 +141,7 @@ class DenseRun:
         self.accumulation, processes = self.accelerator.gradient_accumulation_steps, self.accelerator.num_processes
         self.effective_batch = self.batch_size * self.accumulation * processes
         samples = len(self.task.train_set)
-        self.updates_per_epoch = samples // self.effective_batch  # whole ones; the samples left over change
-        if self.updates_per_epoch == 0:
-            raise UserError(
-                f'{samples} training samples do not fill a batch of {self.batch_size} for each of {processes} '
-                f'processes and {self.accumulation} steps of accumulation: pass a smaller --batch-size'
-            )
+        self.updates_per_epoch = updates_of_epoch(samples, self.batch_size, processes, self.accumulation)
         self.loader_of = partial(
             make_loader,
             batch_size=self.batch_size,
@@ -170,13 +164,9 @@ class DenseRun:
         self.ema = None
         if args.model_ema:
             self.ema = ModelEmaV3(self.learner, args.model_ema_decay, use_warmup=args.model_ema_warmup)
-        schedule = dict(step_on_epochs=False, updates_per_epoch=self.updates_per_epoch)
-        with one_line_errors('set up the schedule'):
-            self.scheduler, self.epochs = create_scheduler_v2(
-                self.optimizer, **schedule, **options.schedule_options(args)
-            )
-        self.total_updates = min(self.epochs * self.updates_per_epoch, args.max_steps or sys.maxsize)
-        self.last_epoch = math.ceil(self.total_updates / self.updates_per_epoch)
+        self.scheduler, self.epochs, self.total_updates, self.last_epoch = make_schedule(
+            self.optimizer, self.updates_per_epoch, args.max_steps, **options.schedule_options(args)
+        )
 
     def _resume(self, args: Namespace) -> None:
         """Make the output and the trackers, and go on from a checkpoint if there is one to resume."""
@@ -200,9 +190,7 @@ class DenseRun:
             args.checkpoint_hist,
             f'{self.reported}_{self.task.metric}',
         )
-        found = prepare_output(args.output, config, setup, accelerator, resume=args.resume, overwrite=args.overwrite)
-        if found and (warning := self.checkpoints.load(found)):
-            say(warning)
+        self.checkpoints.begin(args.resume, args.overwrite)
         with one_line_errors(f'log with {args.log_with!r}'):
             accelerator.init_trackers('timm_snn', {name: str(value) for name, value in config.items()})
 

@@ -10,11 +10,10 @@ from torch.utils.data import Dataset
 from ..data.rows import import_datasets
 from ..progress import track
 from .columns import check_column_names
-from .data import Samples, TrainingSamples, UnreadableSample, evenly, randomness_of
+from .data import Samples, TrainingSamples, UnreadableSample, randomness_of
 from .errors import UserError
-from .fingerprint import MOST_ROWS, hash_of
 
-__all__ = ['InMemory', 'JointSamples', 'JointTrainingSamples', 'PictureSource', 'hash_of_pictures', 'open_table']
+__all__ = ['InMemory', 'JointSamples', 'JointTrainingSamples', 'PictureSource', 'open_table']
 
 SMALL = 2**30  # bytes of decoded pictures that are kept in memory without being asked for
 
@@ -126,9 +125,3 @@ def file_of(picture: dict[str, Any]) -> Any:
     if picture['bytes'] is None and picture['path'] is None:
         raise ValueError('it has no picture')
     return picture['path'] if picture['bytes'] is None else BytesIO(picture['bytes'])
-
-
-def hash_of_pictures(table: Any, key: str) -> str:
-    """Of the sizes of encoded pictures, spread evenly over a table of `open_table`."""
-    rows = table.select_columns([key]).with_format('arrow')[evenly(range(len(table)), MOST_ROWS)]
-    return hash_of(str(len(picture['bytes'] or b'')) for picture in rows[key].to_pylist())

@@ -25,9 +25,9 @@ from torchvision.tv_tensors import BoundingBoxes
 from ..files import check_regular_file, printable
 from ..folders import SYNONYMS
 from ..progress import waiting
-from .dense_data import file_of, hash_of_pictures, open_table
+from .dense_data import file_of, open_table
 from .errors import one_line_errors
-from .fingerprint import hash_of
+from .fingerprint import hash_of, hash_of_pictures
 from .pictures import open_picture
 
 __all__ = ['FORMATS', 'BoxedPictures', 'open_boxes']

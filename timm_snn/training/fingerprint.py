@@ -11,7 +11,7 @@ from ..files import printable
 from ..folders import as_text
 from .data import class_names, evenly
 
-__all__ = ['Difference', 'difference', 'fingerprint', 'hash_of']
+__all__ = ['Difference', 'difference', 'fingerprint', 'hash_of', 'hash_of_pictures']
 
 MOST_FILES = 10_000  # whose sizes are asked for, which takes seconds on a slow disk
 MOST_ROWS = 1_000  # whose pictures are read to the memory
@@ -39,12 +39,17 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
     elif hasattr(source, 'label_key'):  # timm's reader of a table
         table, key = source.dataset, source.label_key
         found['labels'] = hash_of(map(str, table.select_columns([key]).with_format('arrow')[:][key].to_pylist()))
-        pictures = table.select_columns([source.image_key]).with_format('arrow')[evenly(range(len(table)), MOST_ROWS)]
-        found['picture sizes'] = hash_of(str(len(picture['bytes'] or b'')) for picture in pictures[0].to_pylist())
+        found['picture sizes'] = hash_of_pictures(table, source.image_key)
     else:
         labels = getattr(dataset, 'labels', getattr(dataset, 'targets', ()))
         found['labels'] = hash_of(map(str, np.asarray(labels).tolist()))
     return found
+
+
+def hash_of_pictures(table: Any, key: str) -> str:
+    """Of the sizes of encoded pictures, spread evenly over a column of a table of Hugging Face's library."""
+    rows = table.select_columns([key]).with_format('arrow')[evenly(range(len(table)), MOST_ROWS)]
+    return hash_of(str(len(picture['bytes'] or b'')) for picture in rows[key].to_pylist())
 
 
 def hash_of(lines: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from .data import UnreadableSample, WrongSample
 from .errors import UserError
 from .on_device import DeviceImages, DeviceSamples, as_it_is
 
-__all__ = ['loading_errors', 'make_loader']
+__all__ = ['loading_errors', 'make_loader', 'updates_of_epoch']
 
 
 def make_loader(
@@ -67,6 +67,17 @@ def _kill_loaders(parent: int) -> None:
         for process in multiprocessing.active_children():
             if process.daemon:
                 process.kill()
+
+
+def updates_of_epoch(samples: int, batch_size: int, processes: int, accumulation: int) -> int:
+    """The whole updates of an epoch; the samples left over change. Raises: UserError where there is none."""
+    updates = samples // (batch_size * accumulation * processes)
+    if updates == 0:
+        raise UserError(
+            f'{samples} training samples do not fill a batch of {batch_size} for each of {processes} processes and '
+            f'{accumulation} steps of accumulation: pass a smaller --batch-size'
+        )
+    return updates
 
 
 @contextmanager

@@ -691,9 +691,7 @@ def training_options(
         (FOR_IMAGES, args.dataset not in EVENT_DATASETS, 'a data set of images; --event-aug augments event frames'),
         (FOR_RESIZED_CROPS, not args.pad_crop, 'random resized crops, which --pad-crop replaces'),
         (FOR_EVENTS, args.dataset in EVENT_DATASETS, f'event recordings, --dataset {", ".join(EVENT_DATASETS)}'),
-        (FOR_STEPWISE_SCHEDULES, args.sched in ('step', 'multistep', 'poly'), '--sched step, multistep or poly'),
-        (FOR_SCHEDULES_THAT_DECAY, args.sched in ('wsd', 'rsqrt', 'step'), '--sched wsd, rsqrt or step'),
-        (FOR_STABLE_SCHEDULES, args.sched in ('wsd', 'rsqrt'), '--sched wsd or rsqrt'),
+        *_rules_of_schedules(args.sched),
         (FOR_AN_EVENT_FOLDER, args.dataset == 'event_folder', '--dataset event_folder'),
         (FOR_COLUMNS, args.dataset.startswith('hfds/'), 'a data set of Hugging Face, --dataset hfds/...'),
         (FOR_A_TEACHER, args.kd_model_name, '--kd-model-name'),
@@ -773,9 +771,7 @@ def dense_options(parser: ArgumentParser, argv: Sequence[str] | None) -> argpars
     _refuse_ignored(
         parser,
         args,
-        (FOR_STEPWISE_SCHEDULES, args.sched in ('step', 'multistep', 'poly'), '--sched step, multistep or poly'),
-        (FOR_SCHEDULES_THAT_DECAY, args.sched in ('wsd', 'rsqrt', 'step'), '--sched wsd, rsqrt or step'),
-        (FOR_STABLE_SCHEDULES, args.sched in ('wsd', 'rsqrt'), '--sched wsd or rsqrt'),
+        *_rules_of_schedules(args.sched),
         (FOR_COLUMNS, args.dataset.startswith('hfds/'), 'a data set of Hugging Face, --dataset hfds/...'),
         (FOR_THE_AVERAGE, args.model_ema, '--model-ema'),
     )
@@ -895,6 +891,14 @@ def _over_config(parser: ArgumentParser, argv: Sequence[str] | None, folder: Pat
         except UserError as error:
             raise UserError(f'{error} (in {path})') from error
     return parser.parse_args(argv, args)
+
+
+def _rules_of_schedules(sched: str) -> list[tuple[Sequence[str], Any, str]]:
+    return [
+        (FOR_STEPWISE_SCHEDULES, sched in ('step', 'multistep', 'poly'), '--sched step, multistep or poly'),
+        (FOR_SCHEDULES_THAT_DECAY, sched in ('wsd', 'rsqrt', 'step'), '--sched wsd, rsqrt or step'),
+        (FOR_STABLE_SCHEDULES, sched in ('wsd', 'rsqrt'), '--sched wsd or rsqrt'),
+    ]
 
 
 def _refuse_ignored(parser: ArgumentParser, args: argparse.Namespace, *rules: tuple[Sequence[str], Any, str]) -> None:

@@ -1,20 +1,42 @@
-"""What changes between the epochs of a run: the time steps of the model, and the size of its images.
+"""What changes in a run: the learning rate, and between epochs the time steps of the model and the size of its images.
 
 A spiking network shares its weights over time, and none of them depends on the size of an image. So most epochs can be
 trained with few steps and small images, for a fraction of the cost, and the last ones as the model will be used.
 """
 
 import copy
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from timm.scheduler import create_scheduler_v2
 
 from ..profiling import profile
 from .errors import UserError, one_line_errors
 from .models import steps_of
 
-__all__ = ['Phase', 'Phases']
+__all__ = ['Phase', 'Phases', 'make_schedule']
+
+
+def make_schedule(
+    optimizer: Any, updates_per_epoch: int, max_steps: int | None, **options: Any
+) -> tuple[Any, int, int, int]:
+    """timm's schedule of the learning rate, the epochs it has, the updates of the run and the epochs these begin.
+
+    Args:
+        max_steps: The most updates.
+        options: Of `create_scheduler_v2`.
+
+    Raises: UserError for options that make no schedule.
+    """
+    with one_line_errors('set up the schedule'):
+        scheduler, epochs = create_scheduler_v2(
+            optimizer, step_on_epochs=False, updates_per_epoch=updates_per_epoch, **options
+        )
+    total_updates = min(epochs * updates_per_epoch, max_steps or sys.maxsize)
+    return scheduler, epochs, total_updates, math.ceil(total_updates / updates_per_epoch)
 
 
 class Phase(NamedTuple):

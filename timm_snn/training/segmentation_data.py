@@ -17,9 +17,9 @@ from ..files import check_regular_file, printable
 from ..folders import SYNONYMS, as_text
 from ..progress import waiting
 from .data import WrongSample
-from .dense_data import file_of, hash_of_pictures, open_table
+from .dense_data import file_of, open_table
 from .errors import UserError, one_line_errors
-from .fingerprint import hash_of
+from .fingerprint import hash_of, hash_of_pictures
 from .pictures import find_pictures, open_picture
 
 __all__ = ['Masks', 'collate', 'open_masks', 'transform_to_evaluate', 'transform_to_train']
