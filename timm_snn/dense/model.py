@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from ..models.base import undecayed_in
+
 __all__ = ['DenseModel', 'statistics']
 
 
@@ -52,12 +54,7 @@ class DenseModel(nn.Module):
         return bool(self.pretrained_cfg.get('frames'))
 
     def no_weight_decay(self) -> set[str]:
-        return {
-            f'{name}.{parameter}'
-            for name, module in self.named_modules()
-            if name and hasattr(module, 'no_weight_decay')
-            for parameter in module.no_weight_decay()
-        }
+        return undecayed_in(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.features.set_grad_checkpointing(enable)

@@ -28,6 +28,7 @@ from ..layers import (
 from ..layers.patch_embed import InnerLevel
 from ..ops.backend import keep_switches
 from .heads import Head
+from .levels import feature_levels, inner_module, stage_of, take_indices
 from .neurons import name_neuron
 from .neurons import neuron_layer as neuron_layer
 from .weights import check_finite
@@ -272,13 +273,7 @@ class SpikingTransformer(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        # timm's optimizer factory exempts 1-D and 0-D parameters, such as ParametricLIF's w, by itself
-        return {
-            f'{name}.{parameter}'
-            for name, module in self.named_modules()
-            if name and hasattr(module, 'no_weight_decay')
-            for parameter in module.no_weight_decay()
-        }
+        return undecayed_in(self)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -444,54 +439,17 @@ class SpikingTransformer(nn.Module):
         return x
 
 
-def feature_levels(stages: Sequence[SpikingStage]) -> list[dict[str, Any]]:
-    """timm's `feature_info`: of maps with the same stride, the last."""
-    levels: dict[int, dict[str, Any]] = {}
-    before = 1
-    for i, stage in enumerate(stages):
-        for inner in stage.inner_levels:
-            levels[before * inner.reduction] = dict(num_chs=inner.num_chs, module=inner_module(i, inner))
-        if stage.is_level:
-            levels[stage.reduction] = dict(num_chs=stage.num_chs, module=f'stages.{i}')
-        before = stage.reduction
-    return [dict(level, reduction=reduction) for reduction, level in sorted(levels.items())]
+def undecayed_in(model: nn.Module) -> set[str]:
+    """The parameters that modules in a model exempt from weight decay.
 
-
-def inner_module(stage: int, level: InnerLevel) -> str:
-    return f'stages.{stage}.embed.units.{level.unit}'
-
-
-def stage_of(level: Mapping[str, Any]) -> int:
-    """The stage of an entry of `feature_info`."""
-    return int(level['module'].split('.')[1])
-
-
-def take_indices(
-    feature_info: Sequence[Mapping[str, Any]], indices: int | Sequence[int] | None
-) -> tuple[list[int], int]:
-    """The indices of the levels to return, and the deepest: None is all, an int the last n, negatives from the end.
-
-    Raises: ValueError for an index out of range.
+    timm's optimizer factory exempts those of one dimension or none, such as ParametricLIF's w, by itself.
     """
-    number = len(feature_info)
-    if indices is None:
-        indices = number
-    if isinstance(indices, int):
-        taken = list(range(number - indices, number))
-    else:
-        taken = [i + number if i < 0 else i for i in indices]
-    if not taken or min(taken) < 0 or max(taken) >= number:
-        strides = [level['reduction'] for level in feature_info]
-        remedy = ''
-        if taken and max(taken) >= number:
-            # segmentation_models_pytorch counts halvings, and asks for all levels down to 1/32 by default
-            depth = strides[-1].bit_length() - 1
-            remedy = f': ask for these, or pass extra_levels={max(taken) + 1 - number} to append more'
-            remedy += f'; segmentation_models_pytorch asks for these with encoder_depth={depth}'
-        raise ValueError(
-            f'indices={indices} is out of range, the model has {number} feature levels, of strides {strides}{remedy}'
-        )
-    return taken, max(taken)
+    return {
+        f'{name}.{parameter}'
+        for name, module in model.named_modules()
+        if name and hasattr(module, 'no_weight_decay')
+        for parameter in module.no_weight_decay()
+    }
 
 
 def named_layers(args: Mapping[str, Any]) -> dict[str, Any]:

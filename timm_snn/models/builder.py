@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from .base import named_layers as named_layers
 from .base import neuron_layer
 from .base import per_stage as per_stage
-from .base import take_indices as take_indices
 from .dilation import dilate
 from .features import feature_extractor
 from .keys import KeyRules as KeyRules
 from .keys import find_mismatches as find_mismatches
 from .keys import match_pointwise_shapes as match_pointwise_shapes
 from .keys import rename_keys as rename_keys
+from .levels import take_indices as take_indices
 from .neurons import with_settings
 from .pretrained import SpikingCfg, is_from_hub, naming_modules, refuse_untrained, resolve_source
 from .settings import argument_names as argument_names
@@ -87,10 +87,6 @@ def build_spiking_model(
             raise ValueError(f'{variant} has no argument lif_layer: leave out lif_kwargs={lif_kwargs}')
         with naming_modules(cfg):
             kwargs['lif_layer'] = with_settings(layer, lif_kwargs)
-    neuron = None
-    if extra_levels:
-        layer = kwargs.get('lif_layer', arguments_of(model_cls)[0]['lif_layer'])
-        neuron = neuron_layer(layer, kwargs.get('backend'))
     if pretrained:
         refuse_untrained(cfg)
     reading = ReadingWeights(variant, cfg)
@@ -114,7 +110,8 @@ def build_spiking_model(
 
     def finish(model: Any) -> None:
         if extra_levels:
-            model.append_levels(extra_levels, neuron)
+            layer = kwargs.get('lif_layer', arguments_of(model_cls)[0]['lif_layer'])
+            model.append_levels(extra_levels, neuron_layer(layer, kwargs.get('backend')))
         if output_stride is not None:
             dilate(model, output_stride, variant)
 
