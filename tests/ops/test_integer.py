@@ -1,5 +1,7 @@
 """Integer spikes against their definition, element by element."""
 
+import math
+
 import pytest
 import torch
 
@@ -27,6 +29,55 @@ def test_values_and_gradients_are_those_of_the_definition(levels, v_threshold, n
     assert spikes.dtype == dtype
     assert spikes.tolist() == torch.tensor([value for value, _ in expected], dtype=dtype).tolist()
     assert x.grad.tolist() == torch.tensor([gradient for _, gradient in expected], dtype=dtype).tolist()
+
+
+class Followed(torch.Tensor):
+    """What a library may follow operations with."""
+
+
+def followed(x: torch.Tensor, **settings) -> torch.Tensor:
+    """The form that compilers and exports see too, whose gradient is autograd's."""
+    return integer_spikes(x.as_subclass(Followed), **settings)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('settings', [{}, {'normalize': False}, {'levels': 3, 'v_threshold': 0.3}])
+def test_eager_passes_are_those_that_a_compiler_sees_to_the_bit(settings, dtype):
+    torch.manual_seed(0)
+    x = (4 * torch.randn(5, 3, 7, 4)).to(dtype).transpose(1, 3)
+    x[0, 0, 0] = torch.tensor([math.nan, math.inf, -math.inf]).to(dtype)
+    upstream = torch.randn(x.shape).to(dtype)
+    results = []
+    for function in (integer_spikes, followed):
+        current = x.clone().requires_grad_()
+        spikes = function(current, **settings)
+        (gradient,) = torch.autograd.grad(spikes, current, upstream)
+        results.append((spikes.detach().as_subclass(torch.Tensor), gradient.as_subclass(torch.Tensor)))
+    for eager, seen in zip(*results, strict=True):
+        torch.testing.assert_close(eager, seen, rtol=0, atol=0, equal_nan=True, check_stride=True)
+        assert eager.dtype == dtype
+    assert torch.equal(integer_spikes(x[1:], **settings), results[0][0][1:])  # without a gradient to come
+
+
+def test_second_derivatives_tangents_and_transforms():
+    x = torch.tensor(BORDERS, dtype=torch.float64)
+    slope = torch.tensor([by_definition(value, 4, 1.0, True)[1] for value in BORDERS], dtype=torch.float64)
+    current, upstream = x.clone().requires_grad_(), torch.ones_like(x, requires_grad=True)
+    (gradient,) = torch.autograd.grad(integer_spikes(current), current, upstream, create_graph=True)
+    assert torch.equal(torch.autograd.grad(gradient.sum(), upstream)[0], slope)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(current, torch.full_like(x, 2.0))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(integer_spikes(dual)).tangent, 2 * slope)
+    assert torch.equal(torch.func.grad(lambda x: integer_spikes(x).sum())(x), slope)
+    assert torch.equal(torch.func.vmap(torch.func.grad(integer_spikes))(x), slope)
+
+
+def test_one_byte_is_kept_for_the_backward_pass():
+    kept: list[torch.Tensor] = []
+    x = torch.randn(2, 3, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        integer_spikes(x, v_threshold=0.5)
+    assert [tensor.element_size() for tensor in kept] == [1]
 
 
 def test_as_many_spikes_as_a_neuron_without_leak_and_with_soft_reset():

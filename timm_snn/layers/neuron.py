@@ -182,9 +182,9 @@ class ParametricLIF(LIF):
 class IntegerNeuron(nn.Module):
     """Integer spikes of spike firing approximation (`timm_snn.ops.integer_spikes`, arXiv 2411.16061).
 
-    One step stands for `levels` steps of binary spikes, and steps know nothing of each other. It is plain torch, which
-    torch.compile fuses with what surrounds it: `backend` may be None, 'auto' or 'torch', and switches for the whole
-    process, which are for membranes, do not concern it.
+    One step stands for `levels` steps of binary spikes, and steps know nothing of each other. It is plain torch, in few
+    passes over memory and one byte kept for the backward pass; torch.compile fuses it with what surrounds it. `backend`
+    may be None, 'auto' or 'torch', and switches for the whole process, which are for membranes, do not concern it.
 
     Shape: [T, B, ...] -> [T, B, ...] in 0, 1, ..., levels, divided by levels with `normalize`.
     Raises: ValueError for settings out of range, or another backend.
