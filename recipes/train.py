@@ -54,7 +54,7 @@ from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.evaluation import averaged_weights, mean_metrics, predict_first
 from timm_snn.training.fingerprint import fingerprint
 from timm_snn.training.graph import Replayed, check_graph
-from timm_snn.training.hardware import largest_batch_size, make_accelerator
+from timm_snn.training.hardware import device_and_precision, largest_batch_size, make_accelerator
 from timm_snn.training.labels import renew_classifier
 from timm_snn.training.loading import loading_errors, make_loader, updates_of_epoch
 from timm_snn.training.models import (
@@ -240,7 +240,7 @@ class Run:
             f'{self.data_config["input_size"]}; {args.dataset}: {len(self.train_set)} training and {len(self.val_set)} '
             f'validation samples; effective batch {self.effective_batch} ({batch_size} x {processes} processes x '
             f'{self.accumulation} accumulated), lr {lr:g}, epochs {self.progress.epoch + 1} to {self.epochs}, '
-            f'seed {args.seed}, {self.accelerator.device}'
+            f'seed {args.seed}, {device_and_precision(self.accelerator)}'
             + (' (nothing left to train)' if self.progress.epoch >= self.last_epoch else '')
         )
         if args.warmup_epochs >= args.epochs:
@@ -430,6 +430,7 @@ def finish(run: Run, args: Namespace, argv: Sequence[str], seconds: float) -> No
             summary=run.progress.history[(run.progress.best_epoch(metric) if tested else run.progress.epoch) - 1],
             processes=accelerator.num_processes,
             device=accelerator.device,
+            precision=accelerator.mixed_precision,
             clone=Path(__file__).parents[1],
             is_tested=bool(tested),
         )

@@ -204,7 +204,7 @@ class TestOptimisation:
     def test_float16_on_a_cpu_is_refused(self, train, tmp_path, monkeypatch):
         """Accelerate would train in float32."""
         monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'fp16')
-        with pytest.raises(SystemExit, match='error: mixed precision fp16 needs a GPU: pass --mixed_precision bf16'):
+        with pytest.raises(SystemExit, match='error: mixed precision fp16 needs a GPU: pass --mixed-precision bf16'):
             train(*SMALL, '--output', tmp_path / 'out')
         assert not (tmp_path / 'out').exists()
 

@@ -14,10 +14,10 @@ from timm_snn.training.results import COLUMNS, commit_of, dataset_name, results_
 ROOT = Path(__file__).parents[2]
 
 
-def row_of(argv: list[str], flop: float = 3e9) -> dict[str, str]:
+def row_of(argv: list[str], flop: float = 3e9, precision: str = 'no') -> dict[str, str]:
     summary = {'epoch': 2, 'train_seconds': 90.0, 'train_flop': flop}
     facts = dict(score=98.765, summary=summary, processes=2, clone=Path('nowhere'), device=torch.device('cpu'))
-    facts |= dict(is_tested=False)
+    facts |= dict(is_tested=False, precision=precision)
     return results_row(as_config(training_options(argv)), argv, **facts)
 
 
@@ -33,6 +33,10 @@ def test_a_row_has_the_columns_of_the_file_and_says_how_it_was_made():
         and row['hardware'].endswith('CPU cores')
         and row['commit'] == ''
     )
+
+
+def test_the_hardware_names_another_precision_which_a_config_may_leave_to_the_machine():
+    assert row_of([], precision='bf16')['hardware'].endswith('CPU cores, bf16')
 
 
 def test_what_an_earlier_version_did_not_count_is_left_empty():

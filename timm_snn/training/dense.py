@@ -41,7 +41,7 @@ from .dense_data import JointSamples, JointTrainingSamples
 from .errors import UserError, one_line_errors
 from .evaluation import averaged_weights
 from .fingerprint import fingerprint
-from .hardware import make_accelerator
+from .hardware import device_and_precision, make_accelerator
 from .loading import loading_errors, make_loader, updates_of_epoch
 from .models import check_neurons, check_sparse_spikes, made_ready
 from .options import Namespace
@@ -202,7 +202,8 @@ class DenseRun:
             f'classes; {args.dataset or args.data_dir}: {len(task.train_set)} training, {len(task.val_set)} validation'
             f'{test} samples; effective batch {self.effective_batch} ({self.batch_size} x '
             f'{self.accelerator.num_processes} processes x {self.accumulation} accumulated), lr {self.lr:g}, '
-            f'epochs {self.progress.epoch + 1} to {self.epochs}, seed {args.seed}, {self.accelerator.device}'
+            f'epochs {self.progress.epoch + 1} to {self.epochs}, seed {args.seed}, '
+            + device_and_precision(self.accelerator)
             + (' (nothing left to train)' if self.progress.epoch >= self.last_epoch else '')
         )
         if args.warmup_epochs >= args.epochs:
@@ -352,6 +353,7 @@ def finish(run: DenseRun, args: Namespace, argv: Sequence[str], script: str, sec
                 summary=progress.history[-1],
                 processes=accelerator.num_processes,
                 device=accelerator.device,
+                precision=accelerator.mixed_precision,
                 clone=Path(__file__).parents[2],
                 is_tested=False,
                 metric=task.metric,

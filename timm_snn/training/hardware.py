@@ -2,12 +2,12 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     GradientAccumulationPlugin,
@@ -19,9 +19,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..ops import keep_freed_memory
+from .console import note
 from .errors import UserError, one_line_errors
 
-__all__ = ['largest_batch_size', 'make_accelerator']
+__all__ = ['device_and_precision', 'largest_batch_size', 'make_accelerator', 'multiplies_bfloat16']
 
 
 def make_accelerator(
@@ -31,11 +32,17 @@ def make_accelerator(
     seed: int,
     grad_accum_steps: int | None = None,
     num_threads: int | None = None,
+    mixed_precision: str | None = None,
 ) -> Accelerator:
-    """Processes, devices and precision as `accelerate launch` says. Raises: UserError for what cannot be."""
+    """Processes and devices as `accelerate launch` says, and the precision too unless it is given.
+
+    `mixed_precision` 'auto' is what was launched, or else bf16 where the device multiplies bfloat16.
+    Raises: UserError for what cannot be.
+    """
     steps = grad_accum_steps or int(os.environ.get('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', 1))
     with one_line_errors(f'log with {log_with!r}', 'install it, or pass --log-with none'):
         accelerator = Accelerator(
+            mixed_precision=_best_precision() if mixed_precision == 'auto' else mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=steps, sync_with_dataloader=False
             ),  # epochs are of whole updates
@@ -48,18 +55,42 @@ def make_accelerator(
         if log_with != 'none' and not accelerator.log_with:  # Accelerate leaves out what is not installed
             raise ValueError('it is not installed')
     if accelerator.mixed_precision == 'fp16' and accelerator.device.type == 'cpu':  # Accelerate would use float32
-        raise UserError('mixed precision fp16 needs a GPU: pass --mixed_precision bf16 or no to accelerate')
+        raise UserError('mixed precision fp16 needs a GPU: pass --mixed-precision bf16 or no')
     if (launched := int(os.environ.get('WORLD_SIZE', 1))) != accelerator.num_processes:
         raise UserError(
             f'{launched} processes were launched, and each would train alone: without CUDA they need '
             'ACCELERATE_USE_CPU=1'
         )
     if accelerator.device.type == 'cpu':
+        if mixed_precision is None and accelerator.mixed_precision == 'no' and multiplies_bfloat16():
+            note('note: this CPU multiplies bfloat16: --mixed-precision auto trains 1.4 to 2 times as fast')
         keep_freed_memory()
         # accelerate launch gives every process one thread unless it is told otherwise
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         torch.set_num_threads(num_threads or max(1, cores // accelerator.num_processes))
     return accelerator
+
+
+def device_and_precision(accelerator: Accelerator) -> str:
+    """What a run says of them: 'cpu', or 'cpu, bf16'."""
+    precision = '' if accelerator.mixed_precision == 'no' else f', {accelerator.mixed_precision}'
+    return f'{accelerator.device}{precision}'
+
+
+def _best_precision() -> str | None:
+    """What 'auto' is here; None for what was launched."""
+    if os.environ.get('ACCELERATE_MIXED_PRECISION', 'no') != 'no':
+        return None
+    device = PartialState().device
+    if device.type == 'cuda':
+        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    return 'bf16' if device.type == 'cpu' and multiplies_bfloat16() else None
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it, without which it is slower than float32."""
+    has: Mapping[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()  # newer than the oldest torch we support
+    return bool(has.get('avx512_bf16') or has.get('amx_bf16'))
 
 
 def largest_batch_size(

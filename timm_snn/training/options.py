@@ -224,7 +224,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def accelerator_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `hardware.make_accelerator`."""
-    return _chosen(args, 'output', 'log_with', 'seed', 'grad_accum_steps', 'num_threads')
+    return _chosen(args, 'output', 'log_with', 'seed', 'grad_accum_steps', 'num_threads', 'mixed_precision')
 
 
 def trainable_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -605,6 +605,11 @@ def _add_run_options(add: Callable[..., Any], output: Path) -> None:
     add('--seed', type=seed, default=42)
     add('--deterministic', action=Flag, default=False, help='repeatable on a GPU too, and slower')
     add('--num-threads', type=positive_int, help='on a CPU; default: all cores, shared by the processes')
+    add(
+        '--mixed-precision',
+        choices=('auto', 'no', 'bf16', 'fp16'),
+        help="'auto' is bf16 where the GPU or the CPU multiplies it; default: what accelerate was launched with",
+    )
 
 
 def fold(text: str) -> str:
@@ -967,6 +972,8 @@ def config_arguments(path: Path, parser: ArgumentParser) -> list[str]:
             parser.error(f'unknown key {key!r}' + (f': did you mean {close[0]!r}?' if close else ''))
         if value is None:
             continue
+        if value is False and 'no' in (options[key].choices or ()):
+            value = 'no'  # which YAML takes for false
         option, flag = options[key], f'--{key.replace("_", "-")}'
         if isinstance(option, Flag):
             expected, right = 'true or false', isinstance(value, bool)

@@ -30,6 +30,7 @@ def results_row(
     summary: Mapping[str, Any],
     processes: int,
     device: torch.device,
+    precision: str,
     clone: Path,
     is_tested: bool,
     metric: str = 'top1',
@@ -43,12 +44,14 @@ def results_row(
         argv: Its command line, without what `accelerate launch` was told.
         score: In percent, of the column `metric`.
         summary: The row in summary.csv of the epoch that is reported.
+        precision: Accelerate's mixed precision, 'no' for none.
         clone: The folder that may be a clone of the repository.
         is_tested: Whether held-out training samples picked the epoch.
         report: Of the model: multiply-accumulates in all steps and energy by convention C go into the row.
     """
     cores = torch.get_num_threads() * processes
     on_gpu = device.type == 'cuda'
+    hardware = f'{processes} {torch.cuda.get_device_name(device)}' if on_gpu else f'{cores} CPU core{"s" * (cores > 1)}'
     words = list(argv)
     for option in OF_THE_MACHINE:
         if option in words:
@@ -63,9 +66,7 @@ def results_row(
         'epochs': str(summary['epoch'] + 1),
         'minutes': _known(summary['train_seconds'] / 60, '.1f'),
         'flop': _known(summary['train_flop'], '.2e'),
-        'hardware': f'{processes} {torch.cuda.get_device_name(device)}'
-        if on_gpu
-        else f'{cores} CPU core{"s" * (cores > 1)}',
+        'hardware': hardware if precision == 'no' else f'{hardware}, {precision}',
         'versions': f'torch {torch.__version__.partition("+")[0]} timm {timm.__version__}',
         'date': date.today().isoformat(),
         'commit': commit_of(clone),
