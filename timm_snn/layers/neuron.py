@@ -232,7 +232,8 @@ class ReluNeuron(nn.ReLU):
     It is called as neurons are and has none of their settings. Attention computes the same products, sums and masks,
     of real values: where a spike of the neuron in the middle let a key pass or not (MSSA, QKTA, SDSA), the rectified
     sum scales it; where spikes were counted (SSA), products of real values are summed, without a softmax; where firing
-    rates scale (DSSA), they are mean activations.
+    rates scale (DSSA), they are mean activations. Sums over the tokens grow with the image, which a neuron would bound:
+    a twin answers in the image size that it was trained in.
 
     Shape: [T, B, ...] -> the same. Steps know nothing of each other.
     """
