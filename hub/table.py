@@ -312,7 +312,7 @@ def render_dense() -> str:
             command = re.sub(r' --seed \S+', '', row['command'])
             runs[row['dataset'], row['model'], command].append(row)
     rows = []
-    for (data, model, command), members in runs.items():
+    for (data, model, command), members in sorted(runs.items(), key=lambda item: item[0][0]):
         scores = [score_of(row) for row in members]
         measure = next(SCORES[column] for column in SCORES if members[0][column])
         start = 'none' if '--no-pretrained' in command else 'CIFAR-10'

@@ -233,7 +233,7 @@ class ReluNeuron(nn.ReLU):
     of real values: where a spike of the neuron in the middle let a key pass or not (MSSA, QKTA, SDSA), the rectified
     sum scales it; where spikes were counted (SSA), products of real values are summed, without a softmax; where firing
     rates scale (DSSA), they are mean activations. Sums over the tokens grow with the image, which a neuron would bound:
-    a twin answers in the image size that it was trained in.
+    a twin may fail in another size than that which it was trained in.
 
     Shape: [T, B, ...] -> the same. Steps know nothing of each other.
     """
