@@ -28,7 +28,7 @@ def check_graph(
     for is_so, reason in (
         (accelerator.device.type != 'cuda', f'it needs a CUDA device, and this run is on {accelerator.device.type}'),
         (accelerator.num_processes > 1, 'it takes one process, for it does not record how several share gradients'),
-        (accelerator.scaler is not None, 'the scaler of fp16 skips updates on the host: use --mixed_precision bf16'),
+        (accelerator.scaler is not None, 'the scaler of fp16 skips updates on the host: use --mixed-precision bf16'),
         (compile, 'recording compiled layers is not supported: leave out --compile'),
         (grad_checkpointing, '--grad-checkpointing reads random states on the host, which cannot be recorded'),
         (packed_spikes, '--packed-spikes looks at values on the host, which cannot be recorded'),
