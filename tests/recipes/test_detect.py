@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.scripts import ROOT, run
+from tests.support.dense_configs import DENSE_CONFIGS, assert_header_says
+from tests.support.scripts import run
 from tests.support.training import assert_same_weights
 from timm_snn import dense
 from timm_snn.training.options import detection_options, detector_options
 
-CONFIGS = ROOT / 'recipes' / 'configs' / 'dense'
 TINY = ['--backbone', 'msvit_4_96', '--num-steps', '1', '--out-channels', '16', '--img-size', '32', '48']
 TINY += ['--batch-size', '4', '--workers', '0', '--num-threads', '1', '--log-with', 'none', '--warmup-epochs', '0']
 CLASSES = ['dark', 'bright']
@@ -143,12 +143,8 @@ def test_a_saved_detector_draws_and_writes_boxes_in_pixels_of_the_picture(tmp_pa
         run('recipes/predict.py', *common, '--img-size', 64)
 
 
-@pytest.mark.parametrize('name', [path.stem for path in CONFIGS.glob('bccd*.yaml')])
+@pytest.mark.parametrize('name', [path.stem for path in DENSE_CONFIGS.glob('bccd*.yaml')])
 def test_a_config_is_what_its_header_says(name):
-    header = ''.join(line for line in (CONFIGS / f'{name}.yaml').open() if line.startswith('#'))
-    args = detection_options(['--config', str(CONFIGS / f'{name}.yaml')])
+    args = detection_options(['--config', str(DENSE_CONFIGS / f'{name}.yaml')])
     model = dense.create_detector(args.backbone, 3, **detector_options(args) | {'pretrained': False})
-    (stated,) = re.findall(r'\(([\d,]+) parameters', header)
-    assert stated == f'{sum(p.numel() for p in model.parameters()):,}'
-    assert f'--config recipes/configs/dense/{name}.yaml' in header and str(args.output) == f'output/{name}'
-    assert ('Not run here.' in header) != ('Measured' in header)
+    assert_header_says(name, args.output, model)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import datasets
@@ -13,12 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import timm_snn
-from tests.support.scripts import ROOT, run
+from tests.support.dense_configs import DENSE_CONFIGS, assert_header_says
+from tests.support.scripts import run
 from tests.support.streets import street, write_street
 from timm_snn import dense
 from timm_snn.training.options import segmentation_options, segmenter_options
 
-CONFIGS = ROOT / 'recipes' / 'configs' / 'dense'
 TINY = ['--backbone', 'msvit_4_96', '--num-steps', 1, '--class-names', 'ground', 'box', '--ignore-index', 2]
 TINY += ['--model-kwargs', 'embed_dims=(8,16,16)', 'num_heads=2', '--decoder-channels', 8, 8]
 TINY += ['--crop-size', 16, 16, '--batch-size', 4, '--workers', 0, '--num-threads', 1, '--log-with', 'none']
@@ -166,14 +165,10 @@ def test_predict_writes_masks_of_the_size_of_the_pictures(segment, tmp_path, cap
         run('recipes/predict.py', *model, tmp_path / 'one')
 
 
-@pytest.mark.parametrize('name', [path.stem for path in CONFIGS.glob('camvid*.yaml')])
+@pytest.mark.parametrize('name', [path.stem for path in DENSE_CONFIGS.glob('camvid*.yaml')])
 def test_a_config_is_what_its_header_says(name):
-    header = ''.join(line for line in (CONFIGS / f'{name}.yaml').open() if line.startswith('#'))
-    args = segmentation_options(['--config', str(CONFIGS / f'{name}.yaml')])
+    args = segmentation_options(['--config', str(DENSE_CONFIGS / f'{name}.yaml')])
     model = dense.create_segmenter(
         args.backbone, len(args.class_names), **segmenter_options(args) | {'pretrained': False}
     )
-    (stated,) = re.findall(r'\(([\d,]+) parameters', header)
-    assert stated == f'{sum(p.numel() for p in model.parameters()):,}'
-    assert f'--config recipes/configs/dense/{name}.yaml' in header and str(args.output) == f'output/{name}'
-    assert ('Not run here.' in header) != ('Measured' in header)
+    assert_header_says(name, args.output, model)

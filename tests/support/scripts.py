@@ -3,6 +3,8 @@
 import importlib
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -22,15 +24,24 @@ def load(script: str) -> ModuleType:
         sys.path.remove(str(path.parent))
 
 
-def run(script: str, *arguments: object) -> None:
-    """Run it; threads, handlers of signals and Accelerate are afterwards as they were."""
-    threads, on_sigterm = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
-    deterministic = torch.are_deterministic_algorithms_enabled()
+@contextmanager
+def accelerator_of_its_own() -> Iterator[None]:
+    """Threads and Accelerate, which has one state in a process, are afterwards as they were."""
+    threads = torch.get_num_threads()
     try:
-        load(script).main([str(argument) for argument in arguments])
+        yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        signal.signal(signal.SIGTERM, on_sigterm)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+def run(script: str, *arguments: object) -> None:
+    """Run it; threads, handlers of signals and Accelerate are afterwards as they were."""
+    on_sigterm, deterministic = signal.getsignal(signal.SIGTERM), torch.are_deterministic_algorithms_enabled()
+    try:
+        with accelerator_of_its_own():
+            load(script).main([str(argument) for argument in arguments])
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        signal.signal(signal.SIGTERM, on_sigterm)

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 from torchmetrics.regression import MeanSquaredError
 
+from tests.support.scripts import accelerator_of_its_own
 from timm_snn.training import dense
 from timm_snn.training.dense import DenseTask, run_dense
 from timm_snn.training.dense_data import InMemory, JointSamples, JointTrainingSamples
@@ -92,7 +92,6 @@ def open_numbers(args):
 def train(tmp_path, monkeypatch):
     """Trains a line and returns its output."""
     monkeypatch.setattr(dense, 'save', lambda model, folder, **_: torch.save(model.state_dict(), folder))
-    kept = torch.get_num_threads()
 
     @script
     def main(argv):
@@ -102,12 +101,8 @@ def train(tmp_path, monkeypatch):
     def run(*arguments):
         argv = ['--epochs', '3', '--batch-size', '4', '--workers', '0', '--log-with', 'none', '--num-threads', '1']
         argv += ['--model-ema', '--model-ema-decay', '0.9', '--grad-accum-steps', '2', '--lr', '0.1']
-        try:
+        with accelerator_of_its_own():
             main([*argv, *map(str, arguments)])
-        finally:
-            torch.set_num_threads(kept)
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
 
     return run
 

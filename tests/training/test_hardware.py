@@ -1,9 +1,8 @@
 """Precision, as Accelerate, an option and the machine decide it."""
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState, GradientState
 
+from tests.support.scripts import accelerator_of_its_own
 from timm_snn.training import hardware
 from timm_snn.training.errors import UserError
 
@@ -11,19 +10,14 @@ from timm_snn.training.errors import UserError
 @pytest.fixture
 def precision_of(tmp_path, monkeypatch):
     """How a run with this option says what it takes, on a CPU that has or has not the instructions."""
-    threads = torch.get_num_threads()
     monkeypatch.setenv('ACCELERATE_USE_CPU', '1')
 
     def start(option: str | None, launched: str, has_instructions: bool) -> str:
         monkeypatch.setattr(hardware, 'multiplies_bfloat16', lambda: has_instructions)
         monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', launched)
-        try:
+        with accelerator_of_its_own():
             accelerator = hardware.make_accelerator(tmp_path, log_with='none', seed=0, mixed_precision=option)
             return hardware.device_and_precision(accelerator)
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-            torch.set_num_threads(threads)
 
     return start
 

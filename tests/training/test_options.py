@@ -28,6 +28,11 @@ def test_a_child_inherits_and_overrides(tmp_path):
     assert (args.epochs, args.lr, args.model_kwargs) == (9, 0.25, {'num_steps': 2})
 
 
+def test_a_no_without_quotes_is_the_choice_of_that_name(tmp_path):
+    (tmp_path / 'config.yaml').write_text('mixed_precision: no')
+    assert training_options(['-c', str(tmp_path / 'config.yaml')]).mixed_precision == 'no'
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [

@@ -22,7 +22,7 @@ from ..ops import keep_freed_memory
 from .console import note
 from .errors import UserError, one_line_errors
 
-__all__ = ['device_and_precision', 'largest_batch_size', 'make_accelerator', 'multiplies_bfloat16']
+__all__ = ['device_and_precision', 'largest_batch_size', 'make_accelerator']
 
 
 def make_accelerator(
