@@ -1,7 +1,7 @@
 """Every registered model as the backbone of the libraries for segmentation and detection, as a new user would try it.
 
-All members run with two blocks a stage and with zeros for weights, which shows sizes, channels and which parameters get
-a gradient; the smallest of every family has weights.
+Members run with two blocks a stage and with zeros for weights, which shows sizes, channels and which parameters get a
+gradient: the smallest of every family, and `-m slow` has all. Some tests give the smallest weights.
 """
 
 import functools
@@ -22,6 +22,8 @@ MODELS = [
     name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(timm_snn.models.__name__)
 ]
 OF_SWIN = ('mst_tiny', 'mst_tiny_ann')  # timm's layers, made for one size of image
+QUICK = {*SMALLEST, *OF_SWIN}
+MEMBERS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 SIZE = (32, 32)
 
 
@@ -69,7 +71,7 @@ def learns(model: nn.Module, *outputs: Tensor) -> bool:
     return all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', MEMBERS)
 def test_unet_and_fpn_of_smp(name, zeros_for_weights):
     """A Unet with the depth that the levels give, and an FPN with five, of which some may be appended; one encoder."""
     smp = pytest.importorskip('segmentation_models_pytorch')
@@ -96,7 +98,7 @@ def test_unet_and_fpn_of_smp(name, zeros_for_weights):
     assert learns(nn.ModuleList([unet, fpn]), *logits)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', MEMBERS)
 def test_pyramid_of_torchvision_over_timm_backbone_of_transformers(name, zeros_for_weights):
     transformers, ops = pytest.importorskip('transformers'), pytest.importorskip('torchvision.ops')
     strides = strides_of(name)
@@ -111,7 +113,7 @@ def test_pyramid_of_torchvision_over_timm_backbone_of_transformers(name, zeros_f
     assert learns(nn.ModuleList([backbone, fpn]), *levels.values())
 
 
-@pytest.mark.parametrize('name', [name for name in MODELS if name not in OF_SWIN])
+@pytest.mark.parametrize('name', [name for name in MEMBERS if name not in OF_SWIN])
 @torch.no_grad()
 def test_levels_of_a_dilated_backbone_down_to_the_fifth(name, zeros_for_weights):
     """What DeepLab asks for."""

@@ -183,7 +183,10 @@ def other_embedding(layer: type[nn.Module]) -> Any:
     return init
 
 
-@pytest.fixture(scope='module', params=['msvit_4_96', 'max_resnet18', 'spikformer_v2_8_384'])
+DILATED = ['msvit_4_96', 'max_resnet18', 'spikformer_v2_8_384']
+
+
+@pytest.fixture(scope='module', params=DILATED)
 def model(request) -> Any:
     """Of which the second has dilated pooling of dilated maps, and the last even kernels."""
     sizes = {'max_resnet18': dict(embed_dims=(8, 8, 8, 16, 16), stem_dim=8), 'spikformer_v2_8_384': dict(embed_dim=96)}
@@ -224,6 +227,9 @@ class TestTools:
         with torch.no_grad():
             torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 
+    @pytest.mark.parametrize(
+        'model', [DILATED[1], *(pytest.param(name, marks=pytest.mark.slow) for name in DILATED[::2])], indirect=True
+    )
     def test_in_onnx_runtime(self, model, tmp_path):
         onnxruntime = pytest.importorskip('onnxruntime')
         pytest.importorskip('onnxscript')

@@ -17,6 +17,9 @@ from timm_snn import testing
 from timm_snn.models import SpikingTransformer
 from timm_snn.testing import images, lively
 
+# torch.compile takes some seconds for each, so that every third is traced and `-m slow` traces the others.
+TRACED = [pytest.param(name, marks=[pytest.mark.slow] if i % 3 != 2 else []) for i, name in enumerate(SMALLEST)]
+
 
 @pytest.fixture(scope='module', params=MEMBERS)
 def model(request) -> SpikingTransformer:
@@ -98,6 +101,7 @@ class TestTraining:
 
 
 class TestTools:
+    @pytest.mark.parametrize('tiny', TRACED, indirect=True)
     def test_compiles_without_graph_breaks(self, tiny):
         """At one step: the loop over steps is covered by `TestTimmContract`."""
         testing.check_compiling(tiny)

@@ -35,9 +35,10 @@ OURS |= {'imagenet_10_768_288px', 'imagenet_10_768_384px'}
 TUNED = 'local-dir:output/imagenet_10_384/model'  # what finetune.yaml starts from
 
 PAPERS = [name for name in ALL if name not in OURS]
-# Big, and like another one but for the model or the size of the images.
-BIG = {'imagenet_10_512', 'imagenet_10_768', 'imagenet_10_768_384px'}
-DRY_RUNS = [pytest.param(name, marks=[pytest.mark.slow] if name in BIG else []) for name in ALL]
+# Like another one but for the model, the number of classes or steps, or the size of the images.
+ALIKE = {'imagenet_10_512', 'imagenet_10_768', 'imagenet_10_768_384px', 'cifar100', 'cifar10_dvs_t10'}
+ALIKE |= {'dvs128_gesture_t10', *(name for name in ALL if name.startswith('table_3/') and name[8:] != 'mssa_pp_ssa')}
+DRY_RUNS = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in ALL]
 # A small member of each family, by one recipe.
 FAMILY = sorted(path.stem for path in (FOLDER.parent / 'family').glob('*.yaml'))
 
