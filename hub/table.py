@@ -98,11 +98,15 @@ def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def macs_of_command(command: str) -> int:
-    """Multiply-accumulates of one sample in all steps, of the network that a command of hub/results.csv trains."""
+def macs_of_command(command: str, name: str) -> int:
+    """Multiply-accumulates of one sample in all steps, of the network that a command of hub/results.csv trains.
+
+    `name` is its model, which the command does not say where it goes on with one in a folder.
+    """
     options = training_options(shlex.split(command.partition('recipes/train.py')[2]), folder=ROOT)
     sizes = {key: size for key in ('num_classes', 'in_chans') if (size := getattr(options, key))}
-    model: Any = timm.create_model(options.model, device='meta', **sizes, **options.model_kwargs)
+    trained = name if options.model.startswith('local-dir:') else options.model
+    model: Any = timm.create_model(trained, device='meta', **sizes, **options.model_kwargs)
     channels, *size = model.pretrained_cfg['input_size']
     steps, side = getattr(model, 'num_steps', 1), options.img_size or size[0]
     return steps * count_macs(model, (options.in_chans or channels, side, side))

@@ -162,7 +162,7 @@ def test_every_result_says_what_it_is_of_and_what_it_cost(tables):
             continue
         cut = re.search(r'trained on ([\d,]+)', row['split'])
         samples = int(cut[1].replace(',', '')) if cut else SAMPLES[row['dataset']]
-        expected = 6 * macs(row['command']) * samples * int(row['epochs'])
+        expected = 6 * macs(row['command'], row['model']) * samples * int(row['epochs'])
         assert float(row['flop']) == pytest.approx(expected * share_of_full_size(row['command']), rel=0.03)
 
 

@@ -33,6 +33,8 @@ ALL = sorted(str(path.relative_to(FOLDER).with_suffix('')) for path in FOLDER.rg
 OURS = {'digits', 'event_digits', 'fashion_mnist', 'nmnist_small', 'finetune'}
 OURS |= {'imagenet_10_768_288px', 'imagenet_10_768_384px'}
 TUNED = 'local-dir:output/imagenet_10_384/model'  # what finetune.yaml starts from
+# What is in the folders that configs start from.
+TRAINED = {TUNED: 'msvit_10_384', 'local-dir:output/cifar10_cpu/model': 'msvit_3_192.cifar10'}
 
 PAPERS = [name for name in ALL if name not in OURS]
 # Like another one but for the model, the number of classes or steps, or the size of the images.
@@ -154,7 +156,7 @@ def header(name: str) -> str:
 
 
 def model_of(options: dict, **kwargs: object) -> Any:
-    name = 'msvit_10_384' if options['model'] == TUNED else options['model']
+    name = TRAINED.get(options['model'], options['model'])
     kwargs = {
         'num_classes': options['num_classes'],
         'in_chans': options['in_chans'],
@@ -304,5 +306,6 @@ def test_a_fast_recipe_is_what_its_header_says_and_trains(quick_train, photos, n
     stated = re.findall(r'# Estimated: (\S+) FLOP', text) + re.findall(r' (\d\.\de\d\d) ', rows[0])
     assert [float(number) for number in stated] == pytest.approx([flop] * len(stated), rel=0.05) and stated
     small = ['--max-steps', 1, '--batch-size', 2, '--max-train-samples', 120, '--max-val-samples', 2]
+    small += ['--model', TRAINED.get(options['model'], options['model'])]
     data = ['--dataset', f'hfds/{photos}/parquet', '--data-dir', photos / 'cache', '--no-cuda-graph']
     assert quick_train('--config', FOLDER / f'{path}.yaml', *small, *data).splitlines()[-1].startswith('top-1: ')
