@@ -17,8 +17,16 @@ from timm_snn import testing
 from timm_snn.models import SpikingTransformer
 from timm_snn.testing import images, lively
 
-# torch.compile takes some seconds for each, so that every third is traced and `-m slow` traces the others.
-TRACED = [pytest.param(name, marks=[pytest.mark.slow] if i % 3 != 2 else []) for i, name in enumerate(SMALLEST)]
+
+def is_ours(name: str) -> bool:
+    return timm.model_entrypoint(name).__module__.startswith(f'{timm_snn.__name__}.')
+
+
+# torch.compile takes some seconds for each, so that every third of ours is traced, and `-m slow` traces the others.
+TRACED = [
+    pytest.param(name, marks=[pytest.mark.slow] if i % 3 != 2 and is_ours(name) else [])
+    for i, name in enumerate(SMALLEST)
+]
 
 
 @pytest.fixture(scope='module', params=MEMBERS)
