@@ -1,7 +1,7 @@
 """Every registered model as the backbone of the libraries for segmentation and detection, as a new user would try it.
 
 Members run with two blocks a stage and with zeros for weights, which shows sizes, channels and which parameters get a
-gradient: the smallest of every family, and `-m slow` has all. Some tests give the smallest weights.
+gradient: the smallest of every family, and `-m slow` has all. Where a test needs spikes, they have weights.
 """
 
 import functools
