@@ -15,16 +15,12 @@ import timm_snn
 from tests.support.families import MEMBERS, SMALLEST, shallow
 from timm_snn import testing
 from timm_snn.models import SpikingTransformer
+from timm_snn.models.pretrained import module_of
 from timm_snn.testing import images, lively
-
-
-def is_ours(name: str) -> bool:
-    return timm.model_entrypoint(name).__module__.startswith(f'{timm_snn.__name__}.')
-
 
 # torch.compile takes some seconds for each, so that every third of ours is traced, and `-m slow` traces the others.
 TRACED = [
-    pytest.param(name, marks=[pytest.mark.slow] if i % 3 != 2 and is_ours(name) else [])
+    pytest.param(name, marks=[pytest.mark.slow] if i % 3 != 2 and module_of(name).startswith('timm_snn.') else [])
     for i, name in enumerate(SMALLEST)
 ]
 
