@@ -60,7 +60,8 @@ def test_event_frames_have_their_steps():
     ('num_steps', 'heights', 'kwargs', 'message'),
     [
         ({0: 8}, {}, {}, '--num-steps-schedule: 8 is more than T of the model, --model-kwargs num_steps=4: raise that'),
-        ({}, {0: 48}, {}, '--img-size-schedule: 48 is more than the size that is validated, --img-size 32'),
+        ({0: 4}, {}, {'act': 'relu'}, 'num_steps=1: raise that, or pass --num-steps-schedule 0=1'),
+        ({}, {0: 48}, {}, '--img-size-schedule: 48 is more than the size that is validated, --img-size 32: raise that'),
         ({0: 1}, {}, {'lif_layer': 'psn'}, r'cannot run the model with T=1, 32 x 32 px: .* cannot run 1'),
     ],
 )

@@ -81,7 +81,8 @@ class Phases:
         ):
             if numbers and max(numbers.values()) > largest:
                 raise UserError(
-                    f'{option}: {max(numbers.values())} is more than {name}{largest}: raise that, or lower it'
+                    f'{option}: {max(numbers.values())} is more than {name}{largest}: raise that, or pass '
+                    f'{option} 0={largest}'
                 )
         self._num_steps, self._heights = (
             {self._first(key): n for key, n in kept.items()} for kept in (num_steps, heights)
