@@ -10,7 +10,7 @@ evaluate.load('accuracy') fetches the code of its metrics from the Hub; where th
 accuracy_score, which it is a shell of, is called instead, and a line says so. `timm-snn train` has what a run of weeks
 needs, and of models of events.
 
-The two epochs of the first command end at 88.89 % of 360 held-out digits, with seed 0 and one thread.
+The two epochs of the first command end at 95.00 % of 360 held-out digits, with seed 0 and one thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add('--images', type=Path, metavar='FOLDER', help="default: scikit-learn's digits")
     add('--output', type=Path, required=True, help='for checkpoints, and the model in OUTPUT/model')
     add('--epochs', type=float, default=2)
-    add('--lr', type=float, default=2e-3)
+    add('--lr', type=float, default=8e-3, help='weights that Muon did not train take 2e-3')
     add('--batch-size', type=int, default=64)
     add('--seed', type=int, default=0)
     args = parser.parse_args(argv)
