@@ -21,11 +21,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
-import yaml
 from timm.models import model_entrypoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -208,23 +207,44 @@ def measured_top1(tag: str) -> str:
     return f'{top1:.2f} ({len(runs)} x {runs[0]["epochs"]} epochs; {runs[0]["split"]})'
 
 
-def render_equal_terms() -> str:
-    """A row for every config of SMALL_MEMBERS, which differ in the network alone; the best of the medians first."""
+class Small(NamedTuple):
+    """A network of SMALL_MEMBERS, with the accuracies of its seeds in percent."""
+
+    family: str
+    config: Path
+    parameters: int
+    macs: int
+    steps: int
+    top1: list[str]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(map(float, self.top1))
+
+
+def small_members() -> list[Small]:
+    """Of every config of SMALL_MEMBERS, which differ in the network alone; the best of the medians first."""
     results = read_csv(ROOT / 'hub' / 'results.csv')
-    recipe = yaml.safe_load((ROOT / SMALL_MEMBERS / 'msvit.yaml').read_text(encoding='utf-8'))
-    rows = []
+    found = []
     for path in (ROOT / SMALL_MEMBERS).glob('*.yaml'):
-        config = {**recipe, **yaml.safe_load(path.read_text(encoding='utf-8'))}
-        data = {key: config[key] for key in ('in_chans', 'num_classes')}
-        model: Any = timm.create_model(config['model'], device='meta', **data, **config['model_kwargs'])
+        options = training_options(['--config', str(path)], folder=ROOT)
+        sizes = {'in_chans': options.in_chans, 'num_classes': options.num_classes}
+        model: Any = timm.create_model(options.model, device='meta', **sizes, **options.model_kwargs)
         parameters, steps = sum(p.numel() for p in model.parameters()), model.num_steps
-        macs = count_macs(model, (config['in_chans'], config['img_size'], config['img_size']))
+        macs = count_macs(model, (options.in_chans, options.img_size, options.img_size))
         top1 = [row['top1'] for row in results if f'{SMALL_MEMBERS}/{path.name} ' in row['command']]
-        median = statistics.median(map(float, top1))
-        where = f'[`{path.stem}`](../{SMALL_MEMBERS}/{path.name})'
-        facts = [title_of(type(model).__module__), where, f'{parameters:,}', f'{macs / 1e6:.1f}', str(steps)]
-        rows.append((-median, [*facts, f'**{median:.2f}** ({", ".join(top1)})']))
-    return markdown('family | config | parameters | MMACs per step | T | top-1', [row for _, row in sorted(rows)])
+        found.append(Small(title_of(type(model).__module__), path, parameters, macs, steps, top1))
+    return sorted(found, key=lambda small: -small.median)
+
+
+def render_equal_terms() -> str:
+    rows = []
+    for small in small_members():
+        where = f'[`{small.config.stem}`](../{SMALL_MEMBERS}/{small.config.name})'
+        facts = [small.family, where, f'{small.parameters:,}', f'{small.macs / 1e6:.1f}', str(small.steps)]
+        seeds = f' ({", ".join(small.top1)})' if len(small.top1) > 1 else ''
+        rows.append([*facts, f'**{small.median:.2f}**{seeds}'])
+    return markdown('family | config | parameters | MMACs | T | top-1', rows)
 
 
 def render_measured() -> str:

@@ -18,7 +18,7 @@ from timm_snn.training.tables import make_table
 
 SCRIPTS = ['recipes/train.py', 'recipes/validate.py', 'recipes/predict.py', 'recipes/energy.py', 'recipes/quantize.py']
 SCRIPTS += ['recipes/tradeoff.py', 'recipes/ann_to_snn.py', 'recipes/pictures.py', 'recipes/view_events.py']
-SCRIPTS += ['recipes/report.py', 'hub/push.py', 'hub/card.py', 'hub/convert.py', 'hub/table.py']
+SCRIPTS += ['recipes/report.py', 'hub/push.py', 'hub/card.py', 'hub/convert.py', 'hub/table.py', 'hub/equal_terms.py']
 
 
 @script

@@ -115,6 +115,7 @@ def test_a_bad_file_is_one_line_and_its_traceback_can_be_seen(tmp_path, capsys, 
     [
         *('recipes/train.py', 'recipes/validate.py', 'recipes/predict.py', 'recipes/energy.py', 'recipes/pictures.py'),
         *('recipes/view_events.py', 'hub/push.py', 'hub/card.py', 'hub/convert.py', 'hub/table.py'),
+        'hub/equal_terms.py',
     ],
 )
 def test_every_script_shows_the_traceback_on_demand(name, capsys):
