@@ -28,14 +28,13 @@ def draw(members: Sequence[Small]) -> Figure:
             seeds, x = [float(top1) for top1 in small.top1], small.macs / 1e6
             axes.plot([x, x], [min(seeds), max(seeds)], color=color)
             axes.plot(x, small.median, 'o', color=color)
-            beside = [
-                other  # whose point the name would cover on the right
-                for j, other in enumerate(members)
-                if abs(other.median - small.median) < 0.05 * span
+            covers = any(  # its name, on the right, the point of another
+                abs(other.median - small.median) < 0.05 * span
                 and (small.macs, i) < (other.macs, j) < (1.4 * small.macs, 0)
-            ]
-            side = {'xytext': (-6, -3), 'ha': 'right'} if beside else {'xytext': (6, -3)}
-            axes.annotate(small.family, (x, small.median), textcoords='offset points', color=color, **side)
+                for j, other in enumerate(members)
+            )
+            place = {'xytext': (-6, -3), 'ha': 'right'} if covers else {'xytext': (6, -3)}
+            axes.annotate(small.family, (x, small.median), textcoords='offset points', color=color, **place)
         axes.set(
             xlabel='multiply-accumulates of an image (million)',
             ylabel='top-1 (%)',

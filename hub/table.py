@@ -36,6 +36,7 @@ from timm_snn.progress import track
 from timm_snn.training.console import give
 from timm_snn.training.errors import UserError, script
 from timm_snn.training.options import ArgumentParser, training_options
+from timm_snn.training.schedules import held
 
 ROOT = Path(__file__).parents[1]
 SMALL_MEMBERS = 'recipes/configs/family'  # configs for networks that no tag names
@@ -97,18 +98,27 @@ def count_macs(model: Any, input_size: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def macs_of_command(command: str, name: str) -> int:
-    """Multiply-accumulates of one sample in all steps, of the network that a command of hub/results.csv trains.
+def network(options: Any, name: str = '') -> Any:
+    """What train.py makes of its options, without weights; `name` is what a folder holds that they go on with."""
+    sizes = {key: size for key in ('num_classes', 'in_chans') if (size := getattr(options, key))}
+    trained = name if options.model.startswith('local-dir:') else options.model
+    return timm.create_model(trained, device='meta', **sizes, **options.model_kwargs)
+
+
+def macs_of_command(command: str, name: str) -> float:
+    """Multiply-accumulates of one sample in all steps, in the mean of the epochs of a command of hub/results.csv.
 
     `name` is its model, which the command does not say where it goes on with one in a folder.
     """
     options = training_options(shlex.split(command.partition('recipes/train.py')[2]), folder=ROOT)
-    sizes = {key: size for key in ('num_classes', 'in_chans') if (size := getattr(options, key))}
-    trained = name if options.model.startswith('local-dir:') else options.model
-    model: Any = timm.create_model(trained, device='meta', **sizes, **options.model_kwargs)
+    model, epochs = network(options, name), options.epochs
     channels, *size = model.pretrained_cfg['input_size']
-    steps, side = getattr(model, 'num_steps', 1), options.img_size or size[0]
-    return steps * count_macs(model, (options.in_chans or channels, side, side))
+    full, steps = options.img_size or size[0], getattr(model, 'num_steps', 1)
+    sides = [held(options.img_size_schedule, epoch, epochs, full) for epoch in range(epochs)]
+    macs = {side: count_macs(model, (options.in_chans or channels, side, side)) for side in set(sides)}
+    return statistics.mean(
+        held(options.num_steps_schedule, epoch, epochs, steps) * macs[side] for epoch, side in enumerate(sides)
+    )
 
 
 def render_families() -> str:
@@ -228,8 +238,7 @@ def small_members() -> list[Small]:
     found = []
     for path in (ROOT / SMALL_MEMBERS).glob('*.yaml'):
         options = training_options(['--config', str(path)], folder=ROOT)
-        sizes = {'in_chans': options.in_chans, 'num_classes': options.num_classes}
-        model: Any = timm.create_model(options.model, device='meta', **sizes, **options.model_kwargs)
+        model = network(options)
         parameters, steps = sum(p.numel() for p in model.parameters()), model.num_steps
         macs = count_macs(model, (options.in_chans, options.img_size, options.img_size))
         top1 = [row['top1'] for row in results if f'{SMALL_MEMBERS}/{path.name} ' in row['command']]

@@ -84,19 +84,14 @@ class Phases:
                     f'{option}: {max(numbers.values())} is more than {name}{largest}: raise that, or pass '
                     f'{option} 0={largest}'
                 )
-        self._num_steps, self._heights = (
-            {self._first(key): n for key, n in kept.items()} for kept in (num_steps, heights)
-        )
+        self._num_steps, self._heights = num_steps, heights
         twin = copy.deepcopy(model).to(device)  # which leaves nothing on the device that FSDP would have to shard
         self._flop = {phase: _flop(twin, phase, shape, device) for phase in {self.full, *map(self.of, range(epochs))}}
 
-    def _first(self, key: float) -> int:
-        return round(key * self.epochs) if key < 1 else int(key)
-
     def of(self, epoch: int) -> Phase:
         num_steps, (height, width) = self.full
-        wanted = _held(self._heights, epoch, height)
-        return Phase(_held(self._num_steps, epoch, num_steps), (wanted, round(wanted * width / height)))
+        wanted = held(self._heights, epoch, self.epochs, height)
+        return Phase(held(self._num_steps, epoch, self.epochs, num_steps), (wanted, round(wanted * width / height)))
 
     def flop(self, phase: Phase) -> float:
         """Floating-point operations of one sample in training, two per multiply-accumulate."""
@@ -112,9 +107,10 @@ class Phases:
         return f'trained {", ".join(parts)}; validated and saved with {self.full}'
 
 
-def _held(numbers: Mapping[int, int], epoch: int, before: int) -> int:
-    begun = [first for first in numbers if first <= epoch]
-    return numbers[max(begun)] if begun else before
+def held(numbers: Mapping[float, int], epoch: int, epochs: int, before: int) -> int:
+    """What `numbers`, see `options.EpochNumbers`, say for an epoch of so many; `before` if none has begun."""
+    first = {round(key * epochs) if key < 1 else int(key): number for key, number in numbers.items()}
+    return first[max(begun)] if (begun := [start for start in first if start <= epoch]) else before
 
 
 def _flop(model: Any, phase: Phase, shape: Sequence[int], device: torch.device) -> float:
