@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add('--images', type=Path, metavar='FOLDER', help="default: scikit-learn's digits")
     add('--output', type=Path, required=True, help='for checkpoints, and the model in OUTPUT/model')
     add('--epochs', type=float, default=2)
-    add('--lr', type=float, default=8e-3, help='weights that Muon did not train take 2e-3')
+    add('--lr', type=float, default=8e-3, help='larger than usual, for Muon left the weights large')
     add('--batch-size', type=int, default=64)
     add('--seed', type=int, default=0)
     args = parser.parse_args(argv)
