@@ -22,16 +22,14 @@ from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.labels import labelled_batches
 from timm_snn.training.models import open_model
 from timm_snn.training.options import ArgumentParser, positive_int
-from timm_snn.training.sources import source_of
+from timm_snn.training.sources import add_source_options, source_of
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser('recipes/report.py', __doc__)
     add = parser.add_argument
     add('model', metavar='MODEL', help="NAME.TAG with weights, 'local-dir:FOLDER' or 'hf-hub:USER/NAME'")
-    add('--dataset', help="default: that of the tag's config; as of recipes/train.py")
-    add('--data-dir', type=Path, help="default: that of the tag's config")
-    add('--split', default='validation', help='what torchvision calls so is the test split')
+    add_source_options(add)
     add('--num-samples', '-n', type=positive_int, default=1000, help='so many, evenly spread; default: 1000')
     add('--batch-size', '-b', type=positive_int, default=32)
     add('--num-threads', type=positive_int, help='default: all cores')
@@ -44,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
-    data = source_of(args.model, args.dataset, args.data_dir)
+    data, split = source_of(args.model, args)
     model = open_model(args.model, pretrained=':' not in args.model)
-    samples = open_samples(data, args.split, model, args.num_samples)
+    samples = open_samples(data, split, model, args.num_samples)
     batches = labelled_batches(model, samples, args.batch_size, 0, is_folder=data.is_folder)
     with one_line_errors(f'profile {args.model!r}'):
         report = timm_snn.profile(model, batches, data_name=samples.description)

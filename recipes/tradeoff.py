@@ -39,7 +39,7 @@ from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.labels import labelled_batches
 from timm_snn.training.models import fused, open_model, steps_of
 from timm_snn.training.options import ArgumentParser, positive_int
-from timm_snn.training.sources import source_of
+from timm_snn.training.sources import add_source_options, source_of
 from timm_snn.training.tables import make_table, read_csv, write_csv
 
 CONVENTIONS = ('A', 'B', 'C')
@@ -57,9 +57,7 @@ def make_parser() -> ArgumentParser:
     add('models', nargs='+', metavar='MODEL', help="NAME.TAG with published weights, or 'local-dir:FOLDER'")
     add('--twin', nargs='+', default=[], metavar='MODEL', help='the twin of each model, in their order')
     add('--steps', type=positive_int, nargs='+', default=list(range(1, 9)), help='T to compare; default: 1 to 8')
-    add('--dataset', help="default: that of the tag's config; as of recipes/train.py")
-    add('--data-dir', type=Path, help="default: that of the tag's config")
-    add('--split', default='validation', help='what torchvision calls so is the test split')
+    add_source_options(add)
     add('--max-val-samples', type=positive_int, help='so many, evenly spread over the split; default: all')
     add('--batch-size', '-b', type=positive_int, default=64)
     add('--num-threads', type=positive_int, help='default: all cores')
@@ -91,8 +89,8 @@ def opened(source: str, network: str, T: int) -> Any:
 
 def measure(name: str, network: str, source: str, T: int, args: Namespace, known: dict[str, str]) -> dict[str, Any]:
     """Accuracy, rate and energy of one row; as `known` where that is of the same samples."""
-    data, model = source_of(name, args.dataset, args.data_dir), opened(source, network, T)
-    samples = open_samples(data, args.split, model, args.max_val_samples)
+    (data, split), model = source_of(name, args), opened(source, network, T)
+    samples = open_samples(data, split, model, args.max_val_samples)
     if known.get('data') == samples.description and not args.again:
         return known
     with one_line_errors(f'profile {source!r} with T = {T}'):
@@ -120,7 +118,7 @@ def timed(name: str, network: str, source: str, T: int, args: Namespace, known: 
     if known['images_per_s'] and not args.again:
         return known
     model = opened(source, network, T)
-    samples = open_samples(source_of(name, args.dataset, args.data_dir), args.split, model, args.batch_size)
+    samples = open_samples(*source_of(name, args), model, args.batch_size)
     images = torch.stack([image for image, _ in (samples[i] for i in range(len(samples)))])
     threads = torch.get_num_threads()
     with torch.inference_mode(), one_line_errors(f'run {source!r} with T = {T}'):

@@ -3,9 +3,11 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.models import save_for_hf
 
 from tests.conftest import lively
@@ -48,6 +50,31 @@ def test_a_table_and_a_picture_of_a_model_and_its_twin_go_on_where_they_stopped(
     timed = {(row['network'], row['T']): row for row in rows_in(tmp_path / 'out')}
     assert float(timed['spiking', '1']['images_per_s']) > 0 and timed['spiking', '2'] == first
     assert timed['spiking', '1']['hardware'].startswith('1 thread of ')
+
+
+@pytest.fixture
+def copy_of_cifar10(tmp_path) -> list:
+    """Options of two images with the columns and a split that the config of msvit_3_192.cifar10 names."""
+    datasets = pytest.importorskip('datasets')
+    images = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in (0, 200)]
+    datasets.Dataset.from_dict({'img': images, 'label': [3, 7]}).to_parquet(tmp_path / 'copy' / 'test-0.parquet')
+    return ['--dataset', f'hfds/{tmp_path / "copy"}', '--data-dir', tmp_path / 'cache', '--num-threads', 1]
+
+
+def test_a_copy_of_the_data_of_a_tag_has_its_columns_and_its_split(copy_of_cifar10, tmp_path):
+    run('recipes/tradeoff.py', 'msvit_3_192.cifar10', *copy_of_cifar10, '--steps', 1, '--output', tmp_path / 'out')
+    (row,) = rows_in(tmp_path / 'out')
+    assert row['data'].endswith('copy, test split, all 2')
+    run('recipes/report.py', 'msvit_3_192.cifar10', *copy_of_cifar10, '--output', tmp_path / 'report')
+    assert 'test split, all 2' in (tmp_path / 'report' / 'report.json').read_text()
+
+
+def test_columns_that_are_named_are_looked_for(copy_of_cifar10, tmp_path):
+    for script in ('recipes/tradeoff.py', 'recipes/report.py'):
+        with pytest.raises(SystemExit, match="no column 'picture' but img, label"):
+            run(script, 'msvit_3_192.cifar10', *copy_of_cifar10, '--input-key', 'picture', '--output', tmp_path / 'out')
+        with pytest.raises(SystemExit, match='--input-key: it needs a data set of Hugging Face'):
+            run(script, 'msvit_4_96.digits', '--input-key', 'img', '--output', tmp_path / 'out')
 
 
 def test_a_row_of_other_samples_is_measured_again(models, tmp_path):

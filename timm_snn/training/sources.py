@@ -1,25 +1,49 @@
 """The data that a model was trained on, by its tag."""
 
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..models.pretrained import recipe_of
 from .data import DataSource
 from .errors import UserError
 from .options import data_source, training_options
 
-__all__ = ['source_of']
+__all__ = ['add_source_options', 'source_of']
 
 
-def source_of(model: str, dataset: str | None = None, data_dir: Path | None = None) -> DataSource:
-    """The data that the config of NAME.TAG trains on, or `dataset`; frames are made as the model says.
+def add_source_options(add: Callable[..., Any]) -> None:
+    """The options that `source_of` takes."""
+    add('--dataset', help="default: that of the tag's config; as of recipes/train.py")
+    add('--data-dir', type=Path, help="default: that of the tag's config")
+    add('--input-key', help="column of the images of an hfds/ data set; default: that of the tag's config")
+    add('--target-key', help="column of its labels; default: that of the tag's config")
+    add('--split', help="default: what the tag's config validates on; torchvision's test split is 'validation'")
 
-    Raises: UserError for a model without such a config, if there is no `dataset`.
+
+def source_of(model: str, args: Namespace) -> tuple[DataSource, str]:
+    """The data and the split that the config of NAME.TAG validates on, as far as the options name no others.
+
+    The columns and the split of a config hold for another --dataset where both are of Hugging Face's library, such as a
+    copy on this disk. Frames are made as the model says.
+
+    Raises: UserError for a model without such a config, if there is no --dataset.
     """
     recipe = recipe_of(model)
-    if not (recipe or dataset):
+    if not (recipe or args.dataset):
         raise UserError(f'{model} has no tag that names a config: pass --dataset, and --data-dir where it needs one')
-    given = ['--config', recipe] if recipe and not dataset else []
-    given += [f'--dataset={dataset}'] if dataset else []
-    given += [f'--data-dir={data_dir}'] if data_dir else []
-    return replace(data_source(training_options(given)), split_by=None, bin_us=None, events_per_bin=None)
+    given = ['--config', recipe] if recipe and _fits(recipe, args.dataset) else []
+    for name in ('dataset', 'data_dir', 'input_key', 'target_key'):
+        value = getattr(args, name)
+        given += [f'--{name.replace("_", "-")}={value}'] if value else []
+    options = training_options(given)
+    data = replace(data_source(options), split_by=None, bin_us=None, events_per_bin=None)
+    return data, args.split or options.val_split
+
+
+def _fits(recipe: str, dataset: str | None) -> bool:
+    """Whether what a config says about its data is true of `dataset`, too."""
+    names = [dataset, training_options(['--config', recipe]).dataset] if dataset else []
+    return all(name.startswith('hfds/') for name in names)
