@@ -55,6 +55,7 @@ PICTURES = (
     Picture('recipe', 'images/s', ('variant',), ('data',), peer='bare step'),
     Picture('stream-*', 'median', ('variant',), ('size', 'threads'), peer='the last T frames again'),
     Picture('family', 'images/s', ('model',)),
+    Picture('sparse_conv', 'break-even', ('taps', 'channels'), ('dtype', 'pass')),
     Picture('rate_energy', 'top-1', ('weight',)),
 )
 

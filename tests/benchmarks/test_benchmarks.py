@@ -57,6 +57,19 @@ def test_integer_inference_is_timed_and_saved(run, tmp_path):
     assert all(float(row['ms']) > 0 and float(row['nonzero inputs']) > 0 for row in table)
 
 
+@pytest.mark.skipif(why_not_here() is not None, reason='nothing skips zeros here')
+def test_break_even_of_convolutions_is_measured_and_saved(run, tmp_path):
+    few = ['--dtype', 'float32', '--density', 0.5, 0.1, '--batch', 1, '--rounds', 1]
+    result = run('sparse_conv.py', *few, '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = rows(tmp_path / 'sparse_conv.csv')
+    assert {row['pass'] for row in table} == {'forward', 'weight gradient'} and len(table) == 16
+    for row in table:
+        low, high = float(row['at 0.1']), float(row['at 0.5'])
+        expected = 0 if low < 1 else 1 if high >= 1 else 0.1 + 0.4 * (low - 1) / (low - high)
+        assert float(row['break-even']) == pytest.approx(expected, abs=0.02)
+
+
 def test_models_are_timed_and_saved(run, tmp_path):
     size = [
         '--model',
