@@ -93,7 +93,7 @@ def test_layouts_of_input_weight_and_gradient(layout, ran):
     weight, bias = parameters(24, 10, (3, 3))
     for w in (weight, weight.to(memory_format=torch.channels_last)):
         for upstream in (torch.ones(()).expand(3, 24, 9, 8), torch.randn(3, 8, 9, 24).transpose(1, 3)):
-            with sparse_spikes():
+            with sparse_spikes(max_density=1):
                 y = sparse_conv.conv2d(x, w, bias, (1, 1), (1, 1), 1)
             expected = F.conv2d(x, w, bias, padding=1)
             assert_near(y, expected, torch.float32)
@@ -191,12 +191,31 @@ def test_what_is_not_sparse_or_not_supported_stays_dense(ran):
         sparse_conv.conv2d(sparse, weight, bias, (1, 1), (1, 1), 1)
     assert ran == []
     point_wise, _ = parameters(16, 16, (1, 1))
-    with sparse_spikes():  # strides of a point-wise convolution leave out pixels
+    with sparse_spikes(max_density=1):  # strides of a point-wise convolution leave out pixels
         y = sparse_conv.conv2d(sparse, point_wise, bias, (2, 2), (0, 0), 1)
     torch.testing.assert_close(y, F.conv2d(sparse, point_wise, bias, 2))
     assert ran == ['pack', 'forward']
     sparse_conv.conv2d(sparse, weight, bias, (1, 1), (1, 1), 1)
     assert ran == ['pack', 'forward']  # outside, nothing changes
+
+
+def test_the_density_from_which_a_convolution_is_dense_is_that_of_the_cpu(ran, monkeypatch):
+    """With AVX-512 float32 is dense from fewer spikes on than with AVX2, and bfloat16 is not."""
+    tables = {'AVX2': sparse_conv._AVX2, 'AVX-512': sparse_conv._AVX512}
+    assert sparse_conv._BREAK_EVEN[torch.float32] in (tables['AVX2'], tables['AVX-512'][torch.float32])
+
+    def skips(break_even, dtype) -> bool:
+        monkeypatch.setattr(sparse_conv, '_BREAK_EVEN', {dtype: break_even})
+        ran.clear()
+        weight, bias = parameters(16, 16, (3, 3), dtype)
+        x = spikes(2, 16, 9, 9, density=0.4, dtype=dtype)
+        with sparse_spikes():
+            sparse_conv.conv2d(x, weight, bias, (1, 1), (1, 1), 1).sum().backward()
+        assert ran in ([], ['pack', 'forward', 'weight_gradient'])
+        return bool(ran)
+
+    assert skips(tables['AVX2'], torch.float32) and not skips(tables['AVX-512'][torch.float32], torch.float32)
+    assert skips(tables['AVX-512'][torch.bfloat16], torch.bfloat16)
 
 
 def test_a_convolution_that_skips_zeros_by_itself_leaves_the_choice_to_a_block(ran):
@@ -330,7 +349,8 @@ def test_the_first_order_gradient_is_all_there_is():
 @torch.no_grad()
 def test_models_have_the_same_logits(name, ran, monkeypatch):
     """In float64, of every family, however many spikes there are."""
-    monkeypatch.setattr(sparse_conv, '_BREAK_EVEN', dict.fromkeys(sparse_conv._BREAK_EVEN, (1.0, 1.0)))
+    always = dict.fromkeys(('forward', 'weight_gradient'), (1.0, 1.0))
+    monkeypatch.setattr(sparse_conv, '_BREAK_EVEN', dict.fromkeys(sparse_conv._BREAK_EVEN, always))
     model = lively(shallow(timm.create_model(name, num_steps=2)).double().eval())
     chans, height, width = model.pretrained_cfg['input_size']
     x = torch.rand(2, chans, min(height, 64), min(width, 64), dtype=torch.float64)

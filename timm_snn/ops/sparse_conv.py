@@ -31,12 +31,20 @@ _logger = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name('native') / 'sparse_conv.cpp'
 _OPTIONS = LIBRARIES['sparse_conv.cpp'].options
 _NAMES = {torch.float32: 'float32', torch.bfloat16: 'bfloat16', torch.float64: 'float64'}
-# Densities up to which skipping zeros was faster than torch, on two cores with AVX2: kernels of one tap, of several.
-_BREAK_EVEN = {'forward': (0.35, 0.5), 'weight_gradient': (0.25, 0.9)}
+# Densities up to which skipping zeros was faster than torch: kernels of one tap, of several. Those of AVX-512 are by
+# benchmarks/sparse_conv.py, of 128 channels and more; dense convolutions in float32 are faster there. A CPU with AMX,
+# which has faster ones in bfloat16, was not measured.
+_AVX2 = {'forward': (0.35, 0.5), 'weight_gradient': (0.25, 0.9)}
+_AVX512 = {
+    torch.float32: {'forward': (0.1, 0.25), 'weight_gradient': (0.05, 0.25)},
+    torch.bfloat16: {'forward': (0.3, 0.6), 'weight_gradient': (0.3, 0.6)},
+}
+_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() not in ('AVX2', 'DEFAULT')
+_BREAK_EVEN = {dtype: (_AVX512.get(dtype, _AVX2) if _HAS_AVX512 else _AVX2) for dtype in _NAMES}
 _BLOCK = 32  # outputs that are summed together
 _SAMPLE = 61  # every so many numbers are looked at for the density; a prime, so that no channel is left out
 # torch's bfloat16 convolutions take many times as long as float32 ones on a CPU without AVX-512.
-_SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'DEFAULT')
+_SLOW_BFLOAT16 = not _HAS_AVX512
 
 # frozen weight -> what it was made from, and what kernels read, None if that is not finite. Laying weights out takes
 # as long as a small model's forward pass. A version counter misses changes through `.data`, so their bits are compared.
@@ -57,7 +65,7 @@ def sparse_spikes(max_density: float | None = None, *, enabled: bool = True) -> 
     is then nearly proportional to the firing rates, so this pays for trained networks, the more the fewer spikes there
     are. Convolutions stay dense where it would not: with groups, dilated, with a stride and a kernel larger than 1, and
     where a sample of the input has more nonzeros than `max_density`, such as an image. By default that is the density
-    up to which it was measured to be faster, 0.25 to 0.9 by kernel size and pass.
+    up to which it was measured to be faster, 0.05 to 0.9 by kernel size, pass, dtype and CPU.
 
     Takes float32, bfloat16 and float64, summed in float32 or float64, and leaves maps channels_last. The C++ is built
     at the first block, for some seconds, and kept in the user's cache.
@@ -249,7 +257,7 @@ _conv.register_autograd(_backward, setup_context=_setup_context)
 def _is_sparse(x: Tensor, weight: Tensor, what: str, max_density: float | None) -> bool:
     """Whether so few of a sample of x [N, C, H, W], channels_last, are nonzero that zeros are skipped."""
     if max_density is None:
-        max_density = _BREAK_EVEN[what][weight[0, 0].numel() > 1]
+        max_density = _BREAK_EVEN[x.dtype][what][weight[0, 0].numel() > 1]
     numbers = x.permute(0, 2, 3, 1).reshape(-1)
     sample = numbers[::_SAMPLE] if len(numbers) > _SAMPLE**2 else numbers
     return len(sample) > 0 and int(sample.count_nonzero()) <= max_density * len(sample)
