@@ -40,6 +40,22 @@ def test_an_option_wins_over_what_was_launched_and_auto_asks_the_machine(
     assert precision_of(option, launched, has_instructions) == precision
 
 
+@pytest.mark.parametrize(
+    ('capabilities', 'is_faster'),
+    [
+        ({'cpu_name': 'AMD Zen 4', 'avx512_bf16': True, 'amx_bf16': False}, True),
+        ({'cpu_name': 'Intel Xeon', 'avx512_bf16': True, 'amx_bf16': False}, False),
+        ({'cpu_name': 'Intel Xeon', 'avx512_bf16': True, 'amx_bf16': True}, True),
+        ({'cpu_name': 'AMD Zen 3', 'avx512_bf16': False, 'amx_bf16': False}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_only_for_a_cpu_on_which_it_is_faster(monkeypatch, capabilities, is_faster):
+    """AVX-512-BF16 of Intel without AMX is slower than float32, and a name alone says nothing."""
+    monkeypatch.setattr(hardware.torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
+    assert hardware.multiplies_bfloat16() is is_faster
+
+
 def test_a_run_in_float32_hears_of_what_is_faster_where_it_is_and_nobody_chose(precision_of, capsys):
     advice = 'this CPU multiplies bfloat16: --mixed-precision auto trains'
     precision_of(None, 'no', True)
