@@ -324,7 +324,8 @@ def render_tradeoff() -> str:
         spiking = row['network'] == 'spiking'
         rate = f'{100 * float(row["firing_rate"]):.2f} %' if row['firing_rate'] else ''
         energies = [row[key] for key in ('mj_a', 'mj_b', 'mj_c')] if spiking else ['', '', '']
-        name, data = f'`{row["model"]}`' + ('' if spiking else ', twin'), row['data'].replace(', validation split', '')
+        name, data = f'`{row["model"]}`' + ('' if spiking else ', twin'), re.sub(r', \w+ split', '', row['data'])
+        data = data.replace('cifar10_jpeg', 'CIFAR-10 (JPEG copy)')
         rows.append([name, data, row['T'], row['top1'], rate, *energies, row['mj_dense'], row['images_per_s']])
     return markdown('model | data | T | top-1 | firing rate | mJ, A | mJ, B | mJ, C | mJ, dense | images/s', rows)
 
