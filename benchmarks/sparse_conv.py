@@ -7,7 +7,8 @@ nonzero numbers lie at random. Weights in the forward pass are frozen, as in inf
 
     at D         time of the dense one / time of the other, at this density of nonzero inputs: above 1 skipping pays.
                  Medians of the rounds, in which all take turns
-    break-even   the density up to which it pays, between two that were timed; 1 if it does at the highest one
+    break-even   the density up to which it pays, between two that were timed; 1 if it does at the highest one, and 0,
+                 which has no place in the picture, if it never does
 
 The table in `timm_snn/ops/sparse_conv.py` says up to which density a convolution skips zeros by default.
 
