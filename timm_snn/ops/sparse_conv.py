@@ -39,12 +39,12 @@ _AVX512 = {
     torch.float32: {'forward': (0.1, 0.25), 'weight_gradient': (0.05, 0.25)},
     torch.bfloat16: {'forward': (0.3, 0.6), 'weight_gradient': (0.3, 0.6)},
 }
-_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() not in ('AVX2', 'DEFAULT')
-_BREAK_EVEN = {dtype: (_AVX512.get(dtype, _AVX2) if _HAS_AVX512 else _AVX2) for dtype in _NAMES}
+_CAPABILITY = torch.backends.cpu.get_cpu_capability()
+_BREAK_EVEN = {dtype: _AVX512.get(dtype, _AVX2) if 'AVX512' in _CAPABILITY else _AVX2 for dtype in _NAMES}
 _BLOCK = 32  # outputs that are summed together
 _SAMPLE = 61  # every so many numbers are looked at for the density; a prime, so that no channel is left out
 # torch's bfloat16 convolutions take many times as long as float32 ones on a CPU without AVX-512.
-_SLOW_BFLOAT16 = not _HAS_AVX512
+_SLOW_BFLOAT16 = _CAPABILITY in ('AVX2', 'DEFAULT')
 
 # frozen weight -> what it was made from, and what kernels read, None if that is not finite. Laying weights out takes
 # as long as a small model's forward pass. A version counter misses changes through `.data`, so their bits are compared.
