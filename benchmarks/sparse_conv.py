@@ -51,12 +51,12 @@ def main(argv: list[str] | None = None) -> None:
     named = ('dtype', 'taps', 'channels', 'size', 'pass')
     table = Table('sparse_conv', head, [*named, 'break-even', *(f'at {density}' for density in densities)])
     for dtype, (channels, size), taps in itertools.product(args.dtype, SHAPES, (3, 1)):
-        runs: dict[Any, Callable[[], object]] = {}
+        runs: dict[str, Callable[[], object]] = {}
         for density in densities:
             runs |= passes(getattr(torch, dtype), args.batch, channels, size, taps, density)
         times = clock.compare(runs)
         for name in PASSES:
-            ratios = [times[name, d, False].median / times[name, d, True].median for d in densities]
+            ratios = [times[f'{name}, {d}, dense'].median / times[f'{name}, {d}'].median for d in densities]
             row: dict[str, Any] = dict(zip(named, (dtype, taps, channels, size, name), strict=True))
             shown = {f'at {density}': ratio for density, ratio in zip(densities, ratios, strict=True)}
             table.add(**row, **shown, **{'break-even': break_even(densities, ratios)})
@@ -76,21 +76,20 @@ def break_even(densities: Sequence[float], ratios: Sequence[float]) -> float:
 
 def passes(
     dtype: torch.dtype, batch: int, channels: int, size: int, taps: int, density: float
-) -> dict[Any, Callable[[], object]]:
-    """Callables by pass, density, and whether they skip zeros."""
+) -> dict[str, Callable[[], object]]:
+    """Callables by pass and density; those that skip no zeros are called dense."""
     torch.manual_seed(0)
     x, grad, noise = (torch.randn(batch, channels, size, size) for _ in range(3))
     x = torch.where(noise.abs() <= noise.abs().quantile(density), x, 0)
     x, grad = (t.to(dtype, memory_format=torch.channels_last) for t in (x, grad))
     weight = torch.randn(channels, channels, taps, taps).to(dtype, memory_format=torch.channels_last)
-    runs: dict[Any, Callable[[], object]] = {}
+    runs: dict[str, Callable[[], object]] = {}
     for skips in (True, False):
-        runs['forward', density, skips] = functools.partial(convolved, x, weight, skips)
+        how = f'{density}' if skips else f'{density}, dense'
+        runs[f'forward, {how}'] = functools.partial(convolved, x, weight, skips)
         trained = weight.clone().requires_grad_()
         y = convolved(x, trained, skips)
-        runs['weight gradient', density, skips] = functools.partial(
-            torch.autograd.grad, y, trained, grad, retain_graph=True
-        )
+        runs[f'weight gradient, {how}'] = functools.partial(torch.autograd.grad, y, trained, grad, retain_graph=True)
     return runs
 
 
