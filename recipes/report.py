@@ -21,8 +21,8 @@ from timm_snn.training.data import open_samples
 from timm_snn.training.errors import one_line_errors, script
 from timm_snn.training.labels import labelled_batches
 from timm_snn.training.models import open_model
-from timm_snn.training.options import ArgumentParser, positive_int
-from timm_snn.training.sources import add_source_options, source_of
+from timm_snn.training.options import ArgumentParser, add_source_options, positive_int
+from timm_snn.training.sources import source_of
 
 
 def make_parser() -> ArgumentParser:

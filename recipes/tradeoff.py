@@ -38,8 +38,8 @@ from timm_snn.training.data import open_samples
 from timm_snn.training.errors import UserError, one_line_errors, script
 from timm_snn.training.labels import labelled_batches
 from timm_snn.training.models import fused, open_model, steps_of
-from timm_snn.training.options import ArgumentParser, positive_int
-from timm_snn.training.sources import add_source_options, source_of
+from timm_snn.training.options import ArgumentParser, add_source_options, positive_int
+from timm_snn.training.sources import source_of
 from timm_snn.training.tables import make_table, read_csv, write_csv
 
 CONVENTIONS = ('A', 'B', 'C')

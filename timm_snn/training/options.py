@@ -27,6 +27,7 @@ __all__ = [
     'add_camera_options',
     'add_pretrained',
     'add_recording_options',
+    'add_source_options',
     'as_config',
     'at_least_one',
     'batch_options',
@@ -177,6 +178,15 @@ class EpochNumbers(ParseKwargs):
                     self, f'expected EPOCH=NUMBER ..., with epochs from 0 or shares of all below 1, got {value!r}'
                 )
         setattr(namespace, self.dest, dict(sorted(numbers.items())))
+
+
+def add_source_options(add: Callable[..., Any]) -> None:
+    """Options of the data of a model by its tag, for `sources.source_of`."""
+    add('--dataset', help="default: that of the tag's config; as of recipes/train.py")
+    add('--data-dir', type=Path, help="default: that of the tag's config")
+    add('--input-key', help="column of the images of an hfds/ data set; default: that of the tag's config")
+    add('--target-key', help="column of its labels; default: that of the tag's config")
+    add('--split', help="default: what the tag's config validates on; torchvision's test split is 'validation'")
 
 
 def tag_of(model: str) -> str | None:

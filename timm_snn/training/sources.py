@@ -1,33 +1,20 @@
 """The data that a model was trained on, by its tag."""
 
-from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from ..models.pretrained import recipe_of
 from .data import DataSource
 from .errors import UserError
-from .options import data_source, training_options
+from .options import Namespace, data_source, training_options
 
-__all__ = ['add_source_options', 'source_of']
-
-
-def add_source_options(add: Callable[..., Any]) -> None:
-    """The options that `source_of` takes."""
-    add('--dataset', help="default: that of the tag's config; as of recipes/train.py")
-    add('--data-dir', type=Path, help="default: that of the tag's config")
-    add('--input-key', help="column of the images of an hfds/ data set; default: that of the tag's config")
-    add('--target-key', help="column of its labels; default: that of the tag's config")
-    add('--split', help="default: what the tag's config validates on; torchvision's test split is 'validation'")
+__all__ = ['source_of']
 
 
 def source_of(model: str, args: Namespace) -> tuple[DataSource, str]:
-    """The data and the split that the config of NAME.TAG validates on, as far as the options name no others.
+    """The data and the split that the config of NAME.TAG validates on, as far as `args` name no others.
 
-    The columns and the split of a config hold for another --dataset where both are of Hugging Face's library, such as a
-    copy on this disk. Frames are made as the model says.
+    They have what `options.add_source_options` adds. The columns and the split of a config hold for another --dataset
+    where both are of Hugging Face's library, such as a copy on this disk. Frames are made as the model says.
 
     Raises: UserError for a model without such a config, if there is no --dataset.
     """
