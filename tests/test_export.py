@@ -235,6 +235,7 @@ class Fault(nn.Module):
     ],
 )
 def test_what_cannot_be_exported_is_refused_by_name(tmp_path, fault, message):
+    import_module('timm_snn.export.onnx')  # has the operator
     file = tmp_path / 'm.pt2'
     file.write_text('what was there')
     with pytest.raises(ValueError, match=message):
