@@ -1,6 +1,6 @@
 """Time convolutions that skip zeros against dense ones, side by side, by how many inputs are not zero. On a CPU.
 
-    python benchmarks/sparse_conv.py --threads 1
+    python benchmarks/sparse_conv.py
 
 A row is one pass of a convolution with as many outputs as inputs, of 3 x 3 or 1 x 1 taps, on channels_last maps whose
 nonzero numbers lie at random. Weights in the forward pass are frozen, as in inference. Columns:
@@ -20,7 +20,6 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from timing import Clock, Table
@@ -45,11 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     keep_freed_memory()
     clock = Clock('cpu', args.threads, args.rounds)
-    instructions = {'instructions of torch': torch.backends.cpu.get_cpu_capability(), 'batch': str(args.batch)}
-    head = clock.environment() | instructions
+    head = {'instructions of torch': torch.backends.cpu.get_cpu_capability(), 'batch': str(args.batch)}
     densities = sorted(args.density)
-    named = ('dtype', 'taps', 'channels', 'size', 'pass')
-    table = Table('sparse_conv', head, [*named, 'break-even', *(f'at {density}' for density in densities)])
+    columns = ['dtype', 'taps', 'channels', 'size', 'pass', 'break-even', *(f'at {density}' for density in densities)]
+    table = Table('sparse_conv', clock.environment() | head, columns)
     for dtype, (channels, size), taps in itertools.product(args.dtype, SHAPES, (3, 1)):
         runs: dict[str, Callable[[], object]] = {}
         for density in densities:
@@ -57,9 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         times = clock.compare(runs)
         for name in PASSES:
             ratios = [times[f'{name}, {d}, dense'].median / times[f'{name}, {d}'].median for d in densities]
-            row: dict[str, Any] = dict(zip(named, (dtype, taps, channels, size, name), strict=True))
-            shown = {f'at {density}': ratio for density, ratio in zip(densities, ratios, strict=True)}
-            table.add(**row, **shown, **{'break-even': break_even(densities, ratios)})
+            row = (dtype, taps, channels, size, name, break_even(densities, ratios), *ratios)
+            table.add(**dict(zip(columns, row, strict=True)))
     table.save(args.out)
 
 
