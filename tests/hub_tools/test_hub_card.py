@@ -70,6 +70,22 @@ def test_a_model_that_nobody_trained_claims_nothing(command):
     assert 'The logits of an image do not depend on who shares its batch.' in text
 
 
+@pytest.mark.parametrize(
+    ('name', 'settings', 'kind', 'fires'),
+    [
+        ('msvit_4_96', {}, 'spiking', 'LIF'),
+        ('msvit_4_96', {'lif_layer': 'alif'}, 'spiking', 'ALIF'),
+        ('msvit_4_96', {'act': 'relu'}, 'artificial', 'none that spikes'),
+        ('resnet19', {}, 'artificial', 'none that spikes'),
+    ],
+)
+def test_a_network_without_spikes_is_not_called_a_spiking_one(name, settings, kind, fires):
+    text = cards.render_card(cards.Source(timm.create_model(name, **settings).eval()))
+    assert f'Model type:** image classification, {kind} neural network' in text and f'Neurons:** {fires}\n' in text
+    assert ('spiking-neural-network' in ModelCard(text).data.tags) == (kind == 'spiking')
+    assert ('Spiking networks amplify rounding' in text) == (kind == 'spiking')
+
+
 @pytest.mark.parametrize('name', SMALLEST)
 def test_every_family_has_a_limitation_and_its_paper_is_cited(name):
     cfg = timm.get_pretrained_cfg(name)

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from timm_snn.hub import push
+from timm_snn.layers import neurons
 from timm_snn.training.options import as_config, training_options
 
 RUN_FILES = ['LICENSE', 'README.md', 'config.json', 'model.safetensors', 'summary.csv', 'training.yaml']
@@ -70,6 +71,14 @@ def test_steps_channels_and_thresholds_are_pinned_in_the_config(command, model_f
 def test_thresholds_that_are_defaults_are_pinned_too(name, threshold):
     pinned = push.pinned_args(timm.create_model(name, num_steps=2, in_chans=2))
     assert pinned == {'in_chans': 2, 'num_steps': 2, **threshold}
+
+
+@pytest.mark.parametrize('name', neurons.names())
+def test_the_threshold_of_any_neuron_is_pinned_and_relu_has_none(name):
+    steps = 1 if name == 'relu' else 2
+    pinned = push.pinned_args(timm.create_model('msvit_4_96', lif_layer=name, num_steps=steps, attn_v_threshold=0.75))
+    threshold = {} if name == 'relu' else {'attn_v_threshold': 0.75}
+    assert pinned == {'in_chans': 1, 'num_steps': steps, **threshold}
 
 
 def test_an_upload_loads_and_a_second_one_does_nothing(command, hub, model_folder, tmp_path):

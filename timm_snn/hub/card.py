@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ..data import frame_settings, has_frame_settings
 from ..files import printable
+from ..layers import ReluNeuron
 from ..models.pretrained import list_pretrained
 from ..profiling import Report, profile
+from ..profiling.steps import is_neuron
 
 __all__ = ['OURS', 'Source', 'fixed_input', 'render_card']
 
@@ -121,18 +123,18 @@ def details(source: Source, dtype: str, takes_events: bool) -> str:
     model, cfg = source.model, source.model.pretrained_cfg
     size = tuple(cfg['input_size'])
     total = profile(model, fixed_input(model)[:1], progress=False).total
-    neurons = sorted({type(m).__name__ for m in model.modules() if hasattr(m, 'v_threshold')})
+    neurons = sorted({type(m).__name__ for m in model.modules() if is_spiking(m)})
     kind = 'frames of events' if takes_events else 'images'
     sizes = '' if cfg.get('fixed_input_size') else '; other heights and widths will do'
     lines = [
-        'Model type: image classification, spiking neural network',
+        f'Model type: image classification, {"spiking" if neurons else "artificial"} neural network',
         f'Parameters: {total.parameters:,}',
         f'Time steps T: {_steps_of(model)}',
         f'GMACs: {total.dense_macs_per_step / 1e9:.4g} per time step, dense',
         f'Input: {" x ".join(map(str, size))} {kind}{sizes}',
         *([f'Frames: {describe_frames(model)}'] if has_frame_settings(model) else []),
         f'Classes: {model.num_classes}',
-        f'Neurons: {", ".join(neurons)}',
+        f'Neurons: {", ".join(neurons) or "none that spikes"}',
         *([f'Weights: {dtype}, safetensors'] if source.has_weights else []),
         f'Licence: {source.license}',
         *(f'Paper: {cfg["paper_name"]}, https://arxiv.org/abs/{arxiv}' for arxiv in arxiv_ids(cfg)[:1]),
@@ -141,6 +143,11 @@ def details(source: Source, dtype: str, takes_events: bool) -> str:
     if source.run:
         lines.append('Training: all options are in `training.yaml`, a config for `recipes/train.py` of timm_snn')
     return '\n'.join(f'- **{line.partition(":")[0]}:**{line.partition(":")[2]}' for line in lines)
+
+
+def is_spiking(module: Any) -> bool:
+    """True for a neuron, but not for the ReLU in its place that makes a network the twin of a spiking one."""
+    return is_neuron(module) and not isinstance(module, ReluNeuron)
 
 
 def describe_frames(model: Any) -> str:
@@ -256,11 +263,12 @@ def energy(source: Source, report: Report | None) -> str:
 
 def limitations(source: Source, report: Report | None, dtype: str) -> str:
     family = sys.modules[type(source.model).__module__]
-    lines = [
-        *([family.LIMITATIONS] if hasattr(family, 'LIMITATIONS') else []),
-        'Spiking networks amplify rounding: on another machine, or with another number of threads, a spike can flip '
-        'and move the logits visibly.',
-    ]
+    lines = [family.LIMITATIONS] if hasattr(family, 'LIMITATIONS') else []
+    if any(map(is_spiking, source.model.modules())):
+        lines.append(
+            'Spiking networks amplify rounding: on another machine, or with another number of threads, a spike can '
+            'flip and move the logits visibly.'
+        )
     if report:
         lines.append('Energies are estimates of arithmetic only: data movement, which costs more, is left out.')
     if source.origin:
@@ -305,10 +313,11 @@ def metadata(source: Source, title: str, own: Row | None, rows: Sequence[Row]) -
     measured = [own] if own else rows if not source.has_weights else []
     measured = [row for row in measured if row.get('weights') == source.name] or measured
     run = source.run
+    spikes = any(map(is_spiking, source.model.modules()))
     hub_data = re.fullmatch(r'hfds/([\w.-]+/[\w.-]+)', run.get('dataset', ''))
     base = re.fullmatch(r'hf-hub:(.+)', run.get('model', '')) if run.get('pretrained') else None
     return ModelCardData(
-        tags=['image-classification', 'timm', 'timm_snn', 'spiking-neural-network'],
+        tags=['image-classification', 'timm', 'timm_snn', *(['spiking-neural-network'] if spikes else [])],
         pipeline_tag='image-classification',
         library_name='timm',
         license=source.license,

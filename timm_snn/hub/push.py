@@ -157,14 +157,18 @@ def _for_upload(model: nn.Module, label_names: Sequence[str] | None, license: st
 
 
 def pinned_args(model: Any) -> dict[str, Any]:
-    """Steps, channels and thresholds, which no weight shows, even where they are the defaults of today."""
+    """Steps, channels and thresholds, which no weight shows, even where they are the defaults of today.
+
+    A neuron without a `v_threshold`, as ReLU or another library's, has nothing to pin.
+    """
     args = {}
     for name in sorted(argument_names(type(model))):
         if name in ('in_chans', 'num_steps'):
             args[name] = getattr(model, name)
         elif name.endswith('_v_threshold'):
             neuron = name.replace('_v_threshold', '_lif')
-            found = {m.v_threshold for key, m in model.named_modules() if key.rpartition('.')[2] == neuron}
+            named = (module for key, module in model.named_modules() if key.rpartition('.')[2] == neuron)
+            found = {module.v_threshold for module in named if hasattr(module, 'v_threshold')}
             if len(found) == 1:
                 args[name] = found.pop()
     return args

@@ -97,6 +97,10 @@ class LeakyNeuron(StepwiseNeuron):
         super().__init__(surrogate, backend)
         self.neuron = Neuron(tau, v_threshold, v_reset, decay_input, self.surrogate, detach_reset)
 
+    @property
+    def v_threshold(self) -> float:
+        return self.neuron.v_threshold
+
     def rest(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.new_full((), self.neuron.v_rest), *super().rest(x)[1:]
 
