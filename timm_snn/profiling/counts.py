@@ -11,6 +11,7 @@ There are two ways to count, and they differ on purpose:
 """
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -48,10 +49,14 @@ CONVOLUTIONS = (
 
 
 class PerSample:
-    """One number per sample, over batches; the calls of one batch add up."""
+    """One number per sample, over batches; the calls of one batch add up.
+
+    All are kept in one piece of memory: a small tensor of each batch, which stays, would split what the large ones
+    around it gave back, so that the next large ones find no place and the process grows with every batch.
+    """
 
     def __init__(self) -> None:
-        self._batches: list[Tensor] = []
+        self._numbers = array('d')
         self._pending: Tensor | float = 0.0
 
     def add(self, value: Tensor | float) -> None:
@@ -59,12 +64,12 @@ class PerSample:
 
     def end_batch(self, batch_size: int) -> None:
         value = torch.as_tensor(self._pending, dtype=torch.float64).cpu()  # exact for counts up to 2**53
-        self._batches.append(value.expand(batch_size))
+        self._numbers.extend(value.expand(batch_size).tolist())
         self._pending = 0.0
 
     def all(self) -> Tensor:
         """[samples], float64."""
-        return torch.cat(self._batches) if self._batches else torch.zeros(0, dtype=torch.float64)
+        return torch.tensor(self._numbers, dtype=torch.float64)
 
 
 class Measured:
