@@ -54,6 +54,12 @@ class Source:
     def license(self) -> str:
         return self.model.pretrained_cfg.get('license') or OURS
 
+    @property
+    def neurons(self) -> list[str]:
+        """The kinds of its neurons that spike: none of an artificial network or a twin with ReLU in their place."""
+        found = (m for m in self.model.modules() if is_neuron(m) and not isinstance(m, ReluNeuron))
+        return sorted({type(m).__name__ for m in found})
+
 
 def _steps_of(model: Any) -> int:
     """T; a model without time steps has one."""
@@ -123,7 +129,7 @@ def details(source: Source, dtype: str, takes_events: bool) -> str:
     model, cfg = source.model, source.model.pretrained_cfg
     size = tuple(cfg['input_size'])
     total = profile(model, fixed_input(model)[:1], progress=False).total
-    neurons = sorted({type(m).__name__ for m in model.modules() if is_spiking(m)})
+    neurons = source.neurons
     kind = 'frames of events' if takes_events else 'images'
     sizes = '' if cfg.get('fixed_input_size') else '; other heights and widths will do'
     lines = [
@@ -143,11 +149,6 @@ def details(source: Source, dtype: str, takes_events: bool) -> str:
     if source.run:
         lines.append('Training: all options are in `training.yaml`, a config for `recipes/train.py` of timm_snn')
     return '\n'.join(f'- **{line.partition(":")[0]}:**{line.partition(":")[2]}' for line in lines)
-
-
-def is_spiking(module: Any) -> bool:
-    """True for a neuron, but not for the ReLU in its place that makes a network the twin of a spiking one."""
-    return is_neuron(module) and not isinstance(module, ReluNeuron)
 
 
 def describe_frames(model: Any) -> str:
@@ -264,7 +265,7 @@ def energy(source: Source, report: Report | None) -> str:
 def limitations(source: Source, report: Report | None, dtype: str) -> str:
     family = sys.modules[type(source.model).__module__]
     lines = [family.LIMITATIONS] if hasattr(family, 'LIMITATIONS') else []
-    if any(map(is_spiking, source.model.modules())):
+    if source.neurons:
         lines.append(
             'Spiking networks amplify rounding: on another machine, or with another number of threads, a spike can '
             'flip and move the logits visibly.'
@@ -313,11 +314,10 @@ def metadata(source: Source, title: str, own: Row | None, rows: Sequence[Row]) -
     measured = [own] if own else rows if not source.has_weights else []
     measured = [row for row in measured if row.get('weights') == source.name] or measured
     run = source.run
-    spikes = any(map(is_spiking, source.model.modules()))
     hub_data = re.fullmatch(r'hfds/([\w.-]+/[\w.-]+)', run.get('dataset', ''))
     base = re.fullmatch(r'hf-hub:(.+)', run.get('model', '')) if run.get('pretrained') else None
     return ModelCardData(
-        tags=['image-classification', 'timm', 'timm_snn', *(['spiking-neural-network'] if spikes else [])],
+        tags=['image-classification', 'timm', 'timm_snn', *(['spiking-neural-network'] if source.neurons else [])],
         pipeline_tag='image-classification',
         library_name='timm',
         license=source.license,
