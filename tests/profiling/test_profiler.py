@@ -39,13 +39,17 @@ def test_num_samples_cuts_the_last_batch(small):
 def test_no_tensor_of_a_batch_stays(small):
     """Small ones that stay split the memory that large ones gave back, and a process grew to 24 GB in 7,000 samples."""
 
+    def tensors():
+        gc.collect()
+        return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+
     def counted_batches():
         for images in torch.rand(4, 2, 1, 20, 28):
-            gc.collect()
-            alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+            alive.append(sum(id(tensor) not in known for tensor in tensors()))
             yield images
 
-    alive: list[int] = []
+    before = tensors()  # held, so that a tensor of another test that is let go meanwhile changes no count
+    known, alive = set(map(id, before)), []
     profile(small, counted_batches())
     assert alive[1] == alive[2] == alive[3]
 
