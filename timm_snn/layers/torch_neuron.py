@@ -1,5 +1,6 @@
 """What neurons share that `timm_snn.lif` does not cover: they run in plain torch, and nothing else has to know them."""
 
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +35,8 @@ class TorchNeuron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x)
-        with torch.autocast(x.device.type, enabled=False):
+        without_autocast = nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)  # meta has none
+        with without_autocast:
             return self.fire(x.to(membrane_dtype(x.dtype))).to(x.dtype)
 
     def fire(self, x: Tensor) -> Tensor:
