@@ -4,9 +4,14 @@ import copy
 from argparse import Namespace
 
 import pytest
+import timm
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from tests.support.families import SMALLEST, shallow
 from tests.training.test_watch import Small, capturable, deferring, muon  # noqa: F401  # fixtures
+from timm_snn.layers.registry import neurons
 from timm_snn.training import graph
 from timm_snn.training.errors import UserError
 from timm_snn.training.graph import Replayed, check_graph
@@ -75,6 +80,33 @@ def test_a_graph_is_recorded_anew_for_other_shapes(tmp_path, monkeypatch):
         assert len(recorded) == (number >= graph.WARM_UP)
     run.watch.look()
     assert run.progress.updates == 7 + 2 * graph.WARM_UP
+
+
+class Copies(TorchDispatchMode):
+    """Notes what takes a tensor of the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.notes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if any(x.device.type == 'cpu' for x in tensors):
+            self.notes.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ('name', 'neuron'), [*((name, None) for name in SMALLEST), *(('msvit_4_96', name) for name in neurons.names())]
+)
+def test_a_network_reads_no_value_and_copies_none_from_the_host(name, neuron):
+    """Forward and back: a GPU refuses to record either. A meta tensor refuses to be read, for it has no values."""
+    settings = {} if neuron is None else dict(lif_layer=neuron)
+    model = shallow(timm.create_model(name, num_steps=1 if neuron == 'relu' else 2, **settings)).to('meta').train()
+    images = torch.rand(2, *model.pretrained_cfg['input_size'], device='meta')
+    with Copies() as copies:
+        model(images).square().sum().backward()
+    assert not copies.notes
 
 
 FINE = dict(compile=False, grad_checkpointing=False, packed_spikes=False, opt='adamw')
